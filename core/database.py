@@ -1,0 +1,98 @@
+"""The engine and the unit of work: the one place that commits.
+
+Writers on SQLite begin with `BEGIN IMMEDIATE`, so a read never has to become a write under
+contention, and run on a SQLite without the WAL-reset corruption bug (fixed in 3.51.3) or else
+with the rollback journal (https://sqlite.org/wal.html#walresetbug).
+"""
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from sqlalchemy import Engine, create_engine, event
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.orm import Session, sessionmaker
+
+from core.errors import Unavailable
+from core.queue import ring
+from core.settings import get_settings
+
+SAFE_WAL = (3, 51, 3)
+BUSY_SECONDS = 30
+
+
+def sqlite_module() -> ModuleType:
+    """Return the newer of the standard library's SQLite and the wheel's."""
+    try:
+        from pysqlite3 import dbapi2
+    except ImportError:
+        return sqlite3
+    wheel: ModuleType = dbapi2
+    return wheel if wheel.sqlite_version_info > sqlite3.sqlite_version_info else sqlite3
+
+
+def open_database(url: str) -> Engine:
+    """Return an engine for `url`; SQLite gets its pragmas, PostgreSQL a checked pool."""
+    parsed = make_url(url)
+    if parsed.get_backend_name() != "sqlite":
+        if parsed.drivername == "postgresql":
+            parsed = parsed.set(drivername="postgresql+psycopg")
+        return create_engine(parsed, pool_pre_ping=True, pool_size=10, max_overflow=20)
+    if parsed.database:
+        Path(parsed.database).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    module = sqlite_module()
+    engine = create_engine(
+        parsed, module=module, connect_args={"timeout": BUSY_SECONDS, "check_same_thread": False}
+    )
+    journal = "WAL" if module.sqlite_version_info >= SAFE_WAL else "DELETE"
+
+    @event.listens_for(engine, "connect")
+    def prepare(connection: Any, _record: object) -> None:
+        connection.isolation_level = None  # we say BEGIN ourselves
+        connection.execute(f"PRAGMA journal_mode={journal}")
+        connection.execute("PRAGMA synchronous=FULL")
+        connection.execute("PRAGMA foreign_keys=ON")
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: Any) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    return engine
+
+
+class Database:
+    """One engine and its sessions; every process opens one."""
+
+    def __init__(self, url: str) -> None:
+        self.engine = open_database(url)
+        self._sessions = sessionmaker(self.engine, expire_on_commit=False)
+
+    @classmethod
+    def from_settings(cls) -> "Database":
+        """Open the database that the settings name."""
+        return cls(get_settings().database)
+
+    @contextmanager
+    def unit_of_work(self) -> Iterator[Session]:
+        """Run one transaction: commit at the end, roll back on any error, then ring.
+
+        Wake-ups that the transaction asked for are sent after the commit; workers find the rows of
+        lost ones by themselves. A database that cannot be reached raises
+        `Unavailable`.
+        """
+        try:
+            with self._sessions() as session, session.begin():
+                yield session
+        except (OperationalError, InterfaceError) as error:
+            raise Unavailable(
+                "The database does not answer; try again in a moment.", code="database_unavailable"
+            ) from error
+        ring(session.info.pop("rings", []))
+
+    def close(self) -> None:
+        """Give all connections back."""
+        self.engine.dispose()

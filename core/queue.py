@@ -1,0 +1,73 @@
+"""The Celery instance, and the doorbell: the database is the truth, a message only a hint.
+
+A message that is lost, doubled or late changes nothing a user can see: workers claim rows, not
+messages, and look at the table by themselves when no message comes. So messages are
+acknowledged early, no result is kept, and sending gives up fast when the broker is away.
+"""
+
+import time
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import structlog
+from celery import Celery
+from kombu.exceptions import KombuError, OperationalError
+
+from core.broker import find_broker
+from core.settings import get_settings
+
+SILENT_SECONDS = 5.0
+
+log = structlog.get_logger(__name__)
+
+
+class Ring(NamedTuple):
+    """A task to wake a worker with, and the id of the row that it is about."""
+
+    task: str
+    subject: str
+
+
+def make_celery() -> Celery:
+    """Build the Celery application for the broker in force."""
+    broker = find_broker(get_settings())
+    celery = Celery("graftwork", broker=broker.url, include=["worker.tasks"])
+    celery.conf.update(
+        broker_connection_retry_on_startup=True,
+        broker_transport_options=broker.transport_options,
+        task_acks_late=False,
+        task_ignore_result=True,
+        task_publish_retry=False,
+        task_serializer="json",
+        accept_content=["json"],
+        worker_prefetch_multiplier=1,
+        worker_cancel_long_running_tasks_on_connection_loss=False,
+        worker_hijack_root_logger=False,
+        worker_soft_shutdown_timeout=0.0,
+        task_default_queue="graftwork",
+    )
+    return celery
+
+
+celery = make_celery()
+
+
+class Doorbell:
+    """Rings workers; after a failure it keeps still for a while, so that nobody waits on it."""
+
+    def __init__(self) -> None:
+        self._silent_until = 0.0
+
+    def ring(self, rings: Iterable[Ring]) -> None:
+        """Send wake-ups; a broker that is away costs only latency, so that is all it does."""
+        for task, subject in rings:
+            if time.monotonic() < self._silent_until:
+                return
+            try:
+                celery.send_task(task, args=[subject], retry=False)
+            except (KombuError, OperationalError, OSError) as error:
+                self._silent_until = time.monotonic() + SILENT_SECONDS
+                log.warning("doorbell not rung", task=task, subject=subject, error=str(error))
+
+
+ring = Doorbell().ring

@@ -1,0 +1,124 @@
+"""Every setting, read once from `GRAFTWORK_*` variables (nested by `__`) or a `.env` file."""
+
+import os
+import tempfile
+from functools import cache
+from hashlib import sha256
+from pathlib import Path
+
+from pydantic import BaseModel, Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+MEBIBYTE = 1024 * 1024
+
+
+class ComputeSettings(BaseModel, frozen=True):
+    """How a torch process behaves beside the others on the same cores."""
+
+    threads: int = Field(default=0, ge=0, description="Torch threads; 0 means every core.")
+    dtype: str = Field(default="auto", pattern="^(auto|float32|bfloat16)$")
+    device: str = "auto"
+
+
+class WorkerSettings(BaseModel, frozen=True):
+    """How a worker takes jobs and when it gives them up for lost."""
+
+    jobs: int = Field(default=1, ge=1, description="Jobs trained at once by one worker.")
+    lease_seconds: float = Field(default=30.0, gt=0)
+    poll_seconds: float = Field(default=1.0, gt=0)
+    stall_seconds: float = Field(default=900.0, gt=0, description="No progress: a fault.")
+    resume_seconds: float = Field(default=60.0, ge=0, description="Between resume checkpoints.")
+    max_attempts: int = Field(default=5, ge=1, description="Tries after infrastructure faults.")
+    stop_seconds: float = Field(default=20.0, gt=0, description="Grace to save before SIGKILL.")
+    compute: ComputeSettings = ComputeSettings()
+
+
+class EngineSettings(BaseModel, frozen=True):
+    """How the inference process spends its memory."""
+
+    rows: int = Field(default=32, ge=1, description="Sequences decoded in one step.")
+    context: int = Field(default=2048, ge=16, description="Tokens a sequence may hold.")
+    prefill_tokens: int = Field(default=512, ge=1, description="Prompt tokens computed a step.")
+    adapter_bytes: int = Field(default=512 * MEBIBYTE, ge=1, description="LRU budget.")
+    waiting: int = Field(default=1024, ge=1, description="Requests queued before a 503.")
+    compute: ComputeSettings = ComputeSettings()
+
+
+class LimitSettings(BaseModel, frozen=True):
+    """Upper bounds, checked before anything is allocated."""
+
+    file_bytes: int = 512 * MEBIBYTE
+    request_bytes: int = 8 * MEBIBYTE
+    choices: int = 16
+    max_tokens: int = 4096
+
+
+class Settings(BaseSettings):
+    """The whole configuration of one installation."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="GRAFTWORK_",
+        env_nested_delimiter="__",
+        env_file=".env",
+        extra="ignore",
+        frozen=True,
+    )
+
+    data_dir: Path = Path(".graftwork")
+    cache_dir: Path = Path("~/.cache/graftwork")
+    database_url: str | None = None
+    broker_url: str | None = None
+    store_url: str | None = None
+    engine_url: str | None = None
+    host: str = "127.0.0.1"
+    port: int = Field(default=8000, ge=0, le=65535)
+    base: str = "smollm2-135m-instruct"
+    bootstrap_key: str | None = None
+    log_level: str = "INFO"
+    worker: WorkerSettings = WorkerSettings()
+    engine: EngineSettings = EngineSettings()
+    limits: LimitSettings = LimitSettings()
+
+    @property
+    def data_folder(self) -> Path:
+        """The data directory as an absolute path."""
+        return self.data_dir.expanduser().absolute()
+
+    @property
+    def cache_folder(self) -> Path:
+        """Downloads that every data directory of this user shares."""
+        return self.cache_dir.expanduser().absolute()
+
+    @property
+    def base_folder(self) -> Path:
+        """Where the base model of this installation lies."""
+        return self.data_folder / "bases" / self.base
+
+    @property
+    def socket_folder(self) -> Path:
+        """A short path for Unix sockets, whose names the kernel cuts at 107 bytes."""
+        if len(os.fsencode(self.data_folder)) < 80:
+            return self.data_folder / "run"
+        digest = sha256(os.fsencode(self.data_folder)).hexdigest()[:16]
+        return Path(tempfile.gettempdir()) / f"graftwork-{os.getuid()}-{digest}"
+
+    @property
+    def database(self) -> str:
+        """The database URL in force."""
+        return self.database_url or f"sqlite:///{self.data_folder / 'graftwork.db'}"
+
+    @property
+    def store(self) -> str:
+        """The URL of the byte store in force."""
+        return self.store_url or (self.data_folder / "store").as_uri()
+
+    @property
+    def engine_address(self) -> str:
+        """The engine's address: `http://host:port` or `unix:/path`."""
+        return self.engine_url or f"unix:{self.socket_folder / 'engine.sock'}"
+
+
+@cache
+def get_settings() -> Settings:
+    """Read the settings once per process."""
+    return Settings()

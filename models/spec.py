@@ -1,0 +1,226 @@
+"""What is posted, stored in the row, run, and saved in the artifact; and what processes say.
+
+Specs are pydantic (they validate what people write); messages between our own processes are
+msgspec structs (they are many, small, and never wrong by accident).
+"""
+
+from typing import Any, Literal
+
+import msgspec
+from pydantic import BaseModel, ConfigDict, Field
+
+from models.nn.methods import AnyMethod
+
+
+class Spec(BaseModel):
+    """Base of the specs: frozen, and a key that nobody reads is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class LoopSpec(Spec):
+    """The optimiser and schedule of one job, every value resolved."""
+
+    n_epochs: int = Field(ge=1, le=1000)
+    batch_size: int = Field(ge=1, le=4096, description="Rows of the data set in one step.")
+    learning_rate: float = Field(gt=0, le=10)
+    scheduler: Literal["linear", "cosine", "constant"] = "linear"
+    warmup_ratio: float = Field(default=0.05, ge=0, lt=1)
+    weight_decay: float = Field(default=0.0, ge=0, le=1)
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    max_sequence_length: int = Field(default=1024, ge=8, le=131072)
+    micro_batch_tokens: int = Field(default=1024, ge=8, description="Tokens of one forward.")
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+
+
+class TrainSpec(Spec):
+    """One training run: on what base, by what method, how long, from what seed."""
+
+    base: str
+    method: AnyMethod
+    loop: LoopSpec
+    seed: int = Field(ge=0, lt=2**31)
+
+
+class SamplingSpec(Spec):
+    """How tokens are drawn."""
+
+    max_tokens: int | None = Field(default=None, ge=1)
+    min_tokens: int = Field(default=0, ge=0)
+    temperature: float = Field(default=1.0, ge=0, le=2)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    ignore_eos: bool = False
+    n: int = Field(default=1, ge=1)
+    logprobs: bool = False
+    top_logprobs: int = Field(default=0, ge=0, le=20)
+    echo: bool = Field(default=False, description="Completions: give the prompt back first.")
+
+
+# --- supervisor -> trainer ------------------------------------------------------------------
+
+
+class TrainOrder(msgspec.Struct, frozen=True, kw_only=True):
+    """What `job.json` in a job folder says; paths are local to the worker."""
+
+    job_id: str
+    spec: dict[str, Any]
+    base_folder: str
+    training_file: str
+    work_folder: str
+    validation_file: str | None = None
+    parent_folder: str | None = None
+    resume_folder: str | None = None
+    resume_seconds: float = 60.0
+    threads: int = 0
+    device: str = "auto"
+    provenance: dict[str, Any] = {}
+
+
+# --- trainer -> supervisor, one JSON object a line on stdout -----------------------------------
+
+
+class TrainerMessage(msgspec.Struct, frozen=True, kw_only=True, tag_field="type"):
+    """Base of what a trainer says."""
+
+
+class Validated(TrainerMessage, tag="validated"):
+    """The data as it will be trained: rows kept, dropped and truncated, tokens, labelled share."""
+
+    report: dict[str, Any]
+
+
+class Started(TrainerMessage, tag="started"):
+    """The first step is about to be computed."""
+
+    total_steps: int
+    trained_parameters: int
+    resumed_step: int
+
+
+class Metrics(TrainerMessage, tag="metrics"):
+    """One optimiser step, or one evaluation."""
+
+    step: int
+    values: dict[str, float]
+    tokens_per_second: float
+    eta_seconds: float
+    trained_tokens: int
+
+
+class CheckpointSaved(TrainerMessage, tag="checkpoint"):
+    """A whole checkpoint lies on disk; `epoch` ones are shown to users and can be called."""
+
+    step: int
+    kind: Literal["epoch", "resume"]
+    adapter_folder: str
+    resume_folder: str
+    metrics: dict[str, float]
+
+
+class Succeeded(TrainerMessage, tag="succeeded"):
+    """Training is over; the artifact and the results file await publishing."""
+
+    step: int
+    adapter_folder: str
+    results_file: str
+    metrics: dict[str, float]
+    trained_tokens: int
+
+
+class Stopped(TrainerMessage, tag="stopped"):
+    """The trainer saved a resume checkpoint and ended, because it was told to."""
+
+    step: int
+
+
+class Failed(TrainerMessage, tag="failed"):
+    """The job cannot succeed as posted: bad data, NaN, out of memory."""
+
+    code: str
+    message: str
+    param: str | None = None
+    problems: list[dict[str, Any]] = []
+
+
+AnyTrainerMessage = Validated | Started | Metrics | CheckpointSaved | Succeeded | Stopped | Failed
+
+
+# --- api -> engine ------------------------------------------------------------------------------
+
+
+class AdapterRef(msgspec.Struct, frozen=True):
+    """An adapter version: the name is a label, the digest is the identity."""
+
+    name: str
+    digest: str
+
+
+class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """One request; exactly one of `messages`, `prompt` and `prompt_ids` is given."""
+
+    sampling: dict[str, Any]
+    adapter: AdapterRef | None = None
+    messages: list[dict[str, Any]] | None = None
+    prompt: str | None = None
+    prompt_ids: list[int] | None = None
+
+
+# --- engine -> api, one JSON object a line --------------------------------------------------------
+
+
+class TokenPiece(msgspec.Struct, frozen=True):
+    """A token as users see it; `bytes` are exact where `text` had to be replaced."""
+
+    id: int
+    text: str
+    bytes: list[int]
+    logprob: float | None
+
+
+class TokenChoice(msgspec.Struct, frozen=True, kw_only=True):
+    """A generated (or echoed) token and the likeliest ones in its place."""
+
+    id: int
+    text: str
+    bytes: list[int]
+    logprob: float | None
+    top: list[TokenPiece] = []
+
+
+class GenerateLine(msgspec.Struct, frozen=True, kw_only=True, tag_field="type"):
+    """Base of what the engine streams."""
+
+
+class GenerateStart(GenerateLine, tag="start"):
+    """The request was admitted."""
+
+    prompt_tokens: int
+
+
+class GenerateDelta(GenerateLine, tag="delta"):
+    """New text of choice `index`; the last one carries the reason it ended."""
+
+    index: int
+    text: str
+    tokens: list[TokenChoice] = []
+    finish_reason: Literal["stop", "length"] | None = None
+
+
+class GenerateEnd(GenerateLine, tag="end"):
+    """All choices have ended."""
+
+    prompt_tokens: int
+    completion_tokens: int
+
+
+class GenerateError(GenerateLine, tag="error"):
+    """The request died after its first line."""
+
+    status: int
+    code: str
+    message: str
+
+
+AnyGenerateLine = GenerateStart | GenerateDelta | GenerateEnd | GenerateError

@@ -1,0 +1,74 @@
+"""What all tables share: names of constraints, the database's own clock, cursor pages."""
+
+from collections.abc import Sequence
+from typing import Any, ClassVar, NamedTuple, TypeVar
+
+from sqlalchemy import Double, MetaData, Select, select
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.orm import DeclarativeBase, InstrumentedAttribute, Session
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.functions import FunctionElement
+
+RowT = TypeVar("RowT", bound="Base")
+
+
+class Base(DeclarativeBase):
+    """Declarative base with predictable constraint names, which Alembic needs to change them."""
+
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(column_0_label)s",
+            "uq": "uq_%(table_name)s_%(column_0_name)s",
+            "ck": "ck_%(table_name)s_%(constraint_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+    type_annotation_map: ClassVar[dict[Any, Any]] = {float: Double()}
+
+
+class database_now(FunctionElement[float]):  # noqa: N801 - written like the SQL function it is
+    """Seconds since 1970 by the database's clock, the only clock that leases are measured by."""
+
+    type = Double()
+    inherit_cache = True
+
+
+@compiles(database_now, "sqlite")
+def _sqlite_now(_element: FunctionElement[float], _compiler: SQLCompiler, **_: Any) -> str:
+    return "unixepoch('subsec')"
+
+
+@compiles(database_now, "postgresql")
+def _postgresql_now(_element: FunctionElement[float], _compiler: SQLCompiler, **_: Any) -> str:
+    return "CAST(EXTRACT(EPOCH FROM clock_timestamp()) AS DOUBLE PRECISION)"
+
+
+class Page(NamedTuple):
+    """A cursor: how many rows, after which id, newest first unless `ascending`."""
+
+    limit: int
+    after: str | None = None
+    ascending: bool = False
+
+
+def read_page(
+    session: Session,
+    query: Select[RowT],
+    *,
+    page: Page,
+    order: InstrumentedAttribute[int],
+    key: InstrumentedAttribute[str],
+) -> tuple[Sequence[RowT], bool]:
+    """Return the rows after the cursor and whether more follow.
+
+    A cursor whose row is gone gives an empty page, which is how the SDK learns to stop.
+    """
+    if page.after is not None:
+        start = session.scalar(select(order).where(key == page.after))
+        if start is None:
+            return [], False
+        query = query.where(order > start if page.ascending else order < start)
+    query = query.order_by(order.asc() if page.ascending else order.desc())
+    rows = session.scalars(query.limit(page.limit + 1)).all()
+    return rows[: page.limit], len(rows) > page.limit

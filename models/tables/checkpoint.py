@@ -1,0 +1,51 @@
+"""Checkpoints that users see and can call as models."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import JSON, ForeignKey, Integer, String, select
+from sqlalchemy.orm import Mapped, Session, mapped_column
+
+from models.tables.base import Base, Page, database_now, read_page
+
+
+class Checkpoint(Base):
+    """The adapter as it was at one step of a job."""
+
+    __tablename__ = "checkpoints"
+
+    number: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=True)
+    id: Mapped[str] = mapped_column(String(40), unique=True)
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), index=True)
+    tenant: Mapped[str] = mapped_column(String(32))
+    name: Mapped[str] = mapped_column(String(255), unique=True)
+    step: Mapped[int]
+    digest: Mapped[str] = mapped_column(String(64), index=True)
+    metrics: Mapped[dict[str, Any]] = mapped_column(JSON)
+    created_at: Mapped[float] = mapped_column(default=database_now())
+
+
+def find(session: Session, name: str, *, tenant: str) -> Checkpoint | None:
+    """Return a tenant's checkpoint by its model name."""
+    return session.scalar(
+        select(Checkpoint).where(Checkpoint.name == name, Checkpoint.tenant == tenant)
+    )
+
+
+def find_step(session: Session, job_id: str, *, step: int) -> Checkpoint | None:
+    """Return the checkpoint of a job at a step, if it was saved already."""
+    return session.scalar(
+        select(Checkpoint).where(Checkpoint.job_id == job_id, Checkpoint.step == step)
+    )
+
+
+def list_page(session: Session, job_id: str, *, page: Page) -> tuple[Sequence[Checkpoint], bool]:
+    """Return a page of a job's checkpoints."""
+    query = select(Checkpoint).where(Checkpoint.job_id == job_id)
+    return read_page(session, query, page=page, order=Checkpoint.number, key=Checkpoint.id)
+
+
+def is_used(session: Session, digest: str) -> bool:
+    """Say whether a checkpoint has this tree."""
+    query = select(Checkpoint.number).where(Checkpoint.digest == digest)
+    return session.scalar(query.limit(1)) is not None

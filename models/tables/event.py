@@ -1,0 +1,49 @@
+"""What happened to a job, in order: messages for people and metrics for curves."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import JSON, ForeignKey, Integer, String, Text, select
+from sqlalchemy.orm import Mapped, Session, mapped_column
+
+from core.ids import new_id
+from models.tables.base import Base, Page, database_now, read_page
+
+
+class Event(Base):
+    """One line of a job's history."""
+
+    __tablename__ = "events"
+
+    number: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=True)
+    id: Mapped[str] = mapped_column(String(40), unique=True)
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), index=True)
+    created_at: Mapped[float] = mapped_column(default=database_now())
+    level: Mapped[str] = mapped_column(String(8))
+    type: Mapped[str] = mapped_column(String(16))
+    message: Mapped[str] = mapped_column(Text)
+    data: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+
+
+def add(
+    session: Session,
+    job_id: str,
+    *,
+    message: str,
+    level: str = "info",
+    type: str = "message",  # noqa: A002 - the API's word
+    data: dict[str, Any] | None = None,
+) -> None:
+    """Append to a job's history."""
+    session.add(
+        Event(
+            id=new_id("ftevent"), job_id=job_id, level=level, type=type, message=message, data=data
+        )
+    )
+    session.flush()
+
+
+def list_page(session: Session, job_id: str, *, page: Page) -> tuple[Sequence[Event], bool]:
+    """Return a page of a job's events."""
+    query = select(Event).where(Event.job_id == job_id)
+    return read_page(session, query, page=page, order=Event.number, key=Event.id)
