@@ -1,0 +1,61 @@
+import pytest
+from alembic.command import check, downgrade
+from sqlalchemy import text
+from sqlalchemy.exc import IntegrityError
+
+from core.database import SAFE_WAL, Database, sqlite_module
+from core.errors import Unavailable
+from migrations import alembic_config, is_current, migrate
+from models.tables import api_key
+
+
+def test_an_error_undoes_the_whole_unit_of_work(database: Database) -> None:
+    with pytest.raises(RuntimeError), database.unit_of_work() as session:
+        api_key.create(session, tenant="acme", name="x")
+        raise RuntimeError
+    with database.unit_of_work() as session:
+        assert api_key.count(session) == 0
+
+
+def test_migrations_and_tables_agree(database_url: str) -> None:
+    check(alembic_config(database_url))
+    database = Database(database_url)
+    assert is_current(database.engine)
+    database.close()
+
+
+def test_migrations_go_down_and_up_again(database_url: str) -> None:
+    downgrade(alembic_config(database_url), "base")
+    database = Database(database_url)
+    assert not is_current(database.engine)
+    migrate(database_url)
+    assert is_current(database.engine)
+    database.close()
+
+
+def test_sqlite_waits_for_writers_and_never_loses_one(tmp_path_factory: pytest.TempPathFactory) -> None:
+    url = f"sqlite:///{tmp_path_factory.mktemp('db') / 'x.db'}"
+    migrate(url)
+    database = Database(url)
+    with database.engine.connect() as connection:
+        journal = connection.execute(text("PRAGMA journal_mode")).scalar_one()
+        synchronous = connection.execute(text("PRAGMA synchronous")).scalar_one()
+    expected = "wal" if sqlite_module().sqlite_version_info >= SAFE_WAL else "delete"
+    assert journal == expected
+    assert synchronous == 2
+    database.close()
+
+
+def test_a_database_that_is_away_is_a_typed_error() -> None:
+    database = Database("postgresql://nobody@127.0.0.1:1/none?connect_timeout=1")
+    with pytest.raises(Unavailable) as caught, database.unit_of_work() as session:
+        api_key.count(session)
+    assert caught.value.code == "database_unavailable"
+    database.close()
+
+
+def test_a_broken_constraint_is_not_hidden(database: Database) -> None:
+    with database.unit_of_work() as session:
+        api_key.create(session, tenant="acme", name="x", secret="same")
+    with pytest.raises(IntegrityError), database.unit_of_work() as session:
+        api_key.create(session, tenant="acme", name="y", secret="same")

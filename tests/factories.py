@@ -1,0 +1,31 @@
+"""Rows for tests, each with only what the test cares about said by the test."""
+
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from core.ids import new_id
+from models.tables import job
+from models.tables.job import Job
+
+
+def make_job(session: Session, **values: Any) -> Job:
+    """Add a job as the api adds one."""
+    defaults: dict[str, Any] = {
+        "id": new_id("ftjob"),
+        "tenant": "acme",
+        "model": "tiny",
+        "base": "tiny",
+        "training_file": new_id("file"),
+        "training_digest": "0" * 64,
+        "seed": 7,
+        "method": {"type": "lora"},
+        "loop": {},
+        "request_digest": "1" * 64,
+    }
+    return job.add(session, Job(**{**defaults, **values}))
+
+
+def make_queued_job(session: Session, **values: Any) -> Job:
+    """Add a job whose files are validated."""
+    return make_job(session, state="queued", report={"rows": 3, "format": "chat"}, **values)

@@ -1,0 +1,170 @@
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from core.database import Database
+from core.errors import InvalidRequest, NotFound, StaleFence
+from models.tables import event, job
+from models.tables.base import Page
+from models.tables.job import Job
+from tests.factories import make_job, make_queued_job
+
+
+def claim(database: Database, *, owner: str = "w1", seconds: float = 30.0) -> Job | None:
+    with database.unit_of_work() as session:
+        return job.claim(session, owner=owner, seconds=seconds, state="queued")
+
+
+def state_of(database: Database, row: Job) -> str:
+    with database.unit_of_work() as session:
+        return job.get(session, row.id, tenant=row.tenant).state
+
+
+def test_a_job_goes_from_validation_to_success(database: Database) -> None:
+    with database.unit_of_work() as session:
+        row = make_job(session)
+    with database.unit_of_work() as session:
+        held = job.claim(session, owner="w", seconds=30, state="validating_files")
+    assert held is not None
+    assert held.id == row.id
+    with database.unit_of_work() as session:
+        job.validated(session, held, report={"rows": 3, "format": "chat"}, loop={"n_epochs": 1})
+    running = claim(database)
+    assert running is not None
+    assert running.state == "running"
+    assert running.started_at
+    with database.unit_of_work() as session:
+        job.finish(session, running, state="succeeded", fine_tuned_model="ft:x")
+    assert state_of(database, row) == "succeeded"
+    assert claim(database) is None
+
+
+def test_only_one_of_many_claims_wins(database: Database) -> None:
+    with database.unit_of_work() as session:
+        make_queued_job(session)
+    with ThreadPoolExecutor(8) as pool:
+        won = [row for row in pool.map(lambda n: claim(database, owner=f"w{n}"), range(16)) if row]
+    assert len(won) == 1
+    assert won[0].fence == 1
+
+
+def test_the_tenant_with_the_fewest_running_jobs_is_next(database: Database) -> None:
+    with database.unit_of_work() as session:
+        for _ in range(3):
+            make_queued_job(session, tenant="greedy")
+        make_queued_job(session, tenant="modest")
+    owners = [claim(database) for _ in range(3)]
+    assert [row.tenant for row in owners if row] == ["greedy", "modest", "greedy"]
+
+
+def test_a_stale_worker_is_refused_everywhere(database: Database) -> None:
+    with database.unit_of_work() as session:
+        make_queued_job(session)
+    zombie = claim(database, seconds=-1.0)
+    assert zombie is not None
+    with database.unit_of_work() as session:
+        job.reclaim_expired(session, max_attempts=5)
+    heir = claim(database, owner="w2")
+    assert heir is not None
+    assert heir.fence > zombie.fence
+    writes = [
+        lambda session: job.renew(session, zombie, seconds=30),
+        lambda session: job.update_owned(session, zombie, step=9),
+        lambda session: job.finish(session, zombie, state="succeeded"),
+        lambda session: job.fail(session, zombie, code="x", message="x"),
+        lambda session: job.hand_back(session, zombie, step=1),
+        lambda session: job.retry(session, zombie, max_attempts=5, reason="x"),
+    ]
+    for write in writes:
+        with pytest.raises(StaleFence), database.unit_of_work() as session:
+            write(session)
+    assert state_of(database, heir) == "running"
+
+
+def test_infrastructure_faults_are_retried_a_bounded_number_of_times(database: Database) -> None:
+    with database.unit_of_work() as session:
+        row = make_queued_job(session)
+    for _ in range(3):
+        assert claim(database, seconds=-1.0) is not None
+        with database.unit_of_work() as session:
+            job.reclaim_expired(session, max_attempts=3)
+    with database.unit_of_work() as session:
+        ended = job.get(session, row.id, tenant="acme")
+    assert ended.state == "failed"
+    assert ended.error is not None
+    assert ended.error["code"] == "too_many_attempts"
+
+
+def test_cancel_is_final_and_refuses_the_worker(database: Database) -> None:
+    with database.unit_of_work() as session:
+        row = make_queued_job(session)
+    running = claim(database)
+    assert running is not None
+    with database.unit_of_work() as session:
+        assert job.cancel(session, row.id, tenant="acme").state == "cancelled"
+    with pytest.raises(StaleFence), database.unit_of_work() as session:
+        job.finish(session, running, state="succeeded")
+    with pytest.raises(InvalidRequest) as refused, database.unit_of_work() as session:
+        job.cancel(session, row.id, tenant="acme")
+    assert refused.value.code == "invalid_job_state"
+
+
+def test_pause_waits_for_the_trainer_to_save_and_resume_queues_again(database: Database) -> None:
+    with database.unit_of_work() as session:
+        row = make_queued_job(session)
+    running = claim(database)
+    assert running is not None
+    with database.unit_of_work() as session:
+        assert job.pause(session, row.id, tenant="acme").state == "pausing"
+    with database.unit_of_work() as session:
+        assert job.renew(session, running, seconds=30) == "pausing"
+        job.hand_back(session, running, step=4)
+    assert state_of(database, row) == "paused"
+    assert claim(database) is None
+    with database.unit_of_work() as session:
+        assert job.resume(session, row.id, tenant="acme").state == "queued"
+    again = claim(database)
+    assert again is not None
+    assert again.attempts == 1
+
+
+def test_a_foreign_job_reads_like_a_missing_one(database: Database) -> None:
+    with database.unit_of_work() as session:
+        row = make_queued_job(session, tenant="acme")
+    with pytest.raises(NotFound) as foreign, database.unit_of_work() as session:
+        job.get(session, row.id, tenant="other")
+    with pytest.raises(NotFound) as missing, database.unit_of_work() as session:
+        job.get(session, row.id + "x", tenant="other")
+    assert foreign.value.message.replace(row.id, "ID") == missing.value.message.replace(
+        row.id + "x", "ID"
+    )
+
+
+def test_pages_and_metadata_filters(database: Database) -> None:
+    with database.unit_of_work() as session:
+        rows = [make_queued_job(session, labels={"n": str(n % 2)} if n else None) for n in range(5)]
+    with database.unit_of_work() as session:
+        first, more = job.list_page(session, tenant="acme", page=Page(2), metadata=None)
+        assert [row.id for row in first] == [rows[4].id, rows[3].id]
+        assert more
+        rest, more = job.list_page(
+            session, tenant="acme", page=Page(10, after=first[-1].id), metadata=None
+        )
+        assert len(rest) == 3
+        assert not more
+        ones, _ = job.list_page(session, tenant="acme", page=Page(10), metadata={"n": "1"})
+        assert [row.id for row in ones] == [rows[3].id, rows[1].id]
+        bare, _ = job.list_page(session, tenant="acme", page=Page(10), metadata={})
+        assert [row.id for row in bare] == [rows[0].id]
+
+
+def test_failing_keeps_each_problem_as_an_event(database: Database) -> None:
+    with database.unit_of_work() as session:
+        make_queued_job(session)
+    running = claim(database)
+    assert running is not None
+    problem = {"line": 3, "code": "invalid_json", "message": "Not JSON."}
+    with database.unit_of_work() as session:
+        job.fail(session, running, code="invalid_training_file", message="Bad.", problems=[problem])
+        events, _ = event.list_page(session, running.id, page=Page(10))
+    assert "Line 3: Not JSON." in [item.message for item in events]

@@ -1,0 +1,22 @@
+import pytest
+
+from models.loop_request import LoopRequest, resolve
+from models.nn.methods import parse_method
+
+LORA = parse_method({"type": "lora"})
+
+
+@pytest.mark.parametrize(
+    ("rows", "epochs", "batch"), [(1, 25, 1), (10, 10, 1), (100, 3, 4), (1000, 3, 32), (50_000, 1, 32)]
+)
+def test_auto_suits_the_size_of_the_data(rows: int, epochs: int, batch: int) -> None:
+    loop = resolve(LoopRequest(), method=LORA, rows=rows)
+    assert (loop.n_epochs, loop.batch_size) == (epochs, batch)
+    assert loop.learning_rate == LORA.learning_rate
+
+
+def test_what_is_asked_for_is_what_runs() -> None:
+    asked = LoopRequest(n_epochs=2, batch_size=7, learning_rate_multiplier=0.5, scheduler="cosine")
+    loop = resolve(asked, method=LORA, rows=1000)
+    assert (loop.n_epochs, loop.batch_size, loop.scheduler) == (2, 7, "cosine")
+    assert loop.learning_rate == LORA.learning_rate / 2
