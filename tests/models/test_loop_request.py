@@ -1,4 +1,5 @@
 import pytest
+from pydantic import ValidationError
 
 from models.loop_request import LoopRequest, resolve
 from models.nn.methods import parse_method
@@ -7,12 +8,20 @@ LORA = parse_method({"type": "lora"})
 
 
 @pytest.mark.parametrize(
-    ("rows", "epochs", "batch"), [(1, 25, 1), (10, 10, 1), (100, 3, 4), (1000, 3, 32), (50_000, 1, 32)]
+    ("rows", "epochs", "batch"),
+    [(1, 25, 1), (10, 10, 1), (100, 3, 4), (1000, 3, 32), (50_000, 1, 32)],
 )
 def test_auto_suits_the_size_of_the_data(rows: int, epochs: int, batch: int) -> None:
     loop = resolve(LoopRequest(), method=LORA, rows=rows)
     assert (loop.n_epochs, loop.batch_size) == (epochs, batch)
     assert loop.learning_rate == LORA.learning_rate
+
+
+def test_auto_may_be_said_and_bounds_hold() -> None:
+    assert LoopRequest.model_validate({"n_epochs": "auto", "batch_size": "auto"}) == LoopRequest()
+    for wrong in ({"n_epochs": 0}, {"batch_size": "many"}, {"learning_rate_multiplier": 0}):
+        with pytest.raises(ValidationError):
+            LoopRequest.model_validate(wrong)
 
 
 def test_what_is_asked_for_is_what_runs() -> None:

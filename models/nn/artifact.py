@@ -1,0 +1,156 @@
+"""An adapter on disk: safetensors, Hugging Face PEFT's configuration where it has one, and ours."""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from core.errors import Corrupt, InvalidRequest
+from models.nn.methods import METHODS, parse_method
+from models.nn.methods.base import Method
+from models.nn.shape import Shape
+
+TENSORS = "adapter_model.safetensors"
+PEFT_CONFIG = "adapter_config.json"
+PROVENANCE = "graftwork.json"
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A method, its float32 tensors, and where they come from."""
+
+    method: Method
+    tensors: dict[str, Tensor]
+    provenance: dict[str, Any]
+
+
+def save_artifact(
+    folder: Path,
+    *,
+    method: Method,
+    tensors: dict[str, Tensor],
+    shape: Shape,
+    provenance: dict[str, Any],
+) -> None:
+    """Write an adapter into `folder`, durably; equal inputs give equal bytes.
+
+    `provenance` is the caller's: `base` (its id), `base_digest`, `renderer_digest`,
+    `data_digest`, `seed`, `metrics`, `parent`.
+    """
+    _check(tensors, method=method, shape=shape)
+    plain = {name: tensor.detach().cpu().float() for name, tensor in tensors.items()}
+    packed = method.to_peft(plain, shape)
+    config, stored = packed or (None, plain)
+    folder.mkdir(parents=True, exist_ok=True)
+    contiguous = {name: tensor.contiguous() for name, tensor in stored.items()}
+    _write(folder / TENSORS, save_tensors(contiguous, metadata={"format": "pt"}))
+    if config is not None:
+        base = {"base_model_name_or_path": provenance.get("base")}
+        _write(folder / PEFT_CONFIG, _json(config | base))
+    ours = {"format": FORMAT, "method": method.model_dump(mode="json")}
+    _write(folder / PROVENANCE, _json(provenance | ours))
+    _sync_folder(folder)
+
+
+def load_artifact(folder: Path, *, shape: Shape) -> Artifact:
+    """Read an adapter that we or PEFT wrote, for a base of this shape.
+
+    `Corrupt` for files that are not what they should be, to the name, dimension and finite value;
+    `InvalidRequest` for a PEFT adapter that uses what we do not support.
+    """
+    stored = _read_tensors(folder)
+    if (folder / PROVENANCE).is_file():
+        provenance = _read_json(folder / PROVENANCE)
+        if provenance.get("format") != FORMAT:
+            raise Corrupt(f"{PROVENANCE} has format {provenance.get('format')!r}, not {FORMAT}.")
+        method = parse_method(provenance.get("method") or {})
+        tensors = method.unpack(stored, shape)
+    else:
+        provenance = {}
+        method, tensors = _from_peft(_read_json(folder / PEFT_CONFIG), stored, shape)
+    _check(tensors, method=method, shape=shape)
+    return Artifact(method, tensors, provenance)
+
+
+def _from_peft(
+    config: dict[str, Any], stored: dict[str, Tensor], shape: Shape
+) -> tuple[Method, dict[str, Tensor]]:
+    """Ask the methods that read this type of file; the last refusal is the answer if all refuse."""
+    kind = config.get("peft_type")
+    refusal = InvalidRequest(
+        f"PEFT adapters of type {kind!r} are not supported.", code="unsupported_adapter"
+    )
+    for method in METHODS.values():
+        if kind is not None and method.peft_type == kind:
+            try:
+                return method.from_peft(config, stored, shape)
+            except InvalidRequest as error:
+                refusal = error
+            except (ValidationError, LookupError) as error:
+                raise Corrupt(f"{PEFT_CONFIG} or its tensors do not fit: {error}") from error
+    raise refusal
+
+
+def _read_tensors(folder: Path) -> dict[str, Tensor]:
+    path = folder / TENSORS
+    if not path.is_file():
+        raise Corrupt(f"{TENSORS} is missing; pickled adapters are never read.")
+    try:
+        stored = load_tensors(path.read_bytes())
+    except SafetensorError as error:
+        raise Corrupt(f"{TENSORS} is not a whole safetensors file: {error}") from error
+    if odd := [name for name, tensor in stored.items() if not tensor.is_floating_point()]:
+        raise Corrupt(f"Tensor {odd[0]!r} is not of a floating-point type.")
+    return {name: tensor.to(torch.float32) for name, tensor in stored.items()}
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise Corrupt(f"{path.name} cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise Corrupt(f"{path.name} is not a JSON object.")
+    return content
+
+
+def _check(tensors: dict[str, Tensor], *, method: Method, shape: Shape) -> None:
+    expected = method.tensors(shape)
+    if differing := sorted(expected.keys() ^ tensors.keys()):
+        state = "missing" if differing[0] in expected else "not expected"
+        raise Corrupt(f"Tensor {differing[0]!r} is {state}; {len(differing)} names differ.")
+    for name, tensor in tensors.items():
+        if tuple(tensor.shape) != expected[name]:
+            raise Corrupt(
+                f"Tensor {name!r} has dimensions {tuple(tensor.shape)}, not {expected[name]}."
+            )
+        if not bool(torch.isfinite(tensor).all()):
+            raise Corrupt(f"Tensor {name!r} holds values that are not finite.")
+
+
+def _json(content: dict[str, Any]) -> bytes:
+    return (json.dumps(content, indent=2, sort_keys=True) + "\n").encode()
+
+
+def _write(path: Path, content: bytes) -> None:
+    with path.open("wb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

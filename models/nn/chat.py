@@ -1,0 +1,269 @@
+"""Text to token ids and back: the ONE renderer of training, serving and previews.
+
+Two promises. Text that a user wrote never becomes a control token: every control string in it is
+marked, and what the template makes of it is cut at the marks before it is tokenised. And the ids
+that training sees up to an answer are the ids that serving will send: every rendering is cut
+where an answer begins, and no token spans a cut.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from transformers import AutoTokenizer
+
+from core.errors import InvalidRequest
+from models.nn.messages import Message, Turn, check_text, normalise, unused_character
+from models.nn.template import Answer, ChatTemplate, Rendering
+
+_BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
+
+
+class Example(NamedTuple):
+    """Token ids, and for each whether it is a target of the loss."""
+
+    ids: list[int]
+    labelled: list[bool]
+
+
+class _Tokens(NamedTuple):
+    """Ids, and of each the character of the text at which it begins."""
+
+    ids: list[int]
+    starts: list[int]
+
+
+class Renderer:
+    """A tokenizer and its chat template."""
+
+    def __init__(
+        self, tokenizer: Any, *, stop_ids: Iterable[int] = (), digest: str | None = None
+    ) -> None:
+        """Wrap a fast Hugging Face tokenizer; `stop_ids` end an answer besides its own eos."""
+        self.tokenizer = tokenizer
+        self._backend = tokenizer.backend_tokenizer
+        self._backend.no_truncation()
+        self._backend.no_padding()
+        source = tokenizer.chat_template
+        self._template = source and ChatTemplate(source, tokenizer.special_tokens_map)
+        self._added = tokenizer.added_tokens_decoder
+        control = [token.content for token in self._added.values() if token.special]
+        if tokenizer.eos_token_id is None or any(len(text) < 2 for text in control):
+            raise InvalidRequest(
+                "A base's tokenizer needs an eos token, and control tokens of two characters up.",
+                code="unsupported_base",
+                param="base",
+            )
+        self._control = re.compile(f"(?={'|'.join(map(re.escape, control))})") if control else None
+        self._stop_ids = frozenset(stop_ids)
+        self.digest = digest or _digest(self._backend.to_str().encode(), source)
+
+    @classmethod
+    def load(cls, folder: Path) -> "Renderer":
+        """Read a base's tokenizer, template and the ids its authors stop generation at."""
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        stop_ids: list[int] = []
+        if (path := folder / "generation_config.json").is_file():
+            eos = json.loads(path.read_bytes()).get("eos_token_id")
+            stop_ids = eos if isinstance(eos, list) else [eos] if eos is not None else []
+        digest = _digest((folder / "tokenizer.json").read_bytes(), tokenizer.chat_template)
+        return cls(tokenizer, stop_ids=stop_ids, digest=digest)
+
+    @property
+    def eos_id(self) -> int:
+        """The id that ends a text."""
+        return int(self.tokenizer.eos_token_id)
+
+    @cached_property
+    def eos_ids(self) -> frozenset[int]:
+        """Every id that ends an answer: eos, the base's stop ids, the template's end of turn."""
+        return self._stop_ids | {self.eos_id} | self._end_of_turn()
+
+    def prompt(self, messages: Sequence[Message]) -> list[int]:
+        """Return the ids after which the next answer is to be written."""
+        rendering, mark = self._render(normalise(messages), is_prompt=True)
+        return self._tokenise(rendering, mark)[0].ids
+
+    def example(self, messages: Sequence[Message]) -> Example:
+        """Return a conversation's ids, labelled in the answers whose weight is not zero.
+
+        An answer's end of turn is labelled too, what the template puts after it is not. For each
+        labelled answer the ids before it are `prompt` of the messages before it; a template that
+        breaks this is an `InvalidRequest`, since serving would differ from training.
+        """
+        turns = normalise(messages)
+        rendering, mark = self._render(turns, is_prompt=False)
+        tokens, positions = self._tokenise(rendering, mark)
+        labelled = [False] * len(tokens.ids)
+        for answer in rendering.answers:
+            if turns[answer.turn].is_learned:
+                for index in self._labels(answer, tokens, positions):
+                    labelled[index] = True
+        return Example(tokens.ids, labelled)
+
+    def completion_example(self, prompt: str, completion: str) -> Example:
+        """Return a prompt and its completion; the completion and the eos after it are labelled."""
+        mark = unused_character((prompt, completion))
+        head = self.encode(prompt)
+        tail = self._continue(self._defuse(prompt, mark), self._defuse(completion, mark), mark)
+        ids = [*head, *tail.ids, self.eos_id]
+        return Example(ids, [len(head) <= index > 0 for index in range(len(ids))])
+
+    def text_example(self, text: str) -> Example:
+        """Return a text and eos; all but the first token are labelled, as nothing is before it."""
+        ids = [*self.encode(text), self.eos_id]
+        return Example(ids, [index > 0 for index in range(len(ids))])
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of a plain text, after the base's begin token if it has one."""
+        mark = unused_character((check_text(text, param="prompt"),))
+        return [*self._begin_ids, *self._pieces(self._defuse(text, mark), mark).ids]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of ids, control tokens included."""
+        return str(self.tokenizer.decode(ids, clean_up_tokenization_spaces=False))
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """Return the bytes that one token stands for, which need not be whole characters."""
+        if token_id in self._added:
+            return str(self._added[token_id].content).encode()
+        piece = self._backend.id_to_token(token_id)
+        if piece is None:
+            return b""
+        if self._is_byte_level:
+            return bytes(_BYTE_OF[character] for character in piece)
+        if byte := _BYTE_PIECE.fullmatch(piece):
+            return bytes.fromhex(byte[1])
+        return str(piece).replace("\u2581", " ").encode()
+
+    @cached_property
+    def _is_byte_level(self) -> bool:
+        return '"ByteLevel"' in json.dumps(json.loads(self._backend.to_str())["decoder"])
+
+    @cached_property
+    def _begin_ids(self) -> list[int]:
+        added: list[int] = self._backend.encode("").ids
+        return [index for index in added if index == self.tokenizer.bos_token_id]
+
+    def _end_of_turn(self) -> frozenset[int]:
+        """Return the control token with which the template closes an answer."""
+        if self._template is None:
+            return frozenset()
+        turns = [
+            Turn("user", "probe", is_learned=False),
+            Turn("assistant", "probe", is_learned=True),
+        ]
+        rendering, mark = self._render(turns, is_prompt=False)
+        start = rendering.answers[0].start
+        if start is None:
+            return frozenset()
+        tokens, positions = self._tokenise(rendering, mark)
+        after = tokens.ids[positions[start] :]
+        found = [index for index in after if index in self._added and self._added[index].special]
+        return frozenset(found[:1])
+
+    def _render(self, turns: Sequence[Turn], *, is_prompt: bool) -> tuple[Rendering, str]:
+        if self._template is None:
+            raise InvalidRequest(
+                "This base has no chat template; use prompts and completions.",
+                code="no_chat_template",
+                param="messages",
+            )
+        mark = unused_character(turn.content for turn in turns)
+        defused = [turn._replace(content=self._defuse(turn.content, mark)) for turn in turns]
+        return self._template.render(defused, is_prompt=is_prompt), mark
+
+    def _defuse(self, text: str, mark: str) -> str:
+        """Put the mark behind the first character of every control string."""
+        if self._control is None:
+            return text
+        cuts = [match.start() + 1 for match in self._control.finditer(text)]
+        return mark.join(text[i:j] for i, j in pairwise([0, *cuts, len(text)]))
+
+    def _pieces(self, text: str, mark: str) -> _Tokens:
+        """Tokenise what lies between the marks; only here do control strings become tokens."""
+        tokens = _Tokens([], [])
+        start = 0
+        for piece in text.split(mark):
+            encoding = self._backend.encode(piece, add_special_tokens=False)
+            tokens.ids.extend(encoding.ids)
+            tokens.starts.extend(start + offset for offset, _ in encoding.offsets)
+            start += len(piece) + 1
+        return tokens
+
+    def _continue(self, before: str, after: str, mark: str) -> _Tokens:
+        """Return the tokens of `after` as they follow `before`, none of them spanning both.
+
+        Where tokenising the two together would not merge across, this is that; so that a
+        tokenizer that treats the start of a text apart sees no start here.
+        """
+        alone = self._pieces(before, mark).ids
+        together = self._pieces(before + after, mark)
+        if together.ids[: len(alone)] != alone:
+            return self._pieces(after, mark)
+        starts = [start - len(before) for start in together.starts[len(alone) :]]
+        return _Tokens(together.ids[len(alone) :], starts)
+
+    def _tokenise(self, rendering: Rendering, mark: str) -> tuple[_Tokens, dict[int, int]]:
+        """Tokenise a rendering; return tokens and, of each cut, the index of its first token."""
+        tokens = _Tokens([], [])
+        positions = {}
+        before = ""
+        for start, stop in pairwise([0, *rendering.cuts, len(rendering.text)]):
+            positions[start] = len(tokens.ids)
+            piece = rendering.text[start:stop]
+            found = self._continue(before, piece, mark)
+            tokens.ids.extend(found.ids)
+            tokens.starts.extend(start + offset for offset in found.starts)
+            before = piece
+        return tokens, positions | {len(rendering.text): len(tokens.ids)}
+
+    def _labels(self, answer: Answer, tokens: _Tokens, positions: dict[int, int]) -> Iterable[int]:
+        """Return the indices of an answer's tokens, up to and with its end of turn."""
+        if answer.start is None:
+            raise InvalidRequest(
+                f"The base's chat template changes what comes before messages[{answer.turn}] once "
+                "it is answered, so it cannot be trained as it would be served.",
+                code="invalid_messages",
+                param=f"messages[{answer.turn}]",
+            )
+        spans = answer.spans or [(answer.start, tokens.starts[-1] + 1)]
+        labels: list[int] = []
+        for start, stop in spans:
+            for index in range(positions[start], len(tokens.ids)):
+                is_end = tokens.ids[index] in self.eos_ids
+                if tokens.starts[index] >= stop and not is_end:
+                    break
+                labels.append(index)
+                if is_end:
+                    return labels
+        raise InvalidRequest(
+            "The base's chat template does not end answers with a control token.",
+            code="invalid_messages",
+            param=f"messages[{answer.turn}]",
+        )
+
+
+def _digest(tokenizer: bytes, template: str | None) -> str:
+    """Return the SHA-256 over a tokenizer file and a chat template."""
+    parts = (tokenizer, (template or "").encode())
+    return hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """Return the byte behind each character of GPT-2's byte-level alphabet.
+
+    Printable bytes stand for themselves, the others for the characters from 256 on.
+    """
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    alphabet = {chr(byte): byte for byte in printable}
+    return alphabet | {chr(256 + index): byte for index, byte in enumerate(others)}
+
+
+_BYTE_OF = _byte_alphabet()

@@ -1,0 +1,59 @@
+import pytest
+
+from core.errors import InvalidRequest
+from models.nn.methods import METHODS, parse_method
+
+
+def _refusal(block):
+    with pytest.raises(InvalidRequest) as caught:
+        parse_method(block)
+    return caught.value
+
+
+def test_defaults_are_resolved():
+    block = parse_method({"type": "lora"}).model_dump(mode="json")
+    assert block == {
+        "type": "lora",
+        "rank": 16,
+        "alpha": 32.0,
+        "dropout": 0.0,
+        "target_modules": "all-linear",
+        "use_rslora": False,
+    }
+
+
+def test_an_unknown_key_is_named_beside_those_that_are_known():
+    error = _refusal({"type": "lora", "rnk": 3})
+    assert (error.code, error.param) == ("unknown_parameter", "peft.rnk")
+    assert "'rnk'" in error.message
+    assert "alpha, dropout, rank, target_modules, type, use_rslora" in error.message
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("rank", 0),
+        ("rank", "many"),
+        ("rank", 2.5),
+        ("alpha", float("nan")),
+        ("dropout", 1.0),
+        ("target_modules", []),
+        ("target_modules", "q_proj"),
+        ("target_modules", [3]),
+        ("use_rslora", "perhaps"),
+    ],
+)
+def test_a_bad_value_is_named_by_its_key(key, value):
+    error = _refusal({"type": "lora", key: value})
+    assert (error.code, error.param) == ("invalid_value", f"peft.{key}")
+
+
+@pytest.mark.parametrize("block", [{}, {"type": "x"}, {"type": None}, {"type": ["lora"]}])
+def test_an_unknown_method_is_answered_with_those_that_exist(block):
+    error = _refusal(block)
+    assert (error.code, error.param) == ("unknown_method", "peft.type")
+    assert all(kind in error.message for kind in METHODS)
+
+
+def test_the_key_to_fix_first_is_the_unknown_one():
+    assert _refusal({"type": "lora", "rank": 0, "rnk": 3}).param == "peft.rnk"
