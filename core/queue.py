@@ -33,6 +33,7 @@ def make_celery() -> Celery:
     broker = find_broker(get_settings())
     celery = Celery("graftwork", broker=broker.url, include=["worker.tasks"])
     celery.conf.update(
+        broker_connection_max_retries=None,
         broker_connection_retry_on_startup=True,
         broker_transport_options=broker.transport_options,
         task_acks_late=False,

@@ -1,0 +1,162 @@
+"""A tiny base, adapters in a store, and engines over them."""
+
+import asyncio
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from core.bases import write_manifest
+from core.settings import ComputeSettings, EngineSettings, Settings
+from core.store import Store
+from models.nn.artifact import save_artifact
+from models.nn.backbone import Backbone
+from models.nn.chat import Renderer
+from models.nn.methods import parse_method
+from models.spec import AdapterRef, GenerateDelta, GenerateRequest, GenerateStart, TokenChoice
+from tests.tiny import make_tiny_base
+from worker.engine.engine import Engine
+
+BASE = "tiny"
+METHODS = (
+    {"type": "lora", "rank": 2},
+    {"type": "lora", "rank": 4, "alpha": 8.0},
+    {"type": "ia3"},
+    {"type": "lora", "rank": 8, "use_rslora": True},
+    {"type": "lora", "rank": 1, "target_modules": ["q_proj", "v_proj"]},
+    {"type": "ia3"},
+    {"type": "lora", "rank": 16},
+    {"type": "lora", "rank": 3, "target_modules": ["down_proj"]},
+)
+
+
+@dataclass
+class Answer:
+    """All lines of one request, by choice."""
+
+    prompt_tokens: int = 0
+    texts: dict[int, str] = field(default_factory=dict)
+    tokens: dict[int, list[TokenChoice]] = field(default_factory=dict)
+    reasons: dict[int, str] = field(default_factory=dict)
+    last: Any = None
+
+    @property
+    def ids(self) -> list[int]:
+        return [token.id for token in self.tokens[0]]
+
+
+@dataclass(frozen=True)
+class World:
+    """What all engines of a test share."""
+
+    settings: Settings
+    backbone: Backbone
+    renderer: Renderer
+    adapters: list[AdapterRef]
+    store: Store
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    data = tmp_path_factory.mktemp("engine")
+    settings = Settings(data_dir=data, base=BASE, engine=engine_settings())
+    make_tiny_base(settings.base_folder, initializer_range=0.1)
+    renderer = Renderer.load(settings.base_folder)
+    write_manifest(settings.base_folder, id=BASE, shape={}, renderer_digest=renderer.digest)
+    backbone = Backbone.load(settings.base_folder, dtype=torch.float32)
+    store = Store(settings.store)
+    adapters = [
+        put_adapter(store, data / f"adapter-{i}", backbone=backbone, block=block, seed=i)
+        for i, block in enumerate(METHODS)
+    ]
+    return World(settings, backbone, renderer, adapters, store)
+
+
+def engine_settings(**changes: Any) -> EngineSettings:
+    compute = ComputeSettings(dtype="float32")
+    return EngineSettings(**{"rows": 8, "context": 256, "compute": compute, **changes})
+
+
+def put_adapter(
+    store: Store,
+    folder: Path,
+    *,
+    backbone: Backbone,
+    block: dict[str, Any],
+    seed: int,
+    provenance: dict[str, Any] | None = None,
+    spoil: Callable[[dict[str, torch.Tensor]], object] = lambda tensors: None,
+) -> AdapterRef:
+    """Store an adapter whose tensors are far from the identity."""
+    method = parse_method(block)
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {
+        name: tensor + 0.2 * torch.randn(tensor.shape, generator=generator)
+        for name, tensor in method.init(backbone.base, generator).items()
+    }
+    spoil(tensors)
+    save_artifact(
+        folder, method=method, tensors=tensors, shape=backbone.shape, provenance=provenance or {}
+    )
+    return AdapterRef(name=folder.name, digest=store.put_tree(folder))
+
+
+@pytest.fixture
+def start_engine(world: World) -> Iterator[Callable[..., Engine]]:
+    """Start engines with settings changed as told; they are closed after the test."""
+    engines = []
+
+    def start(fetch: Any = None, **changes: Any) -> Engine:
+        settings = world.settings.model_copy(update={"engine": engine_settings(**changes)})
+        engine = Engine(settings, fetch=fetch)
+        engines.append(engine)
+        engine.start()
+        asyncio.run(until(lambda: engine.health()["ready"]))
+        return engine
+
+    yield start
+    for engine in engines:
+        engine.close()
+
+
+async def until(condition: Callable[[], bool], *, seconds: float = 30.0) -> None:
+    async with asyncio.timeout(seconds):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+def order(
+    prompt: str | Sequence[int], *, adapter: AdapterRef | None = None, **sampling: Any
+) -> GenerateRequest:
+    form = {"prompt": prompt} if isinstance(prompt, str) else {"prompt_ids": list(prompt)}
+    return GenerateRequest(
+        sampling={"temperature": 0, "max_tokens": 8, **sampling}, adapter=adapter, **form
+    )
+
+
+async def ask(engine: Engine, request: GenerateRequest, *, delay: float = 0.0) -> Answer:
+    answer = Answer()
+    await asyncio.sleep(delay)
+    async for line in engine.generate(request):
+        answer.last = line
+        if isinstance(line, GenerateStart):
+            answer.prompt_tokens = line.prompt_tokens
+        if isinstance(line, GenerateDelta):
+            answer.texts[line.index] = answer.texts.get(line.index, "") + line.text
+            answer.tokens.setdefault(line.index, []).extend(line.tokens)
+            if line.finish_reason:
+                answer.reasons[line.index] = line.finish_reason
+    return answer
+
+
+def ask_all(engine: Engine, requests: Sequence[GenerateRequest], *, gap: float = 0.0) -> list[Any]:
+    """Send requests at once, or `gap` seconds apart; errors come back in their places."""
+
+    async def gather() -> list[Any]:
+        asks = [ask(engine, request, delay=i * gap) for i, request in enumerate(requests)]
+        return await asyncio.gather(*asks, return_exceptions=True)
+
+    return asyncio.run(gather())

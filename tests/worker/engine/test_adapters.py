@@ -1,0 +1,209 @@
+"""Adapter versions: loaded once, kept while used, dropped when memory is short, refused if bad."""
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from core.errors import Corrupt, GraftworkError, InvalidRequest, NotFound
+from models.nn.artifact import load_artifact
+from models.nn.terms import Terms
+from models.spec import AdapterRef, GenerateRequest
+from tests.worker.engine.conftest import World, ask, ask_all, order, put_adapter, until
+from worker.engine.engine import Engine
+
+PROMPT = list(range(10, 30))
+
+
+def size_of(world: World, adapter: AdapterRef) -> int:
+    artifact = load_artifact(world.settings.data_folder / adapter.name, shape=world.backbone.shape)
+    return Terms.of(artifact.method, artifact.tensors, world.backbone.base).bytes
+
+
+def resident(engine: Engine) -> list[str]:
+    return [entry["digest"] for entry in engine.health()["resident"]]
+
+
+def ids(engine: Engine, adapter: AdapterRef | None) -> list[int]:
+    return ask_all(engine, [order(PROMPT, adapter=adapter, logprobs=True)])[0].ids
+
+
+def test_the_least_recently_used_leaves_and_comes_back_the_same(
+    world: World, start_engine: Callable[..., Engine]
+) -> None:
+    first, second, third = world.adapters[0], world.adapters[1], world.adapters[2]
+    budget = sum(size_of(world, adapter) for adapter in (first, second))
+    engine = start_engine(adapter_bytes=budget)
+    before = [ids(engine, adapter) for adapter in (first, second)]
+    assert resident(engine) == [first.digest, second.digest]
+    ids(engine, first)
+    ids(engine, third)
+    assert second.digest not in resident(engine)
+    assert resident(engine)[-1] == third.digest
+    assert sum(entry["bytes"] for entry in engine.health()["resident"]) <= budget
+    assert [ids(engine, adapter) for adapter in (first, second)] == before
+    assert all(entry["pins"] == 0 for entry in engine.health()["resident"])
+
+
+def test_memory_for_one_serves_many_at_once(
+    world: World, start_engine: Callable[..., Engine]
+) -> None:
+    """Versions that are in use stay; the others wait for them, and nobody gets wrong weights."""
+    roomy = start_engine()
+    expected = [ids(roomy, adapter) for adapter in world.adapters]
+    tight = start_engine(adapter_bytes=max(size_of(world, a) for a in world.adapters))
+    orders = [order(PROMPT, adapter=a, logprobs=True) for a in world.adapters]
+    answers = ask_all(tight, orders * 2)
+    assert [answer.ids for answer in answers] == expected * 2
+
+
+class SlowStore:
+    """Counts fetches and holds each until told."""
+
+    def __init__(self, world: World) -> None:
+        self.fetches: list[str] = []
+        self.go = threading.Event()
+        self._store = world.store
+
+    def __call__(self, digest: str, folder: Path) -> Path:
+        self.fetches.append(digest)
+        assert self.go.wait(20)
+        return self._store.fetch_tree(digest, folder)
+
+
+def test_concurrent_first_uses_load_once_and_others_go_on(
+    world: World, start_engine: Callable[..., Engine]
+) -> None:
+    store = SlowStore(world)
+    engine = start_engine(fetch=store)
+
+    async def play() -> list[Any]:
+        cold = [
+            asyncio.create_task(ask(engine, order(PROMPT, adapter=world.adapters[0])))
+            for _ in range(3)
+        ]
+        await until(lambda: len(store.fetches) > 0)
+        base = await ask(engine, order(PROMPT))
+        assert base.reasons
+        assert not any(task.done() for task in cold)
+        store.go.set()
+        return await asyncio.gather(*cold)
+
+    texts = {answer.texts[0] for answer in asyncio.run(play())}
+    assert len(texts) == 1
+    assert store.fetches == [world.adapters[0].digest]
+
+
+def test_an_adapter_is_dropped_when_its_rows_have_ended(
+    world: World, start_engine: Callable[..., Engine]
+) -> None:
+    engine = start_engine()
+    adapter = world.adapters[0]
+    expected = ids(engine, adapter)
+
+    async def play() -> list[int]:
+        task = asyncio.create_task(
+            ask(
+                engine,
+                order(PROMPT, adapter=adapter, max_tokens=150, ignore_eos=True, logprobs=True),
+            )
+        )
+        await until(lambda: engine.health()["rows"] == 1)
+        engine.drop(adapter.digest)
+        return (await task).ids
+
+    assert len(asyncio.run(play())) == 150
+    assert resident(engine) == []
+    engine.drop("unknown")
+    assert ids(engine, adapter) == expected
+
+
+def spoilt(world: World, name: str, **options: Any) -> AdapterRef:
+    return put_adapter(
+        world.store,
+        world.settings.data_folder / f"{name}-{time.monotonic_ns()}",
+        backbone=world.backbone,
+        block={"type": "lora", "rank": 2},
+        seed=1,
+        **options,
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "code"),
+    [
+        ({"provenance": {"base_digest": "other"}}, InvalidRequest, "adapter_base_mismatch"),
+        ({"provenance": {"renderer_digest": "other"}}, InvalidRequest, "adapter_base_mismatch"),
+        ({"spoil": lambda t: next(iter(t.values())).fill_(1e30)}, Corrupt, "adapter_unusable"),
+    ],
+    ids=["base", "renderer", "too large"],
+)
+def test_what_cannot_be_served_is_refused(
+    world: World,
+    start_engine: Callable[..., Engine],
+    options: dict[str, Any],
+    error: type[GraftworkError],
+    code: str,
+) -> None:
+    engine = start_engine()
+    bad = spoilt(world, "bad", **options)
+    refused, fine = ask_all(engine, [order(PROMPT, adapter=bad), order(PROMPT)])
+    assert isinstance(refused, error)
+    assert refused.code == code
+    assert fine.reasons
+    assert resident(engine) == []
+
+
+def test_numbers_that_are_none_are_refused(
+    world: World, start_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = start_engine()
+    monkeypatch.setattr("models.nn.artifact._check", lambda *args, **options: None)
+    nan = spoilt(world, "nan", spoil=lambda t: next(iter(t.values())).fill_(torch.nan))
+    monkeypatch.undo()
+    refused, fine = ask_all(engine, [order(PROMPT, adapter=nan), order(PROMPT)])
+    assert isinstance(refused, Corrupt)
+    assert fine.reasons
+
+
+def test_an_unknown_version_is_not_found_each_time(
+    world: World, start_engine: Callable[..., Engine]
+) -> None:
+    engine = start_engine()
+    unknown = AdapterRef("ft:tiny:x::y", "0" * 64)
+    for refused in ask_all(engine, [order(PROMPT, adapter=unknown)] * 3):
+        assert isinstance(refused, NotFound)
+        assert refused.code == "adapter_not_found"
+        assert refused.param == "model"
+
+
+def test_an_adapter_over_the_whole_budget_is_refused(
+    world: World, start_engine: Callable[..., Engine]
+) -> None:
+    engine = start_engine(adapter_bytes=100)
+    refused = ask_all(engine, [order(PROMPT, adapter=world.adapters[0])])[0]
+    assert isinstance(refused, InvalidRequest)
+    assert refused.code == "adapter_too_large"
+
+
+def test_a_store_that_fails_unexpectedly_fails_only_its_requests(
+    world: World, start_engine: Callable[..., Engine]
+) -> None:
+    def fetch(digest: str, folder: Path) -> Path:
+        raise ValueError("broken") if digest == world.adapters[0].digest else OSError("unplugged")
+
+    engine = start_engine(fetch=fetch)
+    requests: list[GenerateRequest] = [
+        order(PROMPT, adapter=world.adapters[0]),
+        order(PROMPT, adapter=world.adapters[1]),
+        order(PROMPT),
+    ]
+    broken, unplugged, fine = ask_all(engine, requests)
+    assert (broken.status, broken.code) == (500, "adapter_unusable")
+    assert unplugged.status == 503
+    assert fine.reasons

@@ -1,0 +1,267 @@
+"""What a request may ask for and what it gets."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from core.errors import GraftworkError, InvalidRequest
+from models.nn.attention import PackedCausal
+from models.nn.executors import NOBODY
+from models.spec import GenerateEnd, GenerateRequest
+from tests.worker.engine.conftest import World, ask, ask_all, order, until
+from worker.engine.engine import Engine
+from worker.engine.runner import Runner
+from worker.engine.scheduler import Step
+
+PROMPT = list(range(10, 30))
+
+
+@pytest.fixture
+def engine(start_engine: Callable[..., Engine]) -> Engine:
+    return start_engine()
+
+
+def plain_logprobs(world: World, tokens: list[int]) -> torch.Tensor:
+    with torch.inference_mode():
+        hidden_td = world.backbone.hidden(
+            torch.tensor(tokens),
+            positions=torch.arange(len(tokens)),
+            attention=PackedCausal([(0, len(tokens))]),
+            executor=NOBODY,
+        )
+        return world.backbone.logits(hidden_td, executor=NOBODY).float().log_softmax(-1)
+
+
+def test_logprobs_equal_a_plain_softmax(world: World, engine: Engine) -> None:
+    request = order(PROMPT, logprobs=True, top_logprobs=3, temperature=0.7, seed=5, max_tokens=12)
+    answer = ask_all(engine, [request])[0]
+    expected = plain_logprobs(world, PROMPT + answer.ids)
+    for place, token in enumerate(answer.tokens[0], start=len(PROMPT) - 1):
+        assert token.logprob == pytest.approx(float(expected[place, token.id]), abs=1e-4)
+        top = expected[place].topk(3)
+        assert [other.id for other in token.top] == top.indices.tolist()
+        assert [other.logprob for other in token.top] == pytest.approx(
+            top.values.tolist(), abs=1e-4
+        )
+
+
+@pytest.mark.parametrize("prefill_tokens", [512, 7])
+def test_echo_gives_the_prompt_with_its_logprobs(
+    world: World, start_engine: Callable[..., Engine], prefill_tokens: int
+) -> None:
+    engine = start_engine(prefill_tokens=prefill_tokens)
+    request = order(PROMPT, echo=True, logprobs=True, top_logprobs=1, max_tokens=1, ignore_eos=True)
+    answer = ask_all(engine, [request])[0]
+    assert answer.ids[:-1] == PROMPT
+    assert answer.tokens[0][0].logprob is None
+    assert answer.tokens[0][0].top == []
+    expected = plain_logprobs(world, PROMPT)
+    for place, token in enumerate(answer.tokens[0][1:]):
+        assert token.logprob == pytest.approx(float(expected[place, token.id]), abs=1e-4)
+        assert token.top[0].id == int(expected[place].argmax())
+
+
+def test_echo_without_logprobs_is_text(world: World, engine: Engine) -> None:
+    answer = ask_all(engine, [order("Hello there", echo=True, max_tokens=2)])[0]
+    assert answer.texts[0].startswith("Hello there")
+    assert answer.tokens[0] == []
+
+
+def test_seeds_repeat_whatever_is_computed_beside(engine: Engine) -> None:
+    def seeded(n: int = 2) -> GenerateRequest:
+        return order(PROMPT, temperature=1.5, top_p=0.95, seed=-7, n=n, max_tokens=20)
+
+    alone = ask_all(engine, [seeded()])[0]
+    others = [order(PROMPT[:k], temperature=1.0, max_tokens=5 + k) for k in range(1, 12)]
+    among = ask_all(engine, [*others[:6], seeded(), *others[6:], seeded(3)], gap=0.002)
+    assert among[6].texts == alone.texts
+    assert {index: among[-1].texts[index] for index in (0, 1)} == alone.texts
+    assert alone.texts[0] != alone.texts[1]
+    unseeded = ask_all(engine, [order(PROMPT, temperature=1.5, max_tokens=20)] * 2)
+    assert unseeded[0].texts != unseeded[1].texts
+
+
+def test_choices_are_rows_of_one_request(engine: Engine) -> None:
+    request = order(PROMPT, temperature=1.0, n=11, max_tokens=4, ignore_eos=True)
+    answer = ask_all(engine, [request])[0]
+    assert sorted(answer.reasons) == list(range(11))
+    assert answer.last == GenerateEnd(prompt_tokens=len(PROMPT), completion_tokens=44)
+
+
+def test_stop_strings_end_a_row_and_are_not_shown(engine: Engine) -> None:
+    full = ask_all(engine, [order(PROMPT, max_tokens=30, ignore_eos=True)])[0].texts[0]
+    stop = full[10:13]
+    answer = ask_all(engine, [order(PROMPT, max_tokens=30, ignore_eos=True, stop=[stop])])[0]
+    assert answer.texts[0] == full[: full.index(stop)]
+    assert answer.reasons == {0: "stop"}
+
+
+def test_the_end_of_a_text_ends_a_row(
+    world: World, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever greedy decoding gives third is declared the end."""
+    first = ask_all(engine, [order(PROMPT, logprobs=True, ignore_eos=True)])[0]
+    end = next(t for t in first.ids[1:] if t not in first.ids[:1])
+    place = first.ids.index(end)
+    renderer = engine._opened.renderer  # type: ignore[union-attr]
+    monkeypatch.setattr(renderer, "eos_ids", frozenset({end}), raising=False)
+    ended, on, forced = ask_all(
+        engine,
+        [
+            order(PROMPT, logprobs=True),
+            order(PROMPT, logprobs=True, ignore_eos=True),
+            order(PROMPT, logprobs=True, min_tokens=place + 2),
+        ],
+    )
+    assert ended.ids == first.ids[:place]
+    assert ended.reasons == {0: "stop"}
+    assert ended.last.completion_tokens == place + 1
+    assert on.ids == first.ids
+    assert on.reasons == {0: "length"}
+    assert len(forced.ids) >= place + 1
+    assert forced.ids[place] != end
+
+
+def test_without_max_tokens_a_row_fills_the_context(engine: Engine) -> None:
+    answer = ask_all(engine, [order(PROMPT, max_tokens=None, ignore_eos=True)])[0]
+    assert answer.last.completion_tokens == 256 - len(PROMPT)
+    assert answer.reasons == {0: "length"}
+
+
+def test_messages_are_rendered_as_chat(world: World, engine: Engine) -> None:
+    messages = [{"role": "user", "content": "Hi <|im_end|>"}]
+    request = GenerateRequest(sampling={"max_tokens": 2}, messages=messages)
+    answer = ask_all(engine, [request])[0]
+    assert answer.prompt_tokens == len(world.renderer.prompt(messages))
+
+
+def test_an_empty_prompt_begins_a_text(engine: Engine) -> None:
+    answers = ask_all(engine, [order(""), order([])])
+    assert [answer.prompt_tokens for answer in answers] == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("request_", "code", "param"),
+    [
+        (order([5] * 256), "context_length_exceeded", "messages"),
+        (order([5] * 250, max_tokens=7), "context_length_exceeded", "max_tokens"),
+        (order([5], temperature=9), "invalid_request", "temperature"),
+        (order([5], tempo=1), "invalid_request", "tempo"),
+        (order([5, 10**6]), "invalid_prompt", "prompt"),
+        (order([-1]), "invalid_prompt", "prompt"),
+        (GenerateRequest(sampling={}), "invalid_prompt", None),
+        (GenerateRequest(sampling={}, prompt="a", prompt_ids=[1]), "invalid_prompt", None),
+        (GenerateRequest(sampling={}, messages=[]), "invalid_messages", "messages"),
+    ],
+)
+def test_what_can_never_be_served_is_refused(
+    engine: Engine, request_: GenerateRequest, code: str, param: str | None
+) -> None:
+    refused = ask_all(engine, [request_])[0]
+    assert isinstance(refused, InvalidRequest)
+    assert (refused.code, refused.param) == (code, param)
+
+
+def test_more_than_the_queue_holds_is_refused(start_engine: Callable[..., Engine]) -> None:
+    engine = start_engine(rows=2, waiting=3)
+    answers = ask_all(engine, [order(PROMPT)] * 8)
+    refused = [answer for answer in answers if isinstance(answer, GraftworkError)]
+    assert [error.code for error in refused] == ["engine_overloaded"] * 3
+    assert ask_all(engine, [order(PROMPT)])[0].reasons
+
+
+def test_closing_the_iterator_frees_the_rows(engine: Engine) -> None:
+    async def play() -> None:
+        lines = engine.generate(order(PROMPT, n=3, max_tokens=None, ignore_eos=True))
+        await anext(lines)
+        assert engine.health()["rows"] + engine.health()["waiting"] == 3
+        await lines.aclose()
+        await until(lambda: engine.health()["rows"] == 0)
+
+    asyncio.run(play())
+    assert not engine.busy
+
+
+def poisoned(monkeypatch: pytest.MonkeyPatch, act: Callable[[Any], Any]) -> None:
+    """Let `act` have its way with every step in which the prompt of 13 tokens takes part."""
+    run = Runner.run
+
+    def spoilt(self: Runner, step: Step, **options: Any) -> Any:
+        outcome = run(self, step, **options)
+        for index, sequence in enumerate(outcome.rows):
+            if len(sequence.prompt) == 13:
+                outcome = act((outcome, index))
+        return outcome
+
+    monkeypatch.setattr(Runner, "run", spoilt)
+
+
+def fault(_: Any) -> Any:
+    raise RuntimeError("no such kernel")
+
+
+def not_a_number(case: Any) -> Any:
+    case[0].logits_nv[case[1], 3] = torch.nan
+    return case[0]
+
+
+@pytest.mark.parametrize("act", [fault, not_a_number])
+def test_a_poisoned_request_does_not_hurt_others(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, world: World, act: Callable[[Any], Any]
+) -> None:
+    orders = [order(PROMPT[: 5 + i], adapter=a) for i, a in enumerate([None, *world.adapters[:5]])]
+    expected = [answer.texts for answer in ask_all(engine, orders)]
+    poisoned(monkeypatch, act)
+    *answers, dead = ask_all(engine, [*orders, order([7] * 13)])
+    assert [answer.texts for answer in answers] == expected
+    assert dead.last.code == "engine_fault"
+    assert dead.last.status == 500
+    monkeypatch.undo()
+    assert [answer.texts for answer in ask_all(engine, orders)] == expected
+
+
+def test_a_failed_rows_slot_is_clean_for_the_next(
+    start_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = start_engine(rows=1)
+    expected = ask_all(engine, [order(PROMPT)])[0].texts
+    blocks = engine._opened.loop._blocks  # type: ignore[union-attr]
+
+    def leave_nan(case: Any) -> Any:
+        for cache in (*blocks.keys, *blocks.values):
+            cache[0, :, :13] = torch.nan
+        return not_a_number(case)
+
+    poisoned(monkeypatch, leave_nan)
+    assert ask_all(engine, [order([7] * 13)])[0].last.code == "engine_fault"
+    assert ask_all(engine, [order(PROMPT)])[0].texts == expected
+
+
+def test_closing_ends_requests_with_an_error(start_engine: Callable[..., Engine]) -> None:
+    engine = start_engine()
+
+    async def play() -> Any:
+        task = asyncio.create_task(ask(engine, order(PROMPT, max_tokens=None, ignore_eos=True)))
+        await until(lambda: engine.health().get("rows") == 1)
+        await asyncio.to_thread(engine.close)
+        late = await asyncio.gather(ask(engine, order(PROMPT)), return_exceptions=True)
+        return await task, late[0]
+
+    cut, late = asyncio.run(play())
+    assert (cut.last.status, cut.last.code) == (503, "engine_stopping")
+    assert late.code == "engine_stopping"
+    assert not engine.health()["ready"]
+
+
+def test_a_base_that_is_not_there_ends_the_engine(world: World, tmp_path: Any) -> None:
+    died = []
+    settings = world.settings.model_copy(update={"data_dir": tmp_path})
+    engine = Engine(settings, died=lambda: died.append(True))
+    engine.start()
+    asyncio.run(until(lambda: died == [True]))
+    assert not engine.health()["ready"]
+    assert ask_all(engine, [order(PROMPT)])[0].code == "engine_dead"
+    engine.close()

@@ -1,0 +1,189 @@
+"""The engine as a process: its socket, its lines, its signals."""
+
+import json
+import os
+import signal
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.worker.engine.conftest import BASE, World
+
+PROMPT = list(range(10, 30))
+
+
+@contextmanager
+def engine_process(data: Path, **settings: str) -> Iterator[subprocess.Popen[bytes]]:
+    environment = {
+        **os.environ,
+        "GRAFTWORK_DATA_DIR": str(data),
+        "GRAFTWORK_BASE": BASE,
+        "GRAFTWORK_ENGINE__COMPUTE__DTYPE": "float32",
+        "GRAFTWORK_ENGINE__COMPUTE__THREADS": "1",
+        **settings,
+    }
+    process = subprocess.Popen([sys.executable, "-m", "worker.engine"], env=environment)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture(scope="module")
+def client(world: World) -> Iterator[httpx.Client]:
+    limits = {
+        "GRAFTWORK_ENGINE__ROWS": "2",
+        "GRAFTWORK_ENGINE__WAITING": "1",
+        "GRAFTWORK_ENGINE__CONTEXT": "512",
+    }
+    with engine_process(world.settings.data_folder, **limits) as process:
+        socket = Path(world.settings.engine_address.removeprefix("unix:"))
+        with httpx.Client(
+            transport=httpx.HTTPTransport(uds=str(socket)), base_url="http://engine", timeout=30
+        ) as client:
+            wait_until_ready(client, process, socket)
+            yield client
+
+
+def wait_until_ready(client: httpx.Client, process: subprocess.Popen[bytes], socket: Path) -> None:
+    deadline = time.monotonic() + 60
+    while not socket.exists() or client.get("/health").status_code != 200:
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def body(**more: Any) -> dict[str, Any]:
+    sampling = {"temperature": 0, "max_tokens": 4, "ignore_eos": True, **more.pop("sampling", {})}
+    return {"prompt_ids": PROMPT, "sampling": sampling, **more}
+
+
+def lines_of(response: httpx.Response) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in response.text.splitlines()]
+
+
+def wait_for_rows(client: httpx.Client, rows: int) -> None:
+    deadline = time.monotonic() + 20
+    while client.get("/health").json()["rows"] != rows:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_the_socket_is_private(world: World, client: httpx.Client) -> None:
+    socket = Path(world.settings.engine_address.removeprefix("unix:"))
+    assert stat.S_IMODE(socket.stat().st_mode) == 0o600
+    assert stat.S_IMODE(socket.parent.stat().st_mode) == 0o700
+
+
+def test_lines_are_streamed(world: World, client: httpx.Client) -> None:
+    adapter = {"name": "mine", "digest": world.adapters[0].digest}
+    response = client.post("/generate", json=body(adapter=adapter, sampling={"logprobs": True}))
+    assert response.headers["content-type"].startswith("application/x-ndjson")
+    start, *deltas, end = lines_of(response)
+    assert start == {"type": "start", "prompt_tokens": 20}
+    assert end == {"type": "end", "prompt_tokens": 20, "completion_tokens": 4}
+    assert {delta["type"] for delta in deltas} == {"delta"}
+    assert sum(len(delta["tokens"]) for delta in deltas) == 4
+    assert deltas[-1]["finish_reason"] == "length"
+    resident = client.get("/health").json()["resident"]
+    assert [entry["digest"] for entry in resident] == [adapter["digest"]]
+    assert client.delete(f"/adapters/{adapter['digest']}").status_code == 204
+    time.sleep(0.1)
+    assert client.get("/health").json()["resident"] == []
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "code"),
+    [
+        ({"sampling": {"max_tokens": 5000}}, 400, "context_length_exceeded"),
+        ({"sampling": {"n": 0}}, 400, "invalid_request"),
+        ({"prompt": 3}, 400, "invalid_request"),
+        ({"adapter": {"name": "gone", "digest": "0" * 64}}, 404, "adapter_not_found"),
+        ({"sampling": {"n": 9}}, 503, "engine_overloaded"),
+    ],
+)
+def test_an_error_before_the_first_line_has_a_status(
+    client: httpx.Client, change: dict[str, Any], status: int, code: str
+) -> None:
+    response = client.post("/generate", json=body(**change))
+    assert response.status_code == status
+    error = response.json()["error"]
+    assert set(error) == {"code", "message", "param"}
+    assert error["code"] == code
+
+
+def test_a_caller_who_leaves_frees_the_rows(client: httpx.Client) -> None:
+    with client.stream("POST", "/generate", json=body(sampling={"max_tokens": None})) as response:
+        stream = response.iter_lines()
+        next(stream)
+        wait_for_rows(client, 1)
+    wait_for_rows(client, 0)
+
+
+def test_a_caller_who_leaves_before_the_first_line_frees_its_place(client: httpx.Client) -> None:
+    long = body(sampling={"max_tokens": None, "n": 2})
+    with client.stream("POST", "/generate", json=long) as running:
+        stream = running.iter_lines()
+        next(stream)
+        with pytest.raises(httpx.ReadTimeout):
+            client.post("/generate", json=body(), timeout=0.05)
+        deadline = time.monotonic() + 20
+        while client.get("/health").json()["waiting"]:
+            assert time.monotonic() < deadline
+    wait_for_rows(client, 0)
+
+
+def test_metrics_count(client: httpx.Client) -> None:
+    client.post("/generate", json=body())
+    text = client.get("/metrics").text
+    for name in (
+        "rows 0.0",
+        "waiting 0.0",
+        'tokens_total{kind="completion"}',
+        'tokens_total{kind="prompt"}',
+        "step_seconds_bucket",
+        "adapters_bytes",
+        "adapter_loads_total",
+    ):
+        assert f"graftwork_engine_{name}" in text
+
+
+def test_being_told_to_stop_ends_requests_soon_and_the_process_cleanly(
+    world: World, tmp_path: Path
+) -> None:
+    (tmp_path / "bases").symlink_to(world.settings.data_folder / "bases")
+    settings = world.settings.model_copy(update={"data_dir": tmp_path})
+    socket = Path(settings.engine_address.removeprefix("unix:"))
+    slow = {"GRAFTWORK_ENGINE__CONTEXT": "512", "GRAFTWORK_ENGINE__PREFILL_TOKENS": "1"}
+    with (
+        engine_process(tmp_path, **slow) as process,
+        httpx.Client(
+            transport=httpx.HTTPTransport(uds=str(socket)), base_url="http://engine", timeout=30
+        ) as client,
+    ):
+        wait_until_ready(client, process, socket)
+        endless = body(sampling={"max_tokens": None, "n": 16})
+        with client.stream("POST", "/generate", json=endless) as response:
+            stream = response.iter_lines()
+            next(stream)
+            process.send_signal(signal.SIGTERM)
+            began = time.monotonic()
+            last = json.loads([*stream][-1])
+        assert process.wait(10) == 0
+        assert time.monotonic() - began < 5
+        assert last["type"] == "end" or last["code"] == "engine_stopping"
+        assert not socket.exists()
+
+
+def test_without_its_base_the_process_fails(tmp_path: Path) -> None:
+    with engine_process(tmp_path) as process:
+        assert process.wait(60) == 1

@@ -1,0 +1,89 @@
+"""A row's tokens are its own, whatever is computed beside it."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from models.nn.artifact import load_artifact
+from models.nn.attention import PackedCausal
+from models.nn.executors import Segment, Segments
+from models.nn.terms import Terms
+from models.spec import AdapterRef, GenerateRequest
+from tests.worker.engine.conftest import World, ask_all, order
+from worker.engine.engine import Engine
+
+LENGTHS = (3, 40, 7, 90, 12, 1, 25, 60, 5, 33, 18, 70, 2, 11, 50, 9)
+
+
+def mixed_orders(world: World) -> list[GenerateRequest]:
+    """16 prompts: each adapter once or twice, and the base."""
+    generator = torch.Generator().manual_seed(7)
+    adapters = [*world.adapters, None, *world.adapters[:6], None]
+    return [
+        order(
+            torch.randint(3, 250, (length,), generator=generator).tolist(),
+            adapter=adapter,
+            max_tokens=6 + index,
+            ignore_eos=True,
+            logprobs=True,
+        )
+        for index, (length, adapter) in enumerate(zip(LENGTHS, adapters, strict=True))
+    ]
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [{"rows": 16}, {"rows": 5, "prefill_tokens": 16}, {"rows": 7, "prefill_tokens": 3}],
+    ids=["at once", "few slots", "tiny chunks"],
+)
+def test_mixed_rows_equal_each_alone(
+    world: World, start_engine: Callable[..., Engine], limits: dict[str, int]
+) -> None:
+    orders = mixed_orders(world)
+    alone_engine = start_engine(rows=1)
+    alone = [ask_all(alone_engine, [request])[0] for request in orders]
+    engine = start_engine(**limits)
+    mixed = ask_all(engine, orders) + ask_all(engine, orders[::-1], gap=0.004)[::-1]
+    for expected, got in zip(alone * 2, mixed, strict=True):
+        assert got.ids == expected.ids
+        assert [token.logprob for token in got.tokens[0]] == pytest.approx(
+            [token.logprob for token in expected.tokens[0]], abs=1e-4
+        )
+
+
+def test_tokens_equal_the_trainers_forward(
+    world: World, start_engine: Callable[..., Engine]
+) -> None:
+    orders = mixed_orders(world)
+    answers = ask_all(start_engine(rows=6, prefill_tokens=16), orders)
+    for request, answer in zip(orders, answers, strict=True):
+        assert answer.ids == without_cache(world, request)
+
+
+def without_cache(world: World, request: GenerateRequest) -> list[int]:
+    """Greedy tokens by the whole sequence anew for each, as the trainer computes it."""
+    terms = load_terms(world, request.adapter)
+    ids = list(request.prompt_ids or [])
+    prompt = len(ids)
+    while len(ids) < prompt + request.sampling["max_tokens"]:
+        executor = Segments([Segment(0, len(ids), terms)])
+        with torch.inference_mode():
+            hidden_td = world.backbone.hidden(
+                torch.tensor(ids),
+                positions=torch.arange(len(ids)),
+                attention=PackedCausal([(0, len(ids))]),
+                executor=executor,
+            )
+            last = torch.tensor([len(ids) - 1])
+            logits_1v = world.backbone.logits(hidden_td[last], executor=executor.at(last))
+        ids.append(int(logits_1v.argmax()))
+    return ids[prompt:]
+
+
+def load_terms(world: World, adapter: AdapterRef | None) -> Terms | None:
+    if adapter is None:
+        return None
+    folder = world.settings.data_folder / adapter.name
+    artifact = load_artifact(folder, shape=world.backbone.shape)
+    return Terms.of(artifact.method, artifact.tensors, world.backbone.base)

@@ -1,0 +1,129 @@
+"""Who runs next, without a tensor."""
+
+from types import SimpleNamespace
+from typing import Any, cast
+
+from models.spec import AdapterRef, SamplingSpec
+from worker.engine.scheduler import Scheduler, Step
+from worker.engine.sequence import Sequence
+from worker.engine.text import TextStream
+
+
+def row(length: int, adapter: str | None = None) -> Sequence:
+    ref = AdapterRef(adapter, adapter) if adapter else None
+    generation = SimpleNamespace(adapter=ref, sampling=SamplingSpec())
+    text = TextStream(bytes_of=lambda token: b"")
+    return Sequence(cast("Any", generation), 0, [1] * length, limit=4, seed=0, text=text)
+
+
+def make(rows: int, prefill_tokens: int, *sequences: Sequence) -> Scheduler:
+    scheduler = Scheduler(rows=rows, prefill_tokens=prefill_tokens)
+    for sequence in sequences:
+        scheduler.add(sequence)
+    return scheduler
+
+
+def everybody(sequence: Sequence) -> bool:
+    return True
+
+
+def advance(step: Step | None) -> None:
+    for chunk in step.chunks if step else ():
+        chunk.sequence.computed = chunk.stop
+
+
+def sizes(step: Step | None) -> list[int]:
+    return [chunk.stop - chunk.start for chunk in step.chunks] if step else []
+
+
+def test_idle_has_no_step() -> None:
+    scheduler = make(2, 8)
+    assert scheduler.admit(everybody) == []
+    assert scheduler.next_step() is None
+
+
+def test_slots_go_lowest_first_and_come_back() -> None:
+    rows = [row(3) for _ in range(4)]
+    scheduler = make(3, 8, *rows)
+    assert scheduler.admit(everybody) == rows[:3]
+    assert [sequence.slot for sequence in rows] == [0, 1, 2, None]
+    scheduler.remove(rows[1])
+    assert scheduler.admit(everybody) == [rows[3]]
+    assert rows[3].slot == 1
+    assert rows[1].slot is None
+
+
+def test_a_long_prompt_is_cut_and_never_delays_decoding() -> None:
+    short, long = row(2), row(100)
+    scheduler = make(2, 10, short, long)
+    scheduler.admit(everybody)
+    assert sizes(scheduler.next_step()) == [2, 8]
+    advance(scheduler.next_step())
+    for _ in range(10):
+        step = scheduler.next_step()
+        assert step is not None
+        assert step.decodes == (short,)
+        assert sum(sizes(step)) <= 10
+        advance(step)
+    assert not long.prefilling
+
+
+def test_more_prompts_than_budget_are_served_in_order() -> None:
+    rows = [row(4) for _ in range(5)]
+    scheduler = make(5, 3, *rows)
+    scheduler.admit(everybody)
+    step = scheduler.next_step()
+    assert step is not None
+    assert [chunk.sequence for chunk in step.chunks] == rows[:3]
+    assert sizes(step) == [1, 1, 1]
+
+
+def test_what_is_not_ready_does_not_block_others() -> None:
+    cold, warm = row(1, "cold"), row(1, "warm")
+    scheduler = make(2, 8, cold, warm)
+    ready = {"warm"}
+    assert scheduler.admit(lambda s: s.adapter is not None and s.adapter.digest in ready) == [warm]
+    assert scheduler.waiting == [cold]
+
+
+def test_a_flood_for_one_adapter_delays_another_by_one_turn() -> None:
+    flood = [row(1, "a") for _ in range(50)]
+    single = row(1, "b")
+    scheduler = make(2, 8, *flood, single)
+    assert scheduler.admit(everybody) == [flood[0], single]
+
+
+def test_the_head_of_the_queue_moves_whatever_others_send() -> None:
+    waiting = [row(1, "a") for _ in range(3)]
+    scheduler = make(1, 8, row(1, "a"), *waiting)
+    turns = 0
+    while waiting[-1] in scheduler.waiting:
+        scheduler.admit(everybody)
+        scheduler.remove(scheduler.running[0])
+        scheduler.add(row(1, f"new-{turns}"))
+        turns += 1
+    assert turns <= 9
+
+
+def test_compaction_moves_the_highest_rows_into_holes() -> None:
+    rows = [row(1) for _ in range(8)]
+    scheduler = make(8, 8, *rows)
+    scheduler.admit(everybody)
+    for sequence in rows[:6]:
+        scheduler.remove(sequence)
+    moved = list(scheduler.compact(rows=2))
+    assert [(sequence.slot, source) for sequence, source in moved] == [(0, 7), (1, 6)]
+    assert list(scheduler.compact(rows=2)) == []
+    scheduler.add(row(1))
+    assert [sequence.slot for sequence in scheduler.admit(everybody)] == [2]
+
+
+def test_steps_can_be_taken_apart() -> None:
+    rows = [row(2), row(3)]
+    scheduler = make(2, 8, *rows)
+    scheduler.admit(everybody)
+    rows[0].computed = 2
+    step = scheduler.next_step()
+    assert step is not None
+    parts = list(step.alone())
+    assert [list(part.sequences) for part in parts] == [[rows[0]], [rows[1]]]

@@ -1,0 +1,187 @@
+"""What is killed, stopped or cancelled in the middle loses nothing and shows nothing twice."""
+
+import hashlib
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from models.tables import adapter, checkpoint, job
+from models.tables.base import Page
+from models.tables.job import Job
+from tests.worker.conftest import Site, children, is_alive, wait_for
+
+ROWS: list[dict[str, Any]] = [
+    {
+        "messages": [
+            {"role": "user", "content": f"What is {n}?"},
+            {"role": "assistant", "content": f"It is {n}."},
+        ]
+    }
+    for n in range(40)
+]
+LONG = {"n_epochs": 5, "batch_size": 2, "learning_rate": 0.01}
+METHOD = {"type": "lora", "rank": 4, "dropout": 0.1}
+STEPS = 100
+
+
+def post(site: Site) -> Job:
+    return site.add_job(ROWS, loop=LONG, method=METHOD)
+
+
+def weights(site: Site, row: Job, folder: Path) -> str:
+    """Return the hash of the one published adapter's tensors."""
+    with site.database.unit_of_work() as session:
+        published = adapter.list_all(session, tenant=row.tenant)
+    assert [item.job_id for item in published].count(row.id) == 1
+    digest = next(item.digest for item in published if item.job_id == row.id)
+    tree = site.store.fetch_tree(digest, folder / digest)
+    return hashlib.sha256((tree / "adapter_model.safetensors").read_bytes()).hexdigest()
+
+
+@pytest.fixture(scope="module")
+def unbroken() -> dict[str, str]:
+    """What a run that nothing disturbed came to; filled by the first test."""
+    return {}
+
+
+def check_like_unbroken(site: Site, row: Job, *, unbroken: dict[str, str]) -> None:
+    """Every step was told once, and the weights are those of a run that nothing disturbed."""
+    assert site.steps_told(row) == list(range(1, STEPS + 1))
+    found = weights(site, row, site.folder / "check")
+    assert found == unbroken.setdefault("weights", found)
+
+
+def trainer_of(worker_pid: int) -> int:
+    return wait_for(lambda: children(worker_pid))[0]
+
+
+def test_a_run_that_nothing_disturbs(site: Site, unbroken: dict[str, str]) -> None:
+    site.start_worker()
+    row = post(site)
+    ended = site.wait_for_state(row, "succeeded")
+    check_like_unbroken(site, row, unbroken=unbroken)
+    assert ended.attempts == 1
+    assert ended.resume_digest is None
+    with site.database.unit_of_work() as session:
+        saved, _ = checkpoint.list_page(session, row.id, page=Page(100))
+    assert [item.step for item in saved] == [100, 80, 60, 40, 20]
+
+
+def test_kill_the_trainer(site: Site, unbroken: dict[str, str]) -> None:
+    worker = site.start_worker()
+    row = post(site)
+    site.wait_for_step(row, 25)
+    os.kill(trainer_of(worker.pid), signal.SIGKILL)
+    ended = site.wait_for_state(row, "succeeded")
+    assert ended.attempts == 2
+    check_like_unbroken(site, row, unbroken=unbroken)
+
+
+def test_kill_the_worker(site: Site, unbroken: dict[str, str]) -> None:
+    worker = site.start_worker()
+    row = post(site)
+    site.wait_for_step(row, 25)
+    trainer = trainer_of(worker.pid)
+    worker.kill()
+    worker.wait()
+    wait_for(lambda: not is_alive(trainer), seconds=3)
+    site.start_worker()
+    site.wait_for_state(row, "succeeded")
+    check_like_unbroken(site, row, unbroken=unbroken)
+
+
+def test_a_worker_that_was_frozen_past_its_lease_is_refused(
+    site: Site, unbroken: dict[str, str]
+) -> None:
+    frozen = site.start_worker()
+    row = post(site)
+    site.wait_for_step(row, 10)
+    trainer = trainer_of(frozen.pid)
+    os.kill(frozen.pid, signal.SIGSTOP)
+    os.kill(trainer, signal.SIGSTOP)
+    site.start_worker()
+    site.wait_for_state(row, "succeeded")
+    os.kill(trainer, signal.SIGCONT)
+    os.kill(frozen.pid, signal.SIGCONT)
+    wait_for(lambda: not is_alive(trainer), seconds=10)
+    assert is_alive(frozen.pid)
+    check_like_unbroken(site, row, unbroken=unbroken)
+
+
+def test_a_worker_that_is_told_to_stop_hands_its_job_over(
+    site: Site, unbroken: dict[str, str]
+) -> None:
+    worker = site.start_worker()
+    row = post(site)
+    site.wait_for_step(row, 10)
+    worker.terminate()
+    worker.wait(20)
+    handed_over = site.job(row)
+    assert handed_over.state == "queued"
+    assert handed_over.attempts == 0
+    site.start_worker()
+    site.wait_for_state(row, "succeeded")
+    check_like_unbroken(site, row, unbroken=unbroken)
+
+
+def test_pause_and_resume(site: Site, unbroken: dict[str, str]) -> None:
+    worker = site.start_worker()
+    row = post(site)
+    site.wait_for_step(row, 10)
+    with site.database.unit_of_work() as session:
+        job.pause(session, row.id, tenant=row.tenant)
+    paused = site.wait_for_state(row, "paused")
+    assert 10 <= paused.step < STEPS
+    wait_for(lambda: not children(worker.pid), seconds=5)
+    with site.database.unit_of_work() as session:
+        job.resume(session, row.id, tenant=row.tenant)
+    site.wait_for_state(row, "succeeded")
+    check_like_unbroken(site, row, unbroken=unbroken)
+
+
+def test_cancel(site: Site) -> None:
+    worker = site.start_worker()
+    row = post(site)
+    site.wait_for_step(row, 5)
+    trainer = trainer_of(worker.pid)
+    with site.database.unit_of_work() as session:
+        job.cancel(session, row.id, tenant=row.tenant)
+    wait_for(lambda: not is_alive(trainer), seconds=3)
+    assert site.job(row).state == "cancelled"
+    with site.database.unit_of_work() as session:
+        assert not adapter.list_all(session, tenant=row.tenant)
+
+
+def test_killed_between_the_last_step_and_publishing(site: Site, unbroken: dict[str, str]) -> None:
+    site.start_worker(GRAFTWORK_CRASH="before-succeeded")
+    row = post(site)
+    wait_for(lambda: site.job(row).attempts >= 2)
+    with site.database.unit_of_work() as session:
+        assert not adapter.list_all(session, tenant=row.tenant)
+    site.kill_workers()
+    site.start_worker()
+    site.wait_for_state(row, "succeeded")
+    check_like_unbroken(site, row, unbroken=unbroken)
+
+
+def test_a_job_that_always_crashes_ends(site: Site) -> None:
+    site.start_worker(GRAFTWORK_CRASH="before-succeeded", GRAFTWORK_WORKER__MAX_ATTEMPTS="2")
+    row = site.add_job(ROWS[:4], loop={"n_epochs": 1, "batch_size": 4}, method=METHOD)
+    ended = site.wait_for_state(row, "failed")
+    assert ended.error is not None
+    assert ended.error["code"] == "too_many_attempts"
+    assert "SIGKILL" in ended.error["message"]
+
+
+def test_bad_rows_are_named_before_anything_is_trained(site: Site) -> None:
+    site.start_worker()
+    row = site.add_job(b'{"messages": []}\nnot json\n{"text": "x"}\n')
+    ended = site.wait_for_state(row, "failed")
+    assert ended.error is not None
+    assert ended.error["code"] == "invalid_training_file"
+    assert {item["line"] for item in ended.error["problems"]} >= {1, 2}
+    assert all(item["code"] and item["message"] for item in ended.error["problems"])
+    assert ended.attempts == 0

@@ -1,0 +1,119 @@
+import json
+
+import numpy as np
+import pytest
+
+from core.errors import InvalidData, InvalidRequest
+from worker.train.data import epoch_order, micro_batches, read_examples
+
+
+@pytest.fixture
+def read(tmp_path, renderer):
+    def read(rows, *, max_length=512):
+        path = tmp_path / "rows.jsonl"
+        path.write_text(rows if isinstance(rows, str) else "\n".join(map(json.dumps, rows)))
+        return read_examples(path, renderer=renderer, max_length=max_length, param="training_file")
+
+    return read
+
+
+def chat(question, answer, **extra):
+    return {
+        "messages": [
+            {"role": "user", "content": question},
+            {"role": "assistant", "content": answer, **extra},
+        ]
+    }
+
+
+def test_only_answers_are_labelled(read, renderer):
+    examples = read([chat("Hello", "Hi"), chat("a", "b")])
+    text = [renderer.decode(examples.ids[examples.labelled].tolist())]
+    assert text == ["Hi<|im_end|>b<|im_end|>"]
+    assert examples.labels([0, 1]) == examples.counts.labelled_tokens == 5
+    assert examples.counts.tokens == len(examples.ids) == examples.offsets[-1]
+    assert examples.counts.longest_row == examples.length(0)
+
+
+def test_weights_choose_the_turns(read, renderer):
+    row = chat("a", "no", weight=0)
+    row["messages"] += chat("b", "yes", weight=1)["messages"]
+    examples = read([row])
+    assert renderer.decode(examples.ids[examples.labelled].tolist()) == "yes<|im_end|>"
+
+
+def test_other_formats(read, renderer):
+    examples = read([{"prompt": "one ", "completion": "two"}])
+    assert renderer.decode(examples.ids.tolist()) == "one two<|im_end|>"
+    assert renderer.decode(examples.ids[examples.labelled].tolist()) == "two<|im_end|>"
+    examples = read([{"text": "one two"}])
+    assert examples.labels([0]) == len("one two")
+
+
+def test_long_rows_are_cut_and_hopeless_ones_dropped(read):
+    rows = [chat("a", "short"), chat("a", "long" * 10), chat("never " * 10, "seen")]
+    examples = read(rows, max_length=40)
+    assert examples.counts.rows_kept == 2
+    assert examples.counts.rows_truncated == 2
+    assert examples.counts.rows_dropped == 1
+    assert examples.counts.dropped_lines == [3]
+    assert [examples.length(row) for row in range(2)] == [len(read(rows[:1]).ids), 40]
+
+
+def test_a_file_of_which_nothing_is_left_is_refused(read):
+    with pytest.raises(InvalidRequest, match="max_sequence_length") as caught:
+        read([chat("never " * 10, "seen")], max_length=20)
+    assert caught.value.code == "no_trainable_tokens"
+    assert caught.value.param == "training_file"
+
+
+def test_bad_rows_are_named(read):
+    with pytest.raises(InvalidData) as caught:
+        read('{"text": "a"}\n{\n[]')
+    assert [problem["line"] for problem in caught.value.problems] == [2, 3]
+    assert caught.value.param == "training_file"
+
+
+def test_what_the_template_refuses_is_a_problem_of_its_line(read, renderer, monkeypatch):
+    def refuse(messages):
+        raise InvalidRequest("Turns must alternate.", code="invalid_messages", param="messages")
+
+    monkeypatch.setattr(renderer, "example", refuse)
+    with pytest.raises(InvalidData, match="Line 1: Turns") as caught:
+        read([chat("a", "b")])
+    assert caught.value.problems[0]["code"] == "invalid_messages"
+
+
+def test_a_stream_predicts_labels_within_each_sequence(read):
+    examples = read([chat("Hello", "Hi"), {"messages": chat("a", "b")["messages"][1:]}])
+    stream = examples.pack([1, 0], device="cpu")
+    assert stream.sequences == [(0, examples.length(1)), (examples.length(1), len(stream.ids_t))]
+    assert stream.positions_t.tolist() == [
+        *range(examples.length(1)),
+        *range(examples.length(0)),
+    ]
+    assert (stream.ids_t[stream.rows_n + 1] == stream.targets_n).all()
+    assert len(stream.rows_n) == examples.labels([0, 1])
+
+
+def test_the_first_token_of_a_row_is_no_label(read):
+    examples = read([{"text": "ab"}, {"text": "cd"}])
+    examples.labelled[examples.offsets[:-1]] = True
+    stream = examples.pack([0, 1], device="cpu")
+    assert stream.rows_n.tolist() == [0, 1, 3, 4]
+    assert examples.labels([0, 1]) == 4
+
+
+def test_order_is_a_function_of_seed_and_epoch():
+    assert epoch_order(50, seed=1, epoch=0) == epoch_order(50, seed=1, epoch=0)
+    orders = {tuple(epoch_order(50, seed=s, epoch=e)) for s in range(2) for e in range(2)}
+    assert len(orders) == 4
+    assert all(sorted(order) == list(range(50)) for order in orders)
+
+
+def test_micro_batches_keep_to_their_budget(read):
+    examples = read([{"text": "a" * n} for n in (5, 90, 30, 31, 1, 7)])
+    streams = list(micro_batches(examples, range(6), max_tokens=64, device="cpu"))
+    assert [len(stream.ids_t) for stream in streams] == [91, 63, 16]
+    tokens = np.concatenate([stream.ids_t.numpy() for stream in streams])
+    assert sorted(tokens) == sorted(examples.ids)

@@ -1,0 +1,92 @@
+import json
+
+import pytest
+import torch
+
+from models.nn.backbone import Backbone
+from models.nn.methods import parse_method
+from models.nn.terms import Terms
+from tests.worker.train.conftest import ROWS
+from worker.train import evaluate as module
+from worker.train.data import micro_batches, read_examples
+from worker.train.evaluate import Score, evaluate, score
+
+
+@pytest.fixture
+def examples(tmp_path, renderer):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(map(json.dumps, ROWS)))
+    return read_examples(path, renderer=renderer, max_length=512, param="training_file")
+
+
+def perturbed(backbone: Backbone, **config):
+    method = parse_method({"type": "lora", "rank": 4, **config})
+    generator = torch.Generator().manual_seed(0)
+    tensors = {
+        name: (tensor + 0.1 * torch.randn(tensor.shape, generator=generator)).requires_grad_()
+        for name, tensor in method.init(backbone.base, generator).items()
+    }
+    return method, tensors
+
+
+def gradients(examples, backbone, rows, *, max_tokens, **config):
+    method, tensors = perturbed(backbone, **config)
+    total = Score()
+    for stream in micro_batches(examples, rows, max_tokens=max_tokens, device="cpu"):
+        terms = Terms.of(method, tensors, backbone.base)
+        total += score(stream, backbone=backbone, terms=terms)
+    return total, {name: tensor.grad / total.tokens for name, tensor in tensors.items()}
+
+
+@pytest.mark.parametrize("targets", ["all-linear", ["q_proj", "lm_head"], ["lm_head"]])
+def test_micro_batches_add_up_to_the_batch(examples, backbone, monkeypatch, targets):
+    rows = range(8)
+    whole, expected = gradients(examples, backbone, rows, max_tokens=10**6, target_modules=targets)
+    monkeypatch.setattr(module, "LOGIT_ROWS", 7)
+    pieces, found = gradients(examples, backbone, rows, max_tokens=64, target_modules=targets)
+    assert pieces.tokens == whole.tokens == examples.labels(rows)
+    assert pieces.correct == whole.correct
+    assert pieces.mean_loss == pytest.approx(whole.mean_loss, rel=1e-6)
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, atol=1e-6, rtol=1e-4)
+
+
+def test_packed_rows_equal_rows_alone(examples, backbone):
+    method, tensors = perturbed(backbone)
+    terms = Terms.of(method, tensors, backbone.base)
+    alone = Score()
+    with torch.no_grad():
+        packed = score(examples.pack(range(6), device="cpu"), backbone=backbone, terms=terms)
+        for row in range(6):
+            alone += score(examples.pack([row], device="cpu"), backbone=backbone, terms=terms)
+    assert (packed.correct, packed.tokens) == (alone.correct, alone.tokens)
+    assert packed.loss == pytest.approx(alone.loss, rel=1e-6)
+
+
+def test_loss_is_that_of_transformers(examples, backbone, base_folder):
+    from transformers import AutoModelForCausalLM
+
+    network = AutoModelForCausalLM.from_pretrained(base_folder)
+    stream = examples.pack([3], device="cpu")
+    labels = torch.where(torch.from_numpy(examples.labelled), torch.from_numpy(examples.ids), -100)
+    row = slice(int(examples.offsets[3]), int(examples.offsets[4]))
+    with torch.no_grad():
+        expected = network(stream.ids_t[None], labels=labels[row].long()[None]).loss.item()
+        found = score(stream, backbone=backbone, terms=Terms({}))
+    assert found.mean_loss == pytest.approx(expected, rel=1e-6)
+
+
+def test_evaluation_sees_all_rows_once_without_gradients(examples, backbone):
+    method, tensors = perturbed(backbone, dropout=0.5)
+    checks = []
+    found = evaluate(
+        examples,
+        backbone=backbone,
+        terms=Terms.of(method, tensors, backbone.base),
+        max_tokens=128,
+        check=lambda: checks.append(1),
+    )
+    assert found.tokens == examples.counts.labelled_tokens
+    assert 0 <= found.accuracy <= 1
+    assert len(checks) > 3
+    assert all(tensor.grad is None for tensor in tensors.values())

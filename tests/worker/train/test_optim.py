@@ -1,0 +1,74 @@
+import math
+
+import pytest
+import torch
+
+from models.nn.methods import parse_method
+from models.spec import LoopSpec
+from worker.train.optim import Optimizer, rate_factor
+
+LORA = parse_method({"type": "lora"})
+
+
+def loop(**values):
+    return LoopSpec(**{"n_epochs": 1, "batch_size": 1, "learning_rate": 0.1, **values})
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "expected"),
+    [
+        ("linear", [0.5, 1.0, 1.0, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125]),
+        ("constant", [0.5] + [1.0] * 9),
+        ("cosine", [0.5, 1.0] + [(1 + math.cos(math.pi * n / 8)) / 2 for n in range(8)]),
+    ],
+)
+def test_schedules(scheduler, expected):
+    spec = loop(scheduler=scheduler, warmup_ratio=0.2)
+    factors = [rate_factor(step, loop=spec, total_steps=10) for step in range(10)]
+    assert factors == pytest.approx(expected)
+
+
+def test_one_step_learns_at_the_full_rate():
+    for ratio in (0.0, 0.05):
+        assert rate_factor(0, loop=loop(warmup_ratio=ratio), total_steps=1) == 1.0
+
+
+def test_gradients_of_a_sum_become_those_of_a_mean_and_are_clipped():
+    tensor = torch.zeros(4, requires_grad=True)
+    optimizer = Optimizer({"a": tensor}, method=LORA, loop=loop(), total_steps=1)
+    tensor.grad = torch.full((4,), 30.0)
+    assert optimizer.normalise(10).item() == pytest.approx(6.0)
+    assert tensor.grad.norm().item() == pytest.approx(1.0)
+
+
+def test_a_method_scales_the_rate_of_its_tensors():
+    class Scaled(type(LORA)):
+        def learning_rate_scale(self, name):
+            return 3.0 if name == "b" else 1.0
+
+    tensors = {name: torch.zeros(1, requires_grad=True) for name in "ab"}
+    optimizer = Optimizer(tensors, method=Scaled(), loop=loop(warmup_ratio=0), total_steps=1)
+    for tensor in tensors.values():
+        tensor.grad = torch.ones(1)
+    optimizer.step(0)
+    assert tensors["b"].item() == pytest.approx(3 * tensors["a"].item())
+    assert tensors["a"].item() == pytest.approx(-0.1, rel=1e-4)
+    assert tensors["a"].grad is None
+
+
+def test_restored_moments_go_on_to_the_bit():
+    def make(value):
+        tensors = {"a": torch.tensor([value], requires_grad=True)}
+        return tensors, Optimizer(tensors, method=LORA, loop=loop(), total_steps=9)
+
+    tensors, optimizer = make(1.0)
+    for step in range(6):
+        if step == 3:
+            copy, resumed = make(tensors["a"].item())
+            resumed.restore({name: value.clone() for name, value in optimizer.state().items()})
+        for run in (tensors, copy) if step >= 3 else (tensors,):
+            run["a"].grad = torch.tensor([0.3 * step + 0.1])
+        optimizer.step(step)
+        if step >= 3:
+            resumed.step(step)
+    assert copy["a"].item() == tensors["a"].item()

@@ -1,0 +1,218 @@
+import csv
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from core.errors import Corrupt, InvalidData, InvalidRequest
+from models.nn.artifact import load_artifact
+from tests.worker.train.conftest import ROWS, carry_out, values_of, weights_hash
+from worker.train import run as module
+from worker.train.data import epoch_order
+
+
+def names(messages):
+    return [type(message).__name__ for message in messages]
+
+
+def test_a_whole_run(make_job, backbone):
+    order = make_job().order(validation=ROWS[:5], provenance={"job_id": "ftjob-1"})
+    messages = carry_out(order)
+    steps = ["Metrics"] * 5 + ["Metrics", "CheckpointSaved"]
+    assert names(messages) == ["Validated", "Started", *steps, *steps, "Succeeded"]
+    validated, started, *_, saved, ended = messages
+    assert validated.report["rows_kept"] == 20
+    assert validated.report["validation"]["rows_kept"] == 5
+    assert (started.total_steps, started.resumed_step) == (10, 0)
+    tokens = validated.report["tokens"]
+    assert ended.trained_tokens == 2 * tokens
+    measured = values_of(messages)
+    assert sorted(measured) == list(range(1, 11))
+    assert all(math.isfinite(value) for values in measured.values() for value in values.values())
+    assert measured[10]["train_loss"] < measured[1]["train_loss"] - 0.2
+    assert measured[5]["full_valid_loss"] > measured[10]["full_valid_loss"]
+    assert ended.metrics == saved.metrics
+    assert ended.metrics["learning_rate"] == measured[10]["learning_rate"] < 0.01
+    assert ended.adapter_folder == saved.adapter_folder
+
+    artifact = load_artifact(Path(ended.adapter_folder), shape=backbone.shape)
+    assert artifact.provenance["job_id"] == "ftjob-1"
+    assert artifact.provenance["seed"] == 3
+    assert artifact.provenance["data"] == validated.report
+    assert artifact.provenance["metrics"] == ended.metrics
+    assert {path.suffix for path in Path(order.work_folder).rglob("*") if path.is_file()} == {
+        ".csv",
+        ".json",
+        ".safetensors",
+    }
+    with Path(ended.results_file).open() as stream:
+        rows = list(csv.DictReader(stream))
+    assert [int(row["step"]) for row in rows] == list(range(1, 11))
+    assert float(rows[9]["valid_loss"]) == measured[10]["full_valid_loss"]
+    assert rows[8]["valid_loss"] == ""
+
+
+@pytest.mark.parametrize("asks_after", [2, 5, 7, 8, 9, 11])
+def test_a_paused_and_resumed_run_is_the_unbroken_one(make_job, asks_after):
+    loop = {"micro_batch_tokens": 200}
+    unbroken = carry_out(make_job("unbroken").order(validation=ROWS[:9], loop=loop))
+    job = make_job("paused")
+    order = job.order(validation=ROWS[:9], loop=loop)
+    first = carry_out(order, asks_after=asks_after)
+    assert names(first)[-2:] == ["CheckpointSaved", "Stopped"]
+    assert first[-2].kind == "resume"
+    assert first[-2].adapter_folder == ""
+    folder = first[-2].resume_folder
+    second = carry_out(
+        make_job("resumed").order(validation=ROWS[:9], loop=loop, resume_folder=folder)
+    )
+    assert second[1].resumed_step == first[-1].step
+    measured = values_of(first)
+    for step, values in values_of(second).items():
+        assert measured.setdefault(step, {}).keys().isdisjoint(values)
+        measured[step] |= values
+    assert measured == values_of(unbroken)
+    assert weights_hash(second) == weights_hash(unbroken)
+    results = [Path(run[-1].results_file).read_bytes() for run in (second, unbroken)]
+    assert results[0] == results[1]
+    assert second[-1].trained_tokens == unbroken[-1].trained_tokens
+
+
+def test_seeds_differ_and_repeat(make_job):
+    hashes = []
+    for name, seed in (("a", 3), ("b", 3), ("c", 4)):
+        job = make_job(name)
+        order = job.order()
+        order.spec["seed"] = seed
+        hashes.append(weights_hash(carry_out(order)))
+    assert hashes[0] == hashes[1] != hashes[2]
+
+
+def test_resume_checkpoints_come_by_the_clock(make_job):
+    messages = carry_out(make_job().order(resume_seconds=0.0, loop={"n_epochs": 1}))
+    kinds = [message.kind for message in messages if type(message).__name__ == "CheckpointSaved"]
+    assert kinds == ["resume"] * 5 + ["epoch"]
+
+
+def test_a_full_disk_costs_a_resume_checkpoint_and_not_the_job(make_job, monkeypatch):
+    save = module.Checkpoints.save
+
+    def fail(self, snapshot):
+        if snapshot.progress.step < 5:
+            raise OSError(28, "No space left on device")
+        return save(self, snapshot)
+
+    monkeypatch.setattr(module.Checkpoints, "save", fail)
+    messages = carry_out(make_job().order(resume_seconds=0.0, loop={"n_epochs": 1}))
+    assert names(messages)[-1] == "Succeeded"
+
+
+def test_a_run_started_again_goes_on_from_its_own_newest_checkpoint(make_job):
+    order = make_job().order()
+    carry_out(order, asks_after=5)
+    assert carry_out(order)[1].resumed_step == 3
+
+
+def test_a_job_may_go_on_from_a_parent(make_job):
+    parent = carry_out(make_job("parent").order(validation=ROWS))
+    order = make_job("child").order(
+        validation=ROWS, parent_folder=parent[-1].adapter_folder, loop={"learning_rate": 1e-30}
+    )
+    child = carry_out(order)
+    assert child[-1].metrics["full_valid_loss"] == parent[-1].metrics["full_valid_loss"]
+    assert weights_hash(child) == weights_hash(parent)
+
+
+@pytest.mark.parametrize("method", [{"type": "lora", "rank": 8}, {"type": "ia3"}])
+def test_a_parent_must_be_alike(make_job, method):
+    parent = carry_out(make_job("parent").order(loop={"n_epochs": 1}))
+    order = make_job("child").order(parent_folder=parent[-1].adapter_folder, method=method)
+    with pytest.raises(InvalidRequest) as caught:
+        carry_out(order)
+    assert caught.value.code == "incompatible_parent"
+
+
+def test_ia3_trains_by_the_same_loop(make_job):
+    messages = carry_out(make_job().order(method={"type": "ia3"}))
+    measured = values_of(messages)
+    assert measured[10]["train_loss"] < measured[1]["train_loss"]
+
+
+def test_a_loss_that_is_no_number_ends_the_job(make_job):
+    order = make_job().order(loop={"learning_rate": 10.0, "n_epochs": 50, "max_grad_norm": 1e9})
+    order.spec["method"] = {"type": "lora", "rank": 4, "alpha": 65536}
+    with pytest.raises(InvalidRequest, match="Lower the learning rate") as caught:
+        carry_out(order)
+    assert caught.value.code == "non_finite_loss"
+
+
+def test_bad_rows_end_the_job_with_their_lines(make_job):
+    with pytest.raises(InvalidData) as caught:
+        carry_out(make_job().order(rows='{"text": "a"}\n{"txt": "b"}'))
+    assert caught.value.problems[0]["line"] == 2
+    with pytest.raises(InvalidData) as caught:
+        carry_out(make_job().order(validation="{}"))
+    assert caught.value.param == "validation_file"
+
+
+def test_a_damaged_checkpoint_is_refused(make_job, tmp_path):
+    first = carry_out(make_job("a").order(), asks_after=4)
+    state = Path(first[-2].resume_folder) / "state.json"
+    state.write_text(json.dumps({**json.loads(state.read_text()), "step": 1}))
+    with pytest.raises(Corrupt):
+        carry_out(make_job("b").order(resume_folder=first[-2].resume_folder))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory."),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried 9"),
+    ],
+)
+def test_out_of_memory_is_told_apart(error):
+    assert module.is_out_of_memory(error)
+    assert not module.is_out_of_memory(RuntimeError("shape mismatch"))
+
+
+def test_the_loss_curve_is_that_of_peft(make_job, base_folder, renderer):
+    """20 steps in float32 against PEFT and a plain loop over padded batches."""
+    peft = pytest.importorskip("peft")
+    from transformers import AutoModelForCausalLM
+
+    loop = {"n_epochs": 4, "scheduler": "constant", "warmup_ratio": 0, "max_grad_norm": 0.5}
+    order = make_job().order(loop=loop, method={"type": "lora", "rank": 4})
+    measured = values_of(carry_out(order))
+
+    network = AutoModelForCausalLM.from_pretrained(base_folder)
+    start = carry_out(
+        make_job("start").order(
+            loop={**loop, "learning_rate": 1e-30}, method={"type": "lora", "rank": 4}
+        )
+    )
+    network = peft.PeftModel.from_pretrained(network, start[-1].adapter_folder, is_trainable=True)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=0.01, weight_decay=0.0)
+    examples = [renderer.example(row["messages"]) for row in ROWS]
+    for step in range(20):
+        order_of_epoch = epoch_order(20, seed=3, epoch=step // 5)
+        rows = [examples[row] for row in order_of_epoch[step % 5 * 4 :][:4]]
+        width = max(len(row.ids) for row in rows)
+        ids = torch.tensor([row.ids + [0] * (width - len(row.ids)) for row in rows])
+        labels = torch.tensor(
+            [
+                [i if use else -100 for i, use in zip(*row, strict=True)]
+                + [-100] * (width - len(row.ids))
+                for row in rows
+            ]
+        )
+        mask = (torch.arange(width) < torch.tensor([[len(row.ids)] for row in rows])).long()
+        loss = network(ids, attention_mask=mask, labels=labels).loss
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(network.parameters(), 0.5)
+        optimizer.step()
+        optimizer.zero_grad()
+        assert measured[step + 1]["train_loss"] == pytest.approx(loss.item(), rel=2e-4)
+        assert measured[step + 1]["grad_norm"] == pytest.approx(norm.item(), rel=5e-3)

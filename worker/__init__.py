@@ -1,0 +1,1 @@
+"""Training and inference: the files here take jobs, `train` runs them, `engine` serves."""

@@ -1,0 +1,120 @@
+"""Which job this worker takes next: woken by messages, and by its own look at the table."""
+
+import os
+import socket
+from functools import cache
+from threading import Event, Semaphore, Thread
+
+import structlog
+
+from core.database import Database
+from core.errors import Unavailable
+from core.ids import random_letters
+from core.settings import Settings, get_settings
+from core.store import Store
+from models.tables import job
+from worker.collect import collect
+from worker.supervisor import Supervisor
+from worker.validate import validate_files
+
+COLLECT_SECONDS = 60.0
+
+log = structlog.get_logger(__name__)
+
+
+class Dispatcher:
+    """The jobs of one worker process; all its threads are light, no torch is loaded here."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.stopping = Event()
+        self._settings = settings
+        self._database = Database(settings.database)
+        self._store = Store(settings.store)
+        self._owner = f"{socket.gethostname()}:{os.getpid()}:{random_letters(6)}"
+        self._places = Semaphore(settings.worker.jobs)
+        self._poller = Thread(target=self._poll, name="poller", daemon=True)
+        self._trainers: list[Thread] = []
+
+    def start(self) -> None:
+        """Begin to look at the table."""
+        self._poller.start()
+
+    def stop(self) -> None:
+        """Have running jobs saved and handed back, and wait until they are."""
+        self.stopping.set()
+        for thread in (self._poller, *self._trainers):
+            thread.join(self._settings.worker.stop_seconds)
+        self._database.close()
+
+    def validate(self, job_id: str | None = None) -> None:
+        """Check the files of one waiting job."""
+        with self._database.unit_of_work() as session:
+            row = job.claim(
+                session,
+                owner=self._owner,
+                seconds=self._settings.worker.lease_seconds,
+                state="validating_files",
+                job_id=job_id,
+            )
+        if row is not None:
+            validate_files(row, database=self._database, store=self._store)
+
+    def train(self, job_id: str | None = None) -> None:
+        """Train a queued job, then the next in line, until there is none or no free place."""
+        while not self.stopping.is_set() and self._places.acquire(blocking=False):
+            try:
+                with self._database.unit_of_work() as session:
+                    row = job.claim(
+                        session,
+                        owner=self._owner,
+                        seconds=self._settings.worker.lease_seconds,
+                        state="queued",
+                        job_id=job_id,
+                    )
+                if row is None:
+                    return
+                Supervisor(
+                    row,
+                    settings=self._settings,
+                    database=self._database,
+                    store=self._store,
+                    stopping=self.stopping,
+                ).run()
+            finally:
+                self._places.release()
+            job_id = None
+
+    def _poll(self) -> None:
+        quiet = 0.0
+        while not self.stopping.wait(self._settings.worker.poll_seconds):
+            quiet += self._settings.worker.poll_seconds
+            try:
+                self._look()
+                if quiet >= COLLECT_SECONDS:
+                    quiet = 0.0
+                    collect(database=self._database, store=self._store)
+            except Unavailable as error:
+                log.warning("cannot look for work", reason=error.code)
+            except Exception:
+                log.exception("the look for work failed")
+
+    def _look(self) -> None:
+        """Take back what vanished workers held, and start what no message has announced."""
+        grace = 2 * self._settings.worker.poll_seconds
+        with self._database.unit_of_work() as session:
+            job.reclaim_expired(session, max_attempts=self._settings.worker.max_attempts)
+            unchecked = job.waiting(session, state="validating_files", older_than=grace)
+            untrained = job.waiting(session, state="queued", older_than=grace)
+        if unchecked:
+            self.validate()
+        if untrained:
+            self._trainers = [thread for thread in self._trainers if thread.is_alive()]
+            thread = Thread(target=self.train, name="trainer", daemon=True)
+            self._trainers.append(thread)
+            thread.start()
+
+
+@cache
+def get_dispatcher() -> Dispatcher:
+    """Return the dispatcher of this process."""
+    return Dispatcher(get_settings())

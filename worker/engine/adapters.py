@@ -1,0 +1,236 @@
+"""Adapter versions in memory: fetched on first use, immutable, kept while used or recently used.
+
+A version's identity is its digest; names are labels in messages. Fetching (files, network, hashes)
+happens in helper threads without torch; everything else in the engine's one torch thread.
+"""
+
+import shutil
+import tempfile
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import structlog
+
+from core.errors import Corrupt, GraftworkError, InvalidRequest, NotFound, Unavailable
+from models.nn.artifact import Artifact, load_artifact
+from models.nn.backbone import Base
+from models.nn.terms import Terms
+from models.spec import AdapterRef
+from worker.engine.metrics import Metrics
+
+FETCHES_AT_ONCE = 2
+LARGEST = 1e12
+"""No number of an adapter may be larger: its products must stay finite under a weight of zero."""
+
+Fetch = Callable[[str, Path], Path]
+"""Given a digest and a folder to make, writes the version's files there, verified."""
+Post = Callable[[Callable[[], None]], None]
+"""Runs a function in the engine's thread, soon."""
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What an adapter must have been made for."""
+
+    base_digest: str
+    renderer_digest: str
+
+
+@dataclass(slots=True)
+class Resident:
+    """One version that is ready to use."""
+
+    terms: Terms
+    bytes: int
+    pins: int = 0
+    doomed: bool = False
+    """To be dropped as soon as no row uses it."""
+
+
+class AdapterCache:
+    """Least recently used versions leave first when `budget` bytes are passed; pinned ones stay.
+
+    A version that finds the budget full of pinned ones waits, loaded, until rows end.
+    """
+
+    def __init__(
+        self,
+        *,
+        fetch: Fetch,
+        base: Base,
+        identity: Identity,
+        budget: int,
+        post: Post,
+        metrics: Metrics,
+        failed: Callable[[str, GraftworkError], None],
+        evicted: Callable[[], None],
+    ) -> None:
+        self._fetch = fetch
+        self._base = base
+        self._identity = identity
+        self._budget = budget
+        self._post = post
+        self._metrics = metrics
+        self._failed = failed
+        self._evicted = evicted
+        self._resident: OrderedDict[str, Resident] = OrderedDict()
+        self._fetching: set[str] = set()
+        self._parked: dict[str, Resident] = {}
+        self._helpers = ThreadPoolExecutor(FETCHES_AT_ONCE, thread_name_prefix="fetch")
+        self._scratch = tempfile.TemporaryDirectory(prefix="graftwork-engine-")
+
+    def ready(self, adapter: AdapterRef) -> bool:
+        """Say whether a version is resident; if not, see to it that it will be."""
+        digest = adapter.digest
+        if digest in self._resident:
+            return True
+        under_way = len(self._fetching) + len(self._parked)
+        if digest not in self._fetching | self._parked.keys() and under_way < FETCHES_AT_ONCE:
+            self._fetching.add(digest)
+            self._helpers.submit(self._fetch_in_helper, adapter)
+        return False
+
+    def pin(self, digest: str) -> None:
+        """Keep a resident version until it is unpinned as often."""
+        self._resident[digest].pins += 1
+        self._resident.move_to_end(digest)
+
+    def unpin(self, digest: str) -> None:
+        """Let a version go once nobody else holds it, if it must or memory is short."""
+        resident = self._resident[digest]
+        resident.pins -= 1
+        if resident.pins == 0 and resident.doomed:
+            self._evict(digest)
+        any(self._settle(waiting) for waiting in list(self._parked))
+
+    def drop(self, digest: str) -> None:
+        """Free a version now, or when its last row ends; one that is not here is fine."""
+        resident = self._resident.get(digest)
+        if resident is None:
+            return
+        resident.doomed = True
+        if resident.pins == 0:
+            self._evict(digest)
+
+    def terms(self, digests: Iterable[str]) -> dict[str, Terms]:
+        """Return the terms of resident versions by digest."""
+        return {digest: self._resident[digest].terms for digest in digests}
+
+    def residents(self) -> list[tuple[str, Resident]]:
+        """Return what is in memory, least recently used first; safe from other threads."""
+        return list(self._resident.items())
+
+    def close(self) -> None:
+        """Stop fetching and remove what was fetched."""
+        self._helpers.shutdown(wait=True, cancel_futures=True)
+        self._scratch.cleanup()
+
+    def _fetch_in_helper(self, adapter: AdapterRef) -> None:
+        try:
+            folder = Path(tempfile.mkdtemp(dir=self._scratch.name)) / "adapter"
+            self._fetch(adapter.digest, folder)
+        except Exception as error:  # noqa: BLE001 - an error lost in this thread hangs requests
+            self._post(partial(self._fail, adapter.digest, _explain(adapter, error)))
+        else:
+            self._post(partial(self._arrive, adapter, folder))
+
+    def _arrive(self, adapter: AdapterRef, folder: Path) -> None:
+        digest = adapter.digest
+        try:
+            terms = self._read(adapter, folder)
+        except Exception as error:  # noqa: BLE001 - one adapter's fault must not stop the others
+            self._fail(digest, _explain(adapter, error))
+            return
+        finally:
+            shutil.rmtree(folder.parent, ignore_errors=True)
+        self._metrics.adapter_loads.inc()
+        self._fetching.discard(digest)
+        self._parked[digest] = Resident(terms, terms.bytes)
+        self._settle(digest)
+
+    def _read(self, adapter: AdapterRef, folder: Path) -> Terms:
+        artifact = load_artifact(folder, shape=self._base.shape)
+        self._check_identity(adapter, artifact)
+        terms = Terms.of(artifact.method, artifact.tensors, self._base)
+        if not all(_bounded(terms)):
+            raise Corrupt(
+                f"The adapter {adapter.name!r} holds numbers that are not finite or too large.",
+                code="adapter_unusable",
+            )
+        return terms
+
+    def _check_identity(self, adapter: AdapterRef, artifact: Artifact) -> None:
+        """Refuse what says that it was made for something else; bare PEFT files say nothing."""
+        for key, expected, what in (
+            ("base_digest", self._identity.base_digest, "base model"),
+            ("renderer_digest", self._identity.renderer_digest, "tokenizer or chat template"),
+        ):
+            if artifact.provenance.get(key, expected) != expected:
+                raise InvalidRequest(
+                    f"The adapter {adapter.name!r} was trained on another {what} than this "
+                    "engine serves.",
+                    code="adapter_base_mismatch",
+                    param="model",
+                )
+
+    def _settle(self, digest: str) -> bool:
+        """Make room for a parked version and admit it, unless pinned ones fill the budget."""
+        arrival = self._parked[digest]
+        held = sum(resident.bytes for resident in self._resident.values())
+        idle = [name for name, resident in self._resident.items() if resident.pins == 0]
+        pinned = held - sum(self._resident[name].bytes for name in idle)
+        if arrival.bytes > self._budget:
+            del self._parked[digest]
+            message = f"This adapter needs {arrival.bytes} bytes; the engine has {self._budget}."
+            self._fail(digest, InvalidRequest(message, code="adapter_too_large", param="model"))
+            return False
+        if pinned + arrival.bytes > self._budget:
+            return False
+        for name in idle:
+            if held + arrival.bytes <= self._budget:
+                break
+            held -= self._resident[name].bytes
+            self._evict(name)
+        self._resident[digest] = self._parked.pop(digest)
+        return True
+
+    def _evict(self, digest: str) -> None:
+        del self._resident[digest]
+        self._evicted()
+
+    def _fail(self, digest: str, error: GraftworkError) -> None:
+        self._fetching.discard(digest)
+        self._failed(digest, error)
+
+
+def _explain(adapter: AdapterRef, error: Exception) -> GraftworkError:
+    """Return what a request for this adapter is told."""
+    log.warning("adapter_unusable", adapter=adapter.name, digest=adapter.digest, exc_info=error)
+    if isinstance(error, NotFound):
+        return NotFound(
+            f"The adapter {adapter.name!r} has no stored version {adapter.digest[:12]}.",
+            code="adapter_not_found",
+            param="model",
+        )
+    if isinstance(error, GraftworkError):
+        return error
+    if isinstance(error, OSError):
+        return Unavailable(f"The adapter {adapter.name!r} could not be fetched: {error}.")
+    return Corrupt(
+        f"The adapter {adapter.name!r} cannot be loaded: {error}.", code="adapter_unusable"
+    )
+
+
+def _bounded(terms: Terms) -> Iterable[bool]:
+    for term in terms.linears.values():
+        fields = (term.down, term.up, term.input_scale, term.output_scale, term.bias)
+        for tensor in fields:
+            if tensor is not None and tensor.numel():
+                yield bool(tensor.abs().amax() <= LARGEST)  # false for NaN too
+        yield abs(term.scale) <= LARGEST

@@ -1,0 +1,99 @@
+"""The engine's HTTP face, for the api only: generate, health, metrics, drop an adapter."""
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+
+import msgspec
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.applications import Starlette
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from core.errors import GraftworkError, InvalidRequest
+from models.spec import AnyGenerateLine, GenerateRequest
+from worker.engine.engine import Engine
+
+Lines = AsyncGenerator[AnyGenerateLine, None]
+
+
+def create_app(engine: Engine) -> Starlette:
+    """Return the application that serves one engine."""
+    app = Starlette(
+        routes=[
+            Route("/generate", _generate, methods=["POST"]),
+            Route("/health", _health),
+            Route("/metrics", _metrics),
+            Route("/adapters/{digest}", _drop, methods=["DELETE"]),
+        ],
+        exception_handlers={GraftworkError: _refuse},
+    )
+    app.state.engine = engine
+    return app
+
+
+async def _generate(request: Request) -> Response:
+    """Stream a generation; wait for its first line, so that a refusal has a status of its own."""
+    engine: Engine = request.app.state.engine
+    try:
+        order = msgspec.json.decode(await request.body(), type=GenerateRequest)
+    except msgspec.DecodeError as error:
+        raise InvalidRequest(f"The body cannot be read: {error}.") from error
+    lines = engine.generate(order)
+    try:
+        first = await _unless_gone(request, lines)
+    except ClientDisconnect:
+        await lines.aclose()
+        return Response(status_code=499)
+    return StreamingResponse(_encode(first, lines), media_type="application/x-ndjson")
+
+
+async def _unless_gone(request: Request, lines: Lines) -> AnyGenerateLine:
+    """Return the first line; raises `ClientDisconnect` if the caller leaves before it is there."""
+    first = asyncio.ensure_future(anext(lines))
+    gone = asyncio.ensure_future(_wait_for_disconnect(request))
+    try:
+        await asyncio.wait((first, gone), return_when=asyncio.FIRST_COMPLETED)
+        if not first.done():
+            raise ClientDisconnect
+        return first.result()
+    finally:
+        for task in (first, gone):
+            task.cancel()
+        await asyncio.gather(first, gone, return_exceptions=True)
+
+
+async def _wait_for_disconnect(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _encode(first: AnyGenerateLine, lines: Lines) -> AsyncIterator[bytes]:
+    encoder = msgspec.json.Encoder()
+    async with aclosing(lines):
+        yield encoder.encode(first) + b"\n"
+        async for line in lines:
+            yield encoder.encode(line) + b"\n"
+
+
+async def _health(request: Request) -> Response:
+    report = request.app.state.engine.health()
+    return JSONResponse(report, status_code=200 if report["ready"] else 503)
+
+
+async def _metrics(request: Request) -> Response:
+    engine: Engine = request.app.state.engine
+    return Response(engine.metrics.render(engine.health()), media_type=CONTENT_TYPE_LATEST)
+
+
+async def _drop(request: Request) -> Response:
+    request.app.state.engine.drop(request.path_params["digest"])
+    return Response(status_code=204)
+
+
+async def _refuse(request: Request, error: Exception) -> Response:  # noqa: ARG001
+    if not isinstance(error, GraftworkError):
+        raise error
+    body = {"code": error.code, "message": error.message, "param": error.param}
+    return JSONResponse({"error": body}, status_code=error.status)

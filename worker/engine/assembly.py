@@ -1,0 +1,72 @@
+"""Puts one engine together from the settings; runs in the torch thread."""
+
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+from core.bases import BaseManifest, verify
+from core.settings import ComputeSettings, Settings
+from models.nn.backbone import Backbone, pick_dtype
+from models.nn.chat import Renderer
+from worker.engine.adapters import AdapterCache, Fetch, Identity, Post
+from worker.engine.blocks import Blocks
+from worker.engine.generation import Outbox
+from worker.engine.loop import Loop
+from worker.engine.metrics import Metrics
+from worker.engine.runner import Runner
+from worker.engine.scheduler import Scheduler
+
+
+@dataclass(frozen=True, slots=True)
+class Assembly:
+    """What an engine consists of once its base is loaded."""
+
+    manifest: BaseManifest
+    backbone: Backbone
+    renderer: Renderer
+    context: int
+    loop: Loop
+
+
+def assemble(
+    settings: Settings, *, fetch: Fetch, post: Post, outbox: Outbox, metrics: Metrics
+) -> Assembly:
+    """Verify and load the base, reserve its cache, and warm up."""
+    compute, folder = settings.engine.compute, settings.base_folder
+    manifest = verify(folder)
+    if compute.threads:
+        torch.set_num_threads(compute.threads)
+    device = _device(compute)
+    dtype = pick_dtype(device) if compute.dtype == "auto" else getattr(torch, compute.dtype)
+    backbone = Backbone.load(folder, dtype=dtype, device=device)
+    renderer = Renderer.load(folder)
+    rows, context = settings.engine.rows, min(settings.engine.context, backbone.shape.context)
+    blocks = Blocks(backbone.shape, rows=rows, context=context, dtype=dtype, device=backbone.device)
+    runner = Runner(backbone, blocks)
+    loop = Loop(
+        scheduler=Scheduler(rows=rows, prefill_tokens=settings.engine.prefill_tokens),
+        blocks=blocks,
+        runner=runner,
+        renderer=renderer,
+        outbox=outbox,
+        metrics=metrics,
+        adapters=partial(
+            AdapterCache,
+            fetch=fetch,
+            base=backbone.base,
+            identity=Identity(manifest.digest, renderer.digest),
+            budget=settings.engine.adapter_bytes,
+            post=post,
+            metrics=metrics,
+        ),
+    )
+    with torch.inference_mode():
+        runner.warm_up()
+    return Assembly(manifest, backbone, renderer, context, loop)
+
+
+def _device(compute: ComputeSettings) -> str:
+    if compute.device != "auto":
+        return compute.device
+    return "cuda" if torch.cuda.is_available() else "cpu"

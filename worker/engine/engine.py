@@ -1,0 +1,193 @@
+"""The engine as its callers see it: submit a request, read its lines, from any event loop.
+
+One thread does all torch work, loading included; it runs functions that others post to it and
+otherwise computes steps. Without work it sleeps.
+"""
+
+import asyncio
+import queue
+import secrets
+import threading
+from collections.abc import AsyncGenerator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+import structlog
+import torch
+
+from core.errors import Unavailable
+from core.settings import Settings
+from core.store import Store
+from models.spec import AnyGenerateLine, GenerateRequest, SamplingSpec
+from worker.engine.adapters import Fetch
+from worker.engine.assembly import Assembly, assemble
+from worker.engine.generation import Generation, Outbox
+from worker.engine.intake import read_prompt, read_sampling, token_limit
+from worker.engine.metrics import Metrics
+
+log = structlog.get_logger(__name__)
+
+
+class Engine:
+    """One base model, served; `start` it, then `generate` until `close`."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        fetch: Fetch | None = None,
+        died: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Take adapters from `fetch`, by default the store; `died` is called if the thread ends."""
+        self.metrics = Metrics()
+        self._settings = settings
+        self._fetch = fetch or Store(settings.store).fetch_tree
+        self._died = died
+        self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._outbox = Outbox()
+        self._opened: Assembly | None = None
+        self._draining = self._closing = self._dead = False
+        self._rows_out = 0
+        self._intake = ThreadPoolExecutor(1, thread_name_prefix="intake")
+        self._thread = threading.Thread(target=self._run, name="torch", daemon=True)
+
+    def start(self) -> None:
+        """Begin to load the base; `health` says when that is done."""
+        self._thread.start()
+
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[AnyGenerateLine, None]:
+        """Yield a request's lines; closing the iterator cancels its rows.
+
+        Raises a `GraftworkError` if the request is refused before its first line.
+        """
+        sampling = read_sampling(request.sampling)
+        opened = self._serving()
+        self._require_room(sampling.n)
+        self._rows_out += sampling.n
+        generation = None
+        try:
+            generation, limit = await self._prepare(request, sampling=sampling, opened=opened)
+            seed = secrets.randbits(63) if sampling.seed is None else sampling.seed
+            self._inbox.put(partial(opened.loop.add, generation, limit=limit, seed=seed))
+            async for line in generation.lines():
+                yield line
+        finally:
+            self._rows_out -= sampling.n
+            if generation is not None:
+                self._inbox.put(partial(opened.loop.cancel, generation))
+
+    @property
+    def busy(self) -> bool:
+        """Whether any request is in flight."""
+        return self._rows_out > 0
+
+    def drop(self, digest: str) -> None:
+        """Free an adapter version's memory as soon as no row uses it."""
+        if self._opened is not None:
+            self._inbox.put(partial(self._opened.loop.adapters.drop, digest))
+
+    def drain(self) -> None:
+        """Admit nothing more; what runs goes on."""
+        self._draining = True
+
+    def close(self) -> None:
+        """End every request with an error, free the memory and end the thread."""
+        self.drain()
+        self._inbox.put(self._close)
+        if self._thread.ident is not None:
+            self._thread.join()
+        self._intake.shutdown()
+
+    def health(self) -> dict[str, Any]:
+        """Say whether requests are served, of which base, and what is in memory."""
+        opened = self._opened
+        ready = opened is not None and not self._draining and not self._dead
+        if opened is None:
+            return {"ready": ready}
+        scheduler, residents = opened.loop.scheduler, opened.loop.adapters.residents()
+        return {
+            "ready": ready,
+            "base": opened.manifest.id,
+            "base_digest": opened.manifest.digest,
+            "dtype": str(opened.backbone.dtype).removeprefix("torch."),
+            "context": opened.context,
+            "rows": len(scheduler.running),
+            "waiting": len(scheduler.waiting),
+            "resident": [
+                {"digest": digest, "bytes": resident.bytes, "pins": resident.pins}
+                for digest, resident in residents
+            ],
+        }
+
+    def _serving(self) -> Assembly:
+        """Return what serves; raises `Unavailable` when nothing does."""
+        if self._dead:
+            raise _died()
+        if self._draining:
+            raise _stopping()
+        if self._opened is None:
+            raise Unavailable("The base model is being loaded.", code="engine_loading")
+        return self._opened
+
+    def _require_room(self, rows: int) -> None:
+        limit = self._settings.engine.rows + self._settings.engine.waiting
+        if self._rows_out + rows > limit:
+            raise Unavailable("The engine has all the work it can queue.", code="engine_overloaded")
+
+    async def _prepare(
+        self, request: GenerateRequest, *, sampling: SamplingSpec, opened: Assembly
+    ) -> tuple[Generation, int]:
+        """Tokenise in a thread of its own, for a long prompt takes a while."""
+        loop = asyncio.get_running_loop()
+        read = partial(
+            read_prompt, request, renderer=opened.renderer, vocab=opened.backbone.shape.vocab
+        )
+        prompt = await loop.run_in_executor(self._intake, read)
+        limit = token_limit(prompt, sampling=sampling, context=opened.context)
+        return Generation(prompt, sampling, request.adapter, loop), limit
+
+    def _run(self) -> None:
+        try:
+            self._opened = opened = assemble(
+                self._settings,
+                fetch=self._fetch,
+                post=self._inbox.put,
+                outbox=self._outbox,
+                metrics=self.metrics,
+            )
+            log.info("engine_ready", base=opened.manifest.id, dtype=str(opened.backbone.dtype))
+            with torch.inference_mode():
+                while not self._closing:
+                    worked = opened.loop.step()
+                    self._run_posted(wait=not worked)
+            self._fail_all(_stopping())
+            opened.loop.adapters.close()
+        except Exception as error:
+            log.error("engine_died", exc_info=error)
+            self._dead = True
+            self._fail_all(_died())
+            self._died()
+
+    def _run_posted(self, *, wait: bool) -> None:
+        """Run what was posted meanwhile; with `wait`, sleep until something is."""
+        if wait:
+            self._inbox.get()()
+        while not self._inbox.empty():
+            self._inbox.get()()
+
+    def _fail_all(self, error: Unavailable) -> None:
+        if self._opened is not None:
+            self._opened.loop.fail_all(error)
+        self._outbox.flush()
+
+    def _close(self) -> None:
+        self._closing = True
+
+
+def _stopping() -> Unavailable:
+    return Unavailable("This engine is being stopped.", code="engine_stopping")
+
+
+def _died() -> Unavailable:
+    return Unavailable("The engine has died.", code="engine_dead")

@@ -1,0 +1,45 @@
+"""What Prometheus is told about one engine."""
+
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+_STEP_BUCKETS = (0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56)
+
+
+class Metrics:
+    """Counters of one engine in a registry of their own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.rows = self._gauge("rows", "Rows that hold a slot.")
+        self.waiting = self._gauge("waiting", "Rows that wait for a slot or an adapter.")
+        self.adapters = self._gauge("adapters_resident", "Adapter versions in memory.")
+        self.adapter_bytes = self._gauge("adapters_bytes", "Bytes of adapters in memory.")
+        self.adapter_loads = Counter(
+            "graftwork_engine_adapter_loads", "Adapters loaded.", registry=self.registry
+        )
+        self.tokens = Counter(
+            "graftwork_engine_tokens", "Tokens computed.", ["kind"], registry=self.registry
+        )
+        self.faults = Counter(
+            "graftwork_engine_faults", "Requests ended by a fault.", registry=self.registry
+        )
+        self.step_seconds = Histogram(
+            "graftwork_engine_step_seconds",
+            "Time of one forward and its sampling.",
+            buckets=_STEP_BUCKETS,
+            registry=self.registry,
+        )
+
+    def render(self, health: dict[str, Any]) -> bytes:
+        """Return everything in Prometheus' text format; gauges are read off a health report."""
+        residents = health.get("resident", [])
+        self.rows.set(health.get("rows", 0))
+        self.waiting.set(health.get("waiting", 0))
+        self.adapters.set(len(residents))
+        self.adapter_bytes.set(sum(resident["bytes"] for resident in residents))
+        return generate_latest(self.registry)
+
+    def _gauge(self, name: str, description: str) -> Gauge:
+        return Gauge(f"graftwork_engine_{name}", description, registry=self.registry)

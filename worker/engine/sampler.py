@@ -1,0 +1,164 @@
+"""From logits to tokens, for all rows of a step at once.
+
+Shapes: n rows, v vocabulary, m of the n rows, k candidates.
+Each row brings its own uniform number, so what it draws depends on its logits and its seed, not
+on the rows beside it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+CANDIDATES = 256
+"""Nuclei are first sought among this many tokens; a wider one costs its row a full sort."""
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """What one row wants of its next token."""
+
+    temperature: float
+    top_p: float
+    uniform: float
+    top_logprobs: int | None = None
+    """How many alternatives to report; None reports no logprob at all."""
+    banned: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """A token, its logprob before temperature and top-p, and the likeliest in its place."""
+
+    token: int
+    logprob: float | None = None
+    top: tuple[tuple[int, float], ...] = ()
+    finite: bool = True
+    """Whether the row's logits were numbers at all; if not, the token means nothing."""
+
+
+def sample(logits_nv: Tensor, *, draws: Sequence[Draw]) -> list[Drawn]:
+    """Draw one token a row from float32 logits, which banned tokens are removed from in place.
+
+    Greedy at temperature 0; else from the softmax at that temperature, cut to the smallest set of
+    likeliest tokens with mass `top_p` (nucleus sampling, arXiv 1904.09751 section 3.1).
+    """
+    finite = torch.isfinite(logits_nv.sum(-1)).tolist()
+    reported = [row for row, draw in enumerate(draws) if draw.top_logprobs is not None]
+    report = _Report(logits_nv, rows=reported, draws=draws) if reported else None
+    _ban(logits_nv, draws)
+    tokens_n = _choose(logits_nv, draws)
+    logprobs = report.of(tokens_n) if report else {}
+    tokens: list[int] = tokens_n.tolist()
+    drawn = []
+    for row, token in enumerate(tokens):
+        logprob, top = logprobs.get(row, (None, ()))
+        drawn.append(Drawn(token, logprob, top, finite[row]))
+    return drawn
+
+
+def score(logits_nv: Tensor, *, tokens: Sequence[int], top: int) -> list[Drawn]:
+    """Report given tokens as if they had been drawn from float32 logits, one a row."""
+    draw = Draw(temperature=0.0, top_p=1.0, uniform=0.0, top_logprobs=top)
+    report = _Report(logits_nv, rows=range(len(tokens)), draws=[draw] * len(tokens))
+    found = report.of(torch.tensor(tokens, device=logits_nv.device))
+    return [Drawn(token, *found[row]) for row, token in enumerate(tokens)]
+
+
+class _Report:
+    """Logprobs of some rows, taken before any logit is banned."""
+
+    def __init__(self, logits_nv: Tensor, *, rows: Sequence[int], draws: Sequence[Draw]) -> None:
+        self._rows = rows
+        self._counts = [draws[row].top_logprobs or 0 for row in rows]
+        self._index_m = torch.tensor(list(rows), device=logits_nv.device)
+        self._logits_mv = _pick(logits_nv, rows).clone()
+        self._total_m = self._logits_mv.logsumexp(-1)
+        width = min(max(self._counts), logits_nv.shape[-1])
+        top_mk, self._ids_mk = self._logits_mv.topk(width, dim=-1)
+        self._top_mk = top_mk - self._total_m[:, None]
+
+    def of(self, tokens_n: Tensor) -> dict[int, tuple[float, tuple[tuple[int, float], ...]]]:
+        """Return, by row, the chosen token's logprob and the likeliest tokens with theirs."""
+        chosen_m1 = self._logits_mv.gather(-1, tokens_n[self._index_m][:, None])
+        chosen = (chosen_m1[:, 0] - self._total_m).tolist()
+        ids, tops = self._ids_mk.tolist(), self._top_mk.tolist()
+        return {
+            row: (chosen[i], tuple(zip(ids[i][:count], tops[i][:count], strict=True)))
+            for i, (row, count) in enumerate(zip(self._rows, self._counts, strict=True))
+        }
+
+
+def _ban(logits_nv: Tensor, draws: Sequence[Draw]) -> None:
+    banned = [(row, token) for row, draw in enumerate(draws) for token in draw.banned]
+    if banned:
+        rows, tokens = zip(*banned, strict=True)
+        logits_nv[list(rows), list(tokens)] = float("-inf")
+
+
+def _choose(logits_nv: Tensor, draws: Sequence[Draw]) -> Tensor:
+    """Return (n,) int64."""
+    random = [row for row, draw in enumerate(draws) if draw.temperature > 0]
+    whole = [row for row in random if draws[row].top_p >= 1]
+    nucleus = [row for row in random if draws[row].top_p < 1]
+    if not random:
+        return logits_nv.argmax(-1)
+    chosen_n = logits_nv.new_zeros(len(draws), dtype=torch.int64)
+    greedy = [row for row, draw in enumerate(draws) if draw.temperature <= 0]
+    if greedy:
+        chosen_n[greedy] = _pick(logits_nv, greedy).argmax(-1)
+    if whole:
+        chosen_n[whole] = _draw_whole(_tempered(logits_nv, whole, draws), _uniforms(whole, draws))
+    if nucleus:
+        top_p_m = torch.tensor([draws[row].top_p for row in nucleus], device=logits_nv.device)
+        tempered_mv = _tempered(logits_nv, nucleus, draws)
+        chosen_n[nucleus] = _draw_nucleus(tempered_mv, top_p_m, _uniforms(nucleus, draws))
+    return chosen_n
+
+
+def _pick(logits_nv: Tensor, rows: Sequence[int]) -> Tensor:
+    return logits_nv if len(rows) == len(logits_nv) else logits_nv[list(rows)]
+
+
+def _tempered(logits_nv: Tensor, rows: Sequence[int], draws: Sequence[Draw]) -> Tensor:
+    temperature_m = torch.tensor([draws[row].temperature for row in rows], device=logits_nv.device)
+    logits_mv = _pick(logits_nv, rows)
+    highest_m1 = logits_mv.amax(-1, keepdim=True)
+    return (logits_mv - highest_m1) / temperature_m[:, None]
+
+
+def _uniforms(rows: Sequence[int], draws: Sequence[Draw]) -> Tensor:
+    return torch.tensor([draws[row].uniform for row in rows])
+
+
+def _draw_whole(logits_mv: Tensor, uniform_m: Tensor) -> Tensor:
+    return _invert(logits_mv.softmax(-1), uniform_m)
+
+
+def _draw_nucleus(logits_mv: Tensor, top_p_m: Tensor, uniform_m: Tensor) -> Tensor:
+    total_m1 = logits_mv.logsumexp(-1, keepdim=True)
+    top_mk, ids_mk = logits_mv.topk(min(CANDIDATES, logits_mv.shape[-1]), dim=-1)
+    weight_mk = (top_mk - total_m1).exp()
+    tokens_m = _draw_sorted(weight_mk, ids_mk, top_p_m, uniform_m)
+    wide = (weight_mk.sum(-1) < top_p_m).nonzero()[:, 0]
+    if len(wide) and weight_mk.shape[-1] < logits_mv.shape[-1]:
+        weight_wv, ids_wv = logits_mv[wide].softmax(-1).sort(dim=-1, descending=True, stable=True)
+        uniform_w = uniform_m.to(wide.device)[wide]
+        tokens_m[wide] = _draw_sorted(weight_wv, ids_wv, top_p_m[wide], uniform_w)
+    return tokens_m
+
+
+def _draw_sorted(weight_mk: Tensor, ids_mk: Tensor, top_p_m: Tensor, uniform_m: Tensor) -> Tensor:
+    before_mk = weight_mk.cumsum(-1) - weight_mk
+    inside_mk = before_mk < top_p_m[:, None]
+    place_m = _invert(weight_mk * inside_mk, uniform_m)
+    return ids_mk.gather(-1, place_m[:, None])[:, 0]
+
+
+def _invert(weight_mk: Tensor, uniform_m: Tensor) -> Tensor:
+    """Return, (m,) int64, where the running sum of weights passes `uniform` of the whole."""
+    running_mk = weight_mk.cumsum(-1)
+    target_m1 = running_mk[:, -1:] * uniform_m.to(running_mk)[:, None]
+    place_m1 = torch.searchsorted(running_mk, target_m1, right=True)
+    return place_m1[:, 0].clamp_(max=weight_mk.shape[-1] - 1)

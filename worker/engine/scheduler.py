@@ -1,0 +1,131 @@
+"""Who runs next: admission, slots and the prompt tokens of a step. It touches no tensor."""
+
+import heapq
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from worker.engine.sequence import Sequence
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Prompt tokens [start, stop) of a sequence, computed in one step."""
+
+    sequence: Sequence
+    start: int
+    stop: int
+
+    @property
+    def ends_prompt(self) -> bool:
+        """Whether the sequence's first own token comes out of this chunk."""
+        return self.stop == len(self.sequence.prompt)
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One forward: a token of each decoding sequence, and chunks of prompts."""
+
+    decodes: tuple[Sequence, ...]
+    chunks: tuple[Chunk, ...]
+
+    @property
+    def sequences(self) -> Iterator[Sequence]:
+        """Everybody who has tokens in this step."""
+        yield from self.decodes
+        yield from (chunk.sequence for chunk in self.chunks)
+
+    def alone(self) -> Iterator["Step"]:
+        """Yield the same work, each sequence in a step of its own."""
+        yield from (Step((sequence,), ()) for sequence in self.decodes)
+        yield from (Step((), (chunk,)) for chunk in self.chunks)
+
+
+class Scheduler:
+    """Continuous batching over a fixed number of slots.
+
+    Admission takes turns: first come first served, then the first of whichever adapter has the
+    fewest rows running. So the head of the queue moves at every second admission whatever others
+    send, and a flood for one adapter delays the others by one turn, not by the flood.
+    """
+
+    def __init__(self, *, rows: int, prefill_tokens: int) -> None:
+        self.rows = rows
+        self.prefill_tokens = prefill_tokens
+        self.waiting: list[Sequence] = []
+        self.running: list[Sequence] = []
+        self._free = list(range(rows))
+        self._oldest_first = True
+
+    def add(self, sequence: Sequence) -> None:
+        """Put a sequence at the end of the queue."""
+        self.waiting.append(sequence)
+
+    def admit(self, is_ready: Callable[[Sequence], bool]) -> list[Sequence]:
+        """Give slots, lowest first, to waiting sequences that `is_ready` lets through."""
+        admitted = []
+        ready = [sequence for sequence in self.waiting if is_ready(sequence)] if self._free else []
+        while self._free and ready:
+            sequence = ready[0] if self._oldest_first else self._least_served(ready)
+            self._oldest_first = not self._oldest_first
+            ready.remove(sequence)
+            self.waiting.remove(sequence)
+            sequence.slot = heapq.heappop(self._free)
+            self.running.append(sequence)
+            admitted.append(sequence)
+        return admitted
+
+    def remove(self, sequence: Sequence) -> None:
+        """Forget a sequence, waiting or running, and free its slot."""
+        if sequence.slot is None:
+            self.waiting.remove(sequence)
+            return
+        self.running.remove(sequence)
+        heapq.heappush(self._free, sequence.slot)
+        sequence.slot = None
+
+    def next_step(self) -> Step | None:
+        """Return every decoding row and up to `prefill_tokens` of prompts, or None if idle."""
+        if not self.running:
+            return None
+        decodes = tuple(sequence for sequence in self.running if not sequence.prefilling)
+        prefilling = [sequence for sequence in self.running if sequence.prefilling]
+        return Step(decodes, tuple(self._chunks(prefilling)))
+
+    def compact(self, *, rows: int) -> Iterator[tuple[Sequence, int]]:
+        """Move running sequences from the highest slots into holes, until all lie below `rows`.
+
+        Yields each with the slot it left; decoding is done over the first slots, holes included.
+        """
+        for sequence in sorted(self.running, key=_slot_of, reverse=True):
+            source = _slot_of(sequence)
+            if source < rows or not self._free or self._free[0] > source:
+                return
+            sequence.slot = heapq.heapreplace(self._free, source)
+            yield sequence, source
+
+    def _least_served(self, ready: list[Sequence]) -> Sequence:
+        served = Counter(_adapter_of(sequence) for sequence in self.running)
+        return min(ready, key=lambda sequence: served[_adapter_of(sequence)])
+
+    def _chunks(self, prefilling: list[Sequence]) -> Iterator[Chunk]:
+        """Share the budget evenly, and what short prompts leave over in order of admission."""
+        served = prefilling[: self.prefill_tokens]
+        wanted = [len(sequence.prompt) - sequence.computed for sequence in served]
+        share = self.prefill_tokens // max(1, len(served))
+        given = [min(tokens, share) for tokens in wanted]
+        left = self.prefill_tokens - sum(given)
+        for sequence, tokens, granted in zip(served, wanted, given, strict=True):
+            extra = min(left, tokens - granted)
+            left -= extra
+            yield Chunk(sequence, sequence.computed, sequence.computed + granted + extra)
+
+
+def _slot_of(sequence: Sequence) -> int:
+    if sequence.slot is None:
+        raise ValueError("A running sequence has a slot.")
+    return sequence.slot
+
+
+def _adapter_of(sequence: Sequence) -> str | None:
+    return sequence.adapter.digest if sequence.adapter else None

@@ -1,0 +1,183 @@
+"""What a trainer says, written to the database and the store; publishing is one transaction."""
+
+import hashlib
+from functools import singledispatchmethod
+from pathlib import Path
+
+from core.database import Database
+from core.ids import new_id
+from core.store import Store
+from models.spec import (
+    AnyTrainerMessage,
+    CheckpointSaved,
+    Failed,
+    Metrics,
+    Started,
+    Stopped,
+    Succeeded,
+    Validated,
+)
+from models.tables import checkpoint, event, job
+from models.tables.adapter import Adapter
+from models.tables.base import database_now
+from models.tables.checkpoint import Checkpoint
+from models.tables.file import File
+from models.tables.job import Job
+
+
+def model_name(row: Job) -> str:
+    """Return the name that the job's result will have, the same at every try."""
+    letters = hashlib.sha256(row.id.encode()).hexdigest()[:8]
+    return f"ft:{row.base}:{row.tenant}:{row.suffix or ''}:{letters}"
+
+
+class Recorder:
+    """Writes the messages of one claim of one job, each in one transaction under its fence."""
+
+    def __init__(self, row: Job, *, database: Database, store: Store) -> None:
+        self._row = row
+        self._database = database
+        self._store = store
+        self._recorded_step = row.step
+        self._resume_digest = row.resume_digest
+        self._trained_parameters = 0
+
+    @singledispatchmethod
+    def record(self, message: AnyTrainerMessage) -> None:
+        """Write one message down; `StaleFence` when the job belongs to somebody else."""
+        raise TypeError(message)
+
+    @record.register
+    def _(self, message: Validated) -> None:
+        report = {**(self._row.report or {}), **message.report}
+        with self._database.unit_of_work() as session:
+            job.update_owned(session, self._row, report=report)
+            event.add(session, self._row.id, message="Data tokenised.", data=message.report)
+
+    @record.register
+    def _(self, message: Started) -> None:
+        self._trained_parameters = message.trained_parameters
+        said = (
+            f"Training goes on from step {message.resumed_step}."
+            if message.resumed_step
+            else "Training started."
+        )
+        with self._database.unit_of_work() as session:
+            job.update_owned(
+                session,
+                self._row,
+                total_steps=message.total_steps,
+                trained_parameters=message.trained_parameters,
+            )
+            event.add(session, self._row.id, message=said)
+
+    @record.register
+    def _(self, message: Metrics) -> None:
+        """Tell each step once: those computed again after a resume are equal."""
+        with self._database.unit_of_work() as session:
+            job.update_owned(
+                session,
+                self._row,
+                step=message.step,
+                trained_tokens=message.trained_tokens,
+                tokens_per_second=message.tokens_per_second,
+                estimated_finish=database_now() + message.eta_seconds,
+            )
+            if message.step > self._recorded_step:
+                event.add(
+                    session,
+                    self._row.id,
+                    type="metrics",
+                    message=f"Step {message.step}: "
+                    + ", ".join(f"{name}={value:.4g}" for name, value in message.values.items()),
+                    data={"step": message.step, **message.values},
+                )
+
+    @record.register
+    def _(self, message: CheckpointSaved) -> None:
+        """Move the pointer to the new checkpoint, then drop the bytes of the one before."""
+        resume = self._store.put_tree(Path(message.resume_folder))
+        shown = message.kind == "epoch"
+        digest = self._store.put_tree(Path(message.adapter_folder)) if shown else ""
+        with self._database.unit_of_work() as session:
+            job.update_owned(session, self._row, resume_digest=resume)
+            if shown and checkpoint.find_step(session, self._row.id, step=message.step) is None:
+                name = f"{model_name(self._row)}:ckpt-step-{message.step}"
+                session.add(
+                    Checkpoint(
+                        id=new_id("ftckpt"),
+                        job_id=self._row.id,
+                        tenant=self._row.tenant,
+                        name=name,
+                        step=message.step,
+                        digest=digest,
+                        metrics={"step": message.step, **message.metrics},
+                    )
+                )
+                event.add(session, self._row.id, message=f"New checkpoint created: {name}")
+        self._replace_resume(resume)
+
+    @record.register
+    def _(self, message: Succeeded) -> None:
+        """Publish: adapter, result file, state and event become visible together or not at all."""
+        row, folder = self._row, Path(message.adapter_folder)
+        digest = self._store.put_tree(folder)
+        results = Path(message.results_file)
+        name = model_name(row)
+        result = File(
+            id=new_id("file"),
+            tenant=row.tenant,
+            filename="step_metrics.csv",
+            purpose="fine-tune-results",
+            bytes=results.stat().st_size,
+            digest=self._store.put_file(results),
+        )
+        with self._database.unit_of_work() as session:
+            job.finish(
+                session,
+                row,
+                state="succeeded",
+                fine_tuned_model=name,
+                result_file=result.id,
+                step=message.step,
+                trained_tokens=message.trained_tokens,
+                resume_digest=None,
+            )
+            session.add(result)
+            session.add(
+                Adapter(
+                    name=name,
+                    tenant=row.tenant,
+                    base=row.base,
+                    method=row.method,
+                    digest=digest,
+                    bytes=sum(path.stat().st_size for path in folder.iterdir()),
+                    parameters=self._trained_parameters,
+                    job_id=row.id,
+                )
+            )
+            event.add(session, row.id, message=f"New fine-tuned model created: {name}")
+            event.add(session, row.id, message="The job has successfully completed.")
+        self._replace_resume(None)
+
+    @record.register
+    def _(self, message: Stopped) -> None:
+        with self._database.unit_of_work() as session:
+            job.hand_back(session, self._row, step=message.step)
+
+    @record.register
+    def _(self, message: Failed) -> None:
+        with self._database.unit_of_work() as session:
+            job.fail(
+                session,
+                self._row,
+                code=message.code,
+                message=message.message,
+                param=message.param,
+                problems=message.problems,
+            )
+
+    def _replace_resume(self, digest: str | None) -> None:
+        if self._resume_digest and self._resume_digest != digest:
+            self._store.delete_tree(self._resume_digest)
+        self._resume_digest = digest

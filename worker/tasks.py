@@ -1,0 +1,16 @@
+"""The Celery tasks: a message names a job that may be due; the dispatcher claims its row."""
+
+from core.queue import celery
+from worker.dispatch import get_dispatcher
+
+
+@celery.task(name="graftwork.validate")  # type: ignore[untyped-decorator]
+def validate(job_id: str) -> None:
+    """Check the files of a new job and put it in line."""
+    get_dispatcher().validate(job_id)
+
+
+@celery.task(name="graftwork.train")  # type: ignore[untyped-decorator]
+def train(job_id: str) -> None:
+    """Train a job, then whatever is next in line, while this worker has a free place."""
+    get_dispatcher().train(job_id)

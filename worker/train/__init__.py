@@ -1,0 +1,1 @@
+"""The trainer: a child process that computes, and knows neither database nor web."""

@@ -1,0 +1,194 @@
+"""Rows of a data set as tokens: rendered once, kept flat, ordered by seed and epoch, packed.
+
+Shapes: t rows of a packed stream, n rows whose next token is a label.
+"""
+
+import hashlib
+from array import array
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from core.errors import InvalidData, InvalidRequest
+from models.dataset import (
+    REPORTED_PROBLEMS,
+    AnyTurn,
+    AssistantTurn,
+    ChatRow,
+    CompletionRow,
+    Row,
+    inspect,
+    iterate,
+)
+from models.dataset_problems import Problem
+from models.nn.chat import Example, Renderer
+from models.nn.messages import Message
+
+
+class DataCounts(msgspec.Struct, kw_only=True):
+    """What became of the rows of a file; none is lost silently."""
+
+    rows_kept: int = 0
+    rows_truncated: int = 0
+    rows_dropped: int = 0
+    dropped_lines: list[int] = []
+    """The first of them."""
+    tokens: int = 0
+    labelled_tokens: int = 0
+    longest_row: int = 0
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Tokenised rows laid end to end: 5 bytes a token, 8 a row."""
+
+    ids: NDArray[np.int32]
+    labelled: NDArray[np.bool_]
+    offsets: NDArray[np.int64]
+    counts: DataCounts
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def length(self, row: int) -> int:
+        """Return how many tokens a row has."""
+        return int(self.offsets[row + 1] - self.offsets[row])
+
+    def labels(self, rows: Sequence[int]) -> int:
+        """Return how many tokens of these rows are targets."""
+        return sum(int(self.labelled[self._slice(row)][1:].sum()) for row in rows)
+
+    def pack(self, rows: Sequence[int], *, device: str) -> "Stream":
+        """Lay rows end to end as one stream."""
+        pieces = [self._slice(row) for row in rows]
+        ids_t = np.concatenate([self.ids[piece] for piece in pieces]).astype(np.int64)
+        labelled_t = np.concatenate([self.labelled[piece] for piece in pieces])
+        lengths = [piece.stop - piece.start for piece in pieces]
+        bounds = np.cumsum([0, *lengths]).tolist()
+        labelled_t[bounds[:-1]] = False  # nothing precedes a first token
+        rows_n = np.flatnonzero(labelled_t[1:])
+        positions_t = np.concatenate([np.arange(length) for length in lengths])
+        return Stream(
+            ids_t=torch.from_numpy(ids_t).to(device),
+            positions_t=torch.from_numpy(positions_t).to(device),
+            sequences=list(pairwise(bounds)),
+            rows_n=torch.from_numpy(rows_n).to(device),
+            targets_n=torch.from_numpy(ids_t[rows_n + 1]).to(device),
+        )
+
+    def _slice(self, row: int) -> slice:
+        return slice(int(self.offsets[row]), int(self.offsets[row + 1]))
+
+
+@dataclass(frozen=True)
+class Stream:
+    """One micro-batch: sequences end to end, and which rows predict which labels."""
+
+    ids_t: Tensor
+    positions_t: Tensor
+    sequences: list[tuple[int, int]]
+    rows_n: Tensor
+    targets_n: Tensor
+
+
+def read_examples(path: Path, *, renderer: Renderer, max_length: int, param: str) -> Examples:
+    """Tokenise a file; `InvalidData` names its problems, by line.
+
+    Rows longer than `max_length` tokens are cut; those that keep no label are dropped; both are
+    counted. A file of which nothing is left raises `InvalidRequest`.
+    """
+    ids, labelled, offsets = array("i"), bytearray(), array("q", [0])
+    counts = DataCounts()
+    for line, row in iterate(path):
+        example = _render(row, line=line, renderer=renderer)
+        if isinstance(example, Problem):
+            raise _invalid(path, problem=example, param=param)
+        kept = example.labelled[:max_length]
+        counts.rows_truncated += len(example.ids) > max_length
+        if not any(kept[1:]):
+            counts.rows_dropped += 1
+            if len(counts.dropped_lines) < REPORTED_PROBLEMS:
+                counts.dropped_lines.append(line)
+            continue
+        ids.extend(example.ids[:max_length])
+        labelled.extend(kept)
+        offsets.append(len(ids))
+        counts.rows_kept += 1
+        counts.labelled_tokens += sum(kept[1:])
+        counts.longest_row = max(counts.longest_row, len(kept))
+    counts.tokens = len(ids)
+    if not counts.rows_kept:
+        raise InvalidRequest(
+            f"No row of the file keeps a token to learn within {max_length} tokens "
+            f"(of all {counts.rows_dropped} rows); raise max_sequence_length or shorten the rows.",
+            code="no_trainable_tokens",
+            param=param,
+        )
+    return Examples(
+        np.frombuffer(ids, dtype=np.int32),
+        np.frombuffer(labelled, dtype=np.bool_),
+        np.frombuffer(offsets, dtype=np.int64),
+        counts,
+    )
+
+
+def _render(row: Row | Problem, *, line: int, renderer: Renderer) -> Example | Problem:
+    """Tokenise one row; what the base's template refuses is a problem of that row."""
+    if isinstance(row, Problem):
+        return row
+    try:
+        if isinstance(row, ChatRow):
+            return renderer.example([_message(turn) for turn in row.messages])
+        if isinstance(row, CompletionRow):
+            return renderer.completion_example(row.prompt, row.completion)
+        return renderer.text_example(row.text)
+    except InvalidRequest as error:
+        return Problem(line=line, code=error.code, message=error.message, param=error.param)
+
+
+def _message(turn: AnyTurn) -> Message:
+    weight = turn.weight if isinstance(turn, AssistantTurn) else None
+    return {"role": turn.role, "content": turn.text, "weight": weight}
+
+
+def _invalid(path: Path, *, problem: Problem, param: str) -> InvalidData:
+    """Prefer the report on the whole file; a template's refusal is only known here."""
+    report = inspect(path)
+    if report.problem_counts:
+        return InvalidData(report.summary(), param=param, problems=report.problem_dicts())
+    return InvalidData(
+        f"Line {problem.line}: {problem.message}",
+        param=param,
+        problems=[msgspec.to_builtins(problem)],
+    )
+
+
+def epoch_order(rows: int, *, seed: int, epoch: int) -> list[int]:
+    """Return the order of rows in an epoch, a function of seed and epoch alone."""
+    digest = hashlib.blake2b(f"{seed}/{epoch}".encode(), digest_size=8).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
+    order: list[int] = torch.randperm(rows, generator=generator).tolist()
+    return order
+
+
+def micro_batches(
+    examples: Examples, rows: Sequence[int], *, max_tokens: int, device: str
+) -> Iterator[Stream]:
+    """Pack rows, long ones first, into streams of at most `max_tokens` (a longer row is alone)."""
+    pending: list[int] = []
+    tokens = 0
+    for row in sorted(rows, key=lambda row: (-examples.length(row), row)):
+        length = examples.length(row)
+        if pending and tokens + length > max_tokens:
+            yield examples.pack(pending, device=device)
+            pending, tokens = [], 0
+        pending.append(row)
+        tokens += length
+    yield examples.pack(pending, device=device)

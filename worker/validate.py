@@ -1,0 +1,66 @@
+"""The first look at a job's files: every row is read once before a second of compute is spent."""
+
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import structlog
+from pydantic import TypeAdapter
+
+from core.database import Database
+from core.errors import GraftworkError, InvalidData, StaleFence, Unavailable
+from core.store import Store
+from models import dataset
+from models.loop_request import LoopRequest, resolve
+from models.nn.methods import AnyMethod
+from models.tables import job
+from models.tables.job import Job
+
+log = structlog.get_logger(__name__)
+
+
+def validate_files(row: Job, *, database: Database, store: Store) -> None:
+    """Move an owned job from `validating_files` to `queued`, or to `failed` with its problems."""
+    try:
+        report = _inspect(row.training_digest, store=store, param="training_file")
+        if row.validation_digest:
+            held_out = _inspect(row.validation_digest, store=store, param="validation_file")
+            report["validation_rows"] = held_out["rows"]
+        method = TypeAdapter[Any](AnyMethod).validate_python(row.method)
+        loop = resolve(LoopRequest(**row.loop), method=method, rows=report["rows"])
+        with database.unit_of_work() as session:
+            job.validated(session, row, report=report, loop=loop.model_dump())
+    except (StaleFence, Unavailable):
+        return  # cancelled meanwhile, or to be tried again when the lease is over
+    except GraftworkError as error:
+        problems = error.problems if isinstance(error, InvalidData) else []
+        _refuse(row, error, database=database, problems=problems)
+    except Exception:
+        log.exception("validation failed unexpectedly", job=row.id)
+        error = GraftworkError("The job's files could not be checked; this is the server's fault.")
+        _refuse(row, error, database=database, problems=[])
+
+
+def _refuse(
+    row: Job, error: GraftworkError, *, database: Database, problems: list[dict[str, Any]]
+) -> None:
+    with suppress(StaleFence, Unavailable), database.unit_of_work() as session:
+        job.fail(
+            session,
+            row,
+            code=error.code,
+            message=error.message,
+            param=error.param,
+            problems=problems,
+        )
+
+
+def _inspect(digest: str, *, store: Store, param: str) -> dict[str, Any]:
+    """Read a whole file; raise `InvalidData` with the first problems if it has any."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = store.fetch_file(digest, Path(folder) / "rows.jsonl")
+        report = dataset.inspect(path)
+    if report.problem_counts:
+        raise InvalidData(report.summary(), param=param, problems=report.problem_dicts())
+    return report.as_dict()
