@@ -1,0 +1,1 @@
+"""One file a resource; each function parses, calls a service, and returns."""

@@ -1,0 +1,118 @@
+"""Use case: ask for a tuning job, once, however often the request arrives."""
+
+import json
+import secrets
+from hashlib import sha256
+
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from api.schemas.jobs import DEFAULT_METHOD, JobCreate
+from api.services.bases import find_shape
+from api.services.catalog import Target, find_target
+from core.errors import InvalidRequest
+from core.ids import new_id
+from core.settings import Settings
+from models.nn.methods import parse_method
+from models.nn.methods.base import Method
+from models.tables import file, job
+from models.tables.file import File
+from models.tables.job import Job
+
+PURPOSE = "fine-tune"
+
+
+def submit(
+    session: Session,
+    body: JobCreate,
+    *,
+    tenant: str,
+    idempotency_key: str | None,
+    settings: Settings,
+) -> Job:
+    """Add a job, or return the one that an earlier request with the same key added."""
+    digest = _digest(body)
+    if earlier := _find_earlier(session, idempotency_key, tenant=tenant, digest=digest):
+        return earlier
+    row = _build(session, body, tenant=tenant, settings=settings)
+    row.idempotency_key, row.request_digest = idempotency_key, digest
+    try:
+        with session.begin_nested():
+            return job.add(session, row)
+    except IntegrityError:
+        if earlier := _find_earlier(session, idempotency_key, tenant=tenant, digest=digest):
+            return earlier
+        raise
+
+
+def _digest(body: JobCreate) -> str:
+    return sha256(json.dumps(body.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
+
+
+def _find_earlier(session: Session, key: str | None, *, tenant: str, digest: str) -> Job | None:
+    if key is None:
+        return None
+    earlier = job.find_by_idempotency_key(session, key, tenant=tenant)
+    if earlier is not None and earlier.request_digest != digest:
+        raise InvalidRequest(
+            "This Idempotency-Key was used with another body; use a new key for a new job.",
+            code="idempotency_key_reused",
+        )
+    return earlier
+
+
+def _build(session: Session, body: JobCreate, *, tenant: str, settings: Settings) -> Job:
+    target = find_target(session, body.model, tenant=tenant, settings=settings)
+    method = _choose_method(body, target, settings=settings)
+    training = _find_file(session, body.training_file, tenant=tenant, param="training_file")
+    validation = (
+        _find_file(session, body.validation_file, tenant=tenant, param="validation_file")
+        if body.validation_file
+        else None
+    )
+    return Job(
+        id=new_id("ftjob"),
+        tenant=tenant,
+        model=body.model,
+        base=target.base,
+        parent_digest=target.adapter.digest if target.adapter else None,
+        training_file=training.id,
+        training_digest=training.digest,
+        validation_file=validation.id if validation else None,
+        validation_digest=validation.digest if validation else None,
+        suffix=body.suffix or None,
+        seed=secrets.randbelow(2**31) if body.seed is None else body.seed,
+        labels=body.metadata or None,
+        method=method.model_dump(mode="json", by_alias=True),
+        loop=body.loop().model_dump(mode="json"),
+    )
+
+
+def _find_file(session: Session, file_id: str, *, tenant: str, param: str) -> File:
+    row = file.get(session, file_id, tenant=tenant, param=param)
+    if row.purpose != PURPOSE:
+        raise InvalidRequest(
+            f"{file_id} was uploaded for {row.purpose!r}; upload it with the purpose {PURPOSE!r}.",
+            code="invalid_file_purpose",
+            param=param,
+        )
+    return row
+
+
+def _choose_method(body: JobCreate, target: Target, *, settings: Settings) -> Method:
+    """Return the method, checked against the base's places and against the parent's tensors."""
+    shape = find_shape(settings)
+    parent = parse_method(target.method) if target.method else None
+    method = body.peft or parent or parse_method({"type": DEFAULT_METHOD})
+    tensors = method.tensors(shape) if shape else None
+    if parent is None:
+        return method
+    same = method.kind == parent.kind
+    if not same or (shape and tensors != parent.tensors(shape)):
+        raise InvalidRequest(
+            f"{target.name!r} was tuned by {json.dumps(target.method)}; going on from it needs the "
+            "same tensors. Leave `peft` out to take its method.",
+            code="incompatible_parent",
+            param="peft",
+        )
+    return method

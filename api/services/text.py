@@ -1,0 +1,129 @@
+"""Use case: go on with texts."""
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from time import time
+from typing import Any
+
+from pydantic import BaseModel
+
+from api.schemas.sampling import FinishReason
+from api.schemas.text import TextChoice, TextCompletion, TextLogprobs, TextRequest
+from api.services.catalog import Target
+from api.services.chat import floor_logprob
+from api.services.generation import Counts, Lines, check_bounds, sampling
+from core.ids import new_id
+from core.settings import LimitSettings
+from models.spec import GenerateDelta, GenerateEnd, GenerateRequest, TokenChoice
+
+DEFAULT_MAX_TOKENS = 16
+
+
+def plan(body: TextRequest, target: Target, *, limits: LimitSettings) -> list[GenerateRequest]:
+    """Return what to ask of the engine: one request a prompt."""
+    prompts = body.prompts
+    check_bounds(body, prompts=len(prompts), limits=limits)
+    drawn = sampling(
+        body,
+        max_tokens=body.max_tokens or max(DEFAULT_MAX_TOKENS, body.min_tokens or 0),
+        logprobs=None if body.logprobs is None else True,
+        top_logprobs=body.logprobs,
+        echo=body.echo,
+    )
+    return [
+        GenerateRequest(adapter=target.adapter, sampling=drawn, prompt=prompt)
+        if isinstance(prompt, str)
+        else GenerateRequest(adapter=target.adapter, sampling=drawn, prompt_ids=prompt)
+        for prompt in prompts
+    ]
+
+
+class _Answer:
+    """One choice so far; offsets count characters from the start of its text."""
+
+    def __init__(self, index: int, *, with_logprobs: bool) -> None:
+        self.index = index
+        self.text = ""
+        self.tokens: list[TokenChoice] = []
+        self.finish_reason: FinishReason | None = None
+        self._with_logprobs = with_logprobs
+        self._offset = 0
+
+    def add(self, line: GenerateDelta) -> TextChoice:
+        """Take in a piece and return it as a chunk's choice."""
+        self.text += line.text
+        self.finish_reason = line.finish_reason or self.finish_reason
+        self.tokens += line.tokens
+        logprobs = self._logprobs(line.tokens, offset=self._offset)
+        self._offset += sum(len(token.text) for token in line.tokens)
+        return TextChoice(
+            index=self.index,
+            text=line.text,
+            logprobs=logprobs,
+            finish_reason=line.finish_reason,
+        )
+
+    def whole(self) -> TextChoice:
+        """Return the finished choice."""
+        return TextChoice(
+            index=self.index,
+            text=self.text,
+            logprobs=self._logprobs(self.tokens, offset=0),
+            finish_reason=self.finish_reason or "stop",
+        )
+
+    def _logprobs(self, tokens: list[TokenChoice], *, offset: int) -> TextLogprobs | None:
+        if not self._with_logprobs:
+            return None
+        offsets = []
+        for token in tokens:
+            offsets.append(offset)
+            offset += len(token.text)
+        return TextLogprobs(
+            tokens=[token.text for token in tokens],
+            token_logprobs=[
+                None if token.logprob is None else floor_logprob(token.logprob) for token in tokens
+            ],
+            top_logprobs=[
+                None
+                if token.logprob is None
+                else {top.text: floor_logprob(top.logprob) for top in token.top}
+                for token in tokens
+            ],
+            text_offset=offsets,
+        )
+
+
+def _answers(body: TextRequest) -> list[_Answer]:
+    count = len(body.prompts) * (body.n or 1)
+    return [_Answer(index, with_logprobs=body.logprobs is not None) for index in range(count)]
+
+
+def _head(body: TextRequest) -> dict[str, Any]:
+    return {"id": new_id("cmpl"), "created": int(time()), "model": body.model}
+
+
+async def collect(lines: Lines, body: TextRequest) -> TextCompletion:
+    """Return every answer, those of prompt i at i * n."""
+    answers, counts = _answers(body), Counts()
+    async for number, line in lines:
+        if isinstance(line, GenerateDelta):
+            answers[number * (body.n or 1) + line.index].add(line)
+        elif isinstance(line, GenerateEnd):
+            counts.add(line)
+    choices = [answer.whole() for answer in answers]
+    return TextCompletion(**_head(body), choices=choices, usage=counts.usage())
+
+
+async def stream(lines: Lines, body: TextRequest) -> AsyncGenerator[BaseModel]:
+    """Yield the pieces of all answers as they come, then the counts if they are wanted."""
+    answers, counts, head = _answers(body), Counts(), _head(body)
+    async with aclosing(lines):
+        async for number, line in lines:
+            if isinstance(line, GenerateEnd):
+                counts.add(line)
+            elif isinstance(line, GenerateDelta):
+                answer = answers[number * (body.n or 1) + line.index]
+                yield TextCompletion(**head, choices=[answer.add(line)])
+    if body.include_usage:
+        yield TextCompletion(**head, choices=[], usage=counts.usage())

@@ -1,0 +1,358 @@
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import pytest
+from openai import (
+    APIError,
+    APIStatusError,
+    AsyncOpenAI,
+    BadRequestError,
+    InternalServerError,
+    NotFoundError,
+    OpenAI,
+)
+
+from tests.api.conftest import Stack, add_adapter, tenant_of
+
+
+def user(text: Any) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": text}]
+
+
+def wait_until(condition: Callable[[], bool], *, seconds: float) -> float:
+    started = time.monotonic()
+    while not condition():
+        assert time.monotonic() - started < seconds
+        time.sleep(0.01)
+    return time.monotonic() - started
+
+
+def test_a_chat_is_answered_by_the_base(stack: Stack, client: OpenAI) -> None:
+    reply = client.chat.completions.create(model="tiny", messages=user("hello you"), seed=3)
+    assert reply.choices[0].message.content == "[base] hello you"
+    assert (reply.choices[0].finish_reason, reply.model) == ("stop", "tiny")
+    assert reply.usage.total_tokens == reply.usage.prompt_tokens + reply.usage.completion_tokens
+    assert reply.choices[0].logprobs is None
+    asked = stack.engine.requests[-1]
+    assert asked.adapter is None
+    assert asked.sampling["seed"] == 3
+    assert asked.sampling["temperature"] == 1.0
+
+
+def test_a_tuned_name_is_answered_by_its_bytes(stack: Stack, client: OpenAI, key: str) -> None:
+    tenant = tenant_of(stack, key)
+    with stack.database.unit_of_work() as session:
+        mine = add_adapter(session, tenant, digest="abcd".ljust(64, "0"))
+        elsewhere = add_adapter(session, tenant, base="big")
+        foreign = add_adapter(session, "somebody")
+    reply = client.chat.completions.create(model=mine.name, messages=user("hi"))
+    assert reply.choices[0].message.content == "[abcd] hi"
+    assert stack.engine.requests[-1].adapter.digest == mine.digest
+    with pytest.raises(BadRequestError) as refused:
+        client.chat.completions.create(model=elsewhere.name, messages=user("hi"))
+    assert refused.value.code == "base_not_served"
+    for name in (foreign.name, "nothing"):
+        with pytest.raises(NotFoundError) as missing:
+            client.chat.completions.create(model=name, messages=user("hi"))
+        assert (missing.value.code, missing.value.param) == ("model_not_found", "model")
+
+
+def test_messages_are_passed_on_as_text(stack: Stack, client: OpenAI) -> None:
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    turns = [{"role": "developer", "content": "rules"}, *user(parts)]
+    client.chat.completions.create(model="tiny", messages=turns)
+    assert stack.engine.requests[-1].messages == [
+        {"role": "system", "content": "rules"},
+        {"role": "user", "content": "a\nb"},
+    ]
+
+
+def test_a_stream_has_roles_texts_reasons_and_usage(client: OpenAI) -> None:
+    stream = client.chat.completions.create(
+        model="tiny",
+        messages=user("x y"),
+        n=2,
+        stream=True,
+        stream_options={"include_usage": True},
+    )
+    chunks = list(stream)
+    assert [chunk.choices[0].delta.role for chunk in chunks[:2]] == ["assistant"] * 2
+    for index in (0, 1):
+        own = [c.choices[0] for c in chunks if c.choices and c.choices[0].index == index]
+        assert "".join(choice.delta.content or "" for choice in own) == "[base] x y"
+        assert own[-1].finish_reason == "stop"
+        assert all(choice.finish_reason is None for choice in own[:-1])
+    assert (chunks[-1].choices, chunks[-1].usage.completion_tokens) == ([], 6)
+    assert len({chunk.id for chunk in chunks}) == 1
+
+
+def test_a_stream_on_the_wire(http: httpx.Client) -> None:
+    body = {"model": "tiny", "messages": user("a"), "stream": True}
+    response = http.post("/v1/chat/completions", json=body)
+    assert response.headers["content-type"].startswith("text/event-stream")
+    events = response.text.split("\n\n")
+    assert events[-1] == ""
+    assert events[-2] == "data: [DONE]"
+    assert all(event.startswith("data: {") for event in events[:-2])
+    assert '"usage"' not in response.text
+    with_usage = http.post(
+        "/v1/chat/completions", json={**body, "stream_options": {"include_usage": True}}
+    ).text.split("\n\n")
+    assert '"usage":null' in with_usage[0]
+
+
+def test_logprobs_have_their_bytes(client: OpenAI) -> None:
+    reply = client.chat.completions.create(
+        model="tiny", messages=user("ü"), logprobs=True, top_logprobs=2
+    )
+    first, second = reply.choices[0].logprobs.content
+    assert (first.token, first.logprob) == ("[base]", -0.5)
+    assert bytes(second.bytes).decode() == " ü"
+    assert [top.logprob for top in first.top_logprobs] == [-0.5, -9999.0]
+    stream = client.chat.completions.create(
+        model="tiny", messages=user("ü"), logprobs=True, stream=True
+    )
+    tokens = [
+        token.token
+        for chunk in stream
+        for token in (chunk.choices[0].logprobs.content if chunk.choices[0].logprobs else [])
+    ]
+    assert tokens == ["[base]", " ü"]
+
+
+def test_text_completions_of_many_prompts(stack: Stack, client: OpenAI) -> None:
+    reply = client.completions.create(model="tiny", prompt=["a", "b c"], n=2, logprobs=1)
+    assert [choice.index for choice in reply.choices] == [0, 1, 2, 3]
+    assert [choice.text for choice in reply.choices] == ["[base] a"] * 2 + ["[base] b c"] * 2
+    assert (reply.usage.prompt_tokens, reply.usage.completion_tokens) == (6, 10)
+    logprobs = reply.choices[2].logprobs
+    assert logprobs.tokens == ["[base]", " b", " c"]
+    assert logprobs.text_offset == [0, 6, 8]
+    assert logprobs.token_logprobs == [-0.5] * 3
+    assert logprobs.top_logprobs[0]["[base]"] == -0.5
+    assert stack.engine.requests[-1].sampling["max_tokens"] == 16
+
+
+def test_text_completions_stream(client: OpenAI) -> None:
+    stream = client.completions.create(
+        model="tiny",
+        prompt=["a", "b"],
+        stream=True,
+        logprobs=0,
+        stream_options={"include_usage": True},
+    )
+    texts, offsets = {0: "", 1: ""}, {0: [], 1: []}
+    for chunk in stream:
+        for choice in chunk.choices:
+            texts[choice.index] += choice.text
+            offsets[choice.index] += choice.logprobs.text_offset
+        usage = chunk.usage
+    assert texts == {0: "[base] a", 1: "[base] b"}
+    assert offsets[0] == [0, 6]
+    assert usage.completion_tokens == 4
+
+
+def test_token_ids_are_prompts_too(stack: Stack, client: OpenAI) -> None:
+    client.completions.create(model="tiny", prompt=[5, 6], echo=True, logprobs=2, max_tokens=1)
+    asked = stack.engine.requests[-1]
+    assert (asked.prompt, asked.prompt_ids) == (None, [5, 6])
+    assert (asked.sampling["echo"], asked.sampling["top_logprobs"]) == (True, 2)
+    reply = client.completions.create(model="tiny", prompt=[[1], [2, 3]])
+    assert [choice.text for choice in reply.choices] == ["[base] 1", "[base] 2 3"]
+
+
+def test_the_sampling_block_is_passed_on(stack: Stack, client: OpenAI) -> None:
+    client.chat.completions.create(
+        model="tiny",
+        messages=user("a"),
+        max_completion_tokens=7,
+        temperature=0,
+        top_p=0.5,
+        stop=["x", "y"],
+        extra_body={"min_tokens": 2, "ignore_eos": True},
+    )
+    sampling = stack.engine.requests[-1].sampling
+    assert (sampling["max_tokens"], sampling["min_tokens"], sampling["ignore_eos"]) == (7, 2, True)
+    assert (sampling["temperature"], sampling["top_p"]) == (0, 0.5)
+    assert sampling["stop"] == ["x", "y"]
+
+
+def test_what_asks_for_nothing_is_accepted(client: OpenAI) -> None:
+    reply = client.chat.completions.create(
+        model="tiny",
+        messages=[*user("a"), {"role": "assistant", "content": "b", "tool_calls": None}],
+        tools=[],
+        tool_choice="none",
+        parallel_tool_calls=False,
+        frequency_penalty=0,
+        presence_penalty=0.0,
+        logit_bias={},
+        response_format={"type": "text"},
+        user="me",
+        metadata={"a": "b"},
+        store=False,
+        service_tier="auto",
+        prompt_cache_key="x",
+        safety_identifier="y",
+        stop=[],
+        n=None,
+        temperature=None,
+        max_tokens=None,
+        extra_body={"functions": None, "top_k": -1, "stream_options": None},
+    )
+    assert reply.choices
+
+
+@pytest.mark.parametrize(
+    ("values", "code", "param"),
+    [
+        ({"tools": [{"type": "function"}]}, "unsupported_parameter", "tools"),
+        ({"response_format": {"type": "json_object"}}, "unsupported_parameter", "response_format"),
+        ({"frequency_penalty": 0.5}, "unsupported_parameter", "frequency_penalty"),
+        ({"logit_bias": {"1": 1}}, "unsupported_parameter", "logit_bias"),
+        ({"store": True}, "unsupported_parameter", "store"),
+        ({"temprature": 1}, "unknown_parameter", "temprature"),
+        ({"n": 17}, "invalid_value", "n"),
+        ({"n": 0}, "invalid_value", "n"),
+        ({"n": 10**12}, "invalid_value", "n"),
+        ({"max_tokens": 100_000}, "invalid_value", "max_tokens"),
+        ({"max_completion_tokens": 100_000}, "invalid_value", "max_completion_tokens"),
+        ({"min_tokens": 100_000}, "invalid_value", "min_tokens"),
+        ({"min_tokens": 5, "max_tokens": 4}, "invalid_request", "min_tokens"),
+        ({"temperature": 3}, "invalid_value", "temperature"),
+        ({"top_p": 0}, "invalid_value", "top_p"),
+        ({"stop": list("abcde")}, "invalid_value", "stop"),
+        ({"stop": ""}, "invalid_value", "stop"),
+        ({"top_logprobs": 2}, "invalid_request", "top_logprobs"),
+        ({"logprobs": True, "top_logprobs": 21}, "invalid_value", "top_logprobs"),
+        ({"messages": []}, "invalid_value", "messages"),
+        ({"messages": user("a") * 1025}, "invalid_value", "messages"),
+        ({"messages": [{"role": "tool", "content": "a"}]}, "unsupported_content", "messages"),
+        ({"messages": [{"role": "boss", "content": "a"}]}, "invalid_value", "messages.0.role"),
+        ({"messages": [{"role": "user"}]}, "missing_required_parameter", "messages.0.content"),
+        (
+            {"messages": user([{"type": "image_url", "image_url": {"url": "x"}}])},
+            "unsupported_content",
+            "messages",
+        ),
+        (
+            {"messages": user([{"type": "text"}])},
+            "missing_required_parameter",
+            "messages.0.content.0.text",
+        ),
+        ({"stream_options": {"x": 1}}, "unknown_parameter", "stream_options.x"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_by_name(
+    http: httpx.Client, values: dict, code: str, param: str
+) -> None:
+    body = {"model": "tiny", "messages": user("a"), **values}
+    response = http.post("/v1/chat/completions", json=body)
+    assert response.status_code == 400
+    error = response.json()["error"]
+    assert (error["code"], error["param"]) == (code, param), error
+
+
+@pytest.mark.parametrize(
+    "prompt", [[], [[]], ["a"] * 129, [-1], [1, "a"], {"a": 1}, None, [2**40], [["a"]]]
+)
+def test_bad_prompts_are_refused(http: httpx.Client, prompt: Any) -> None:
+    response = http.post("/v1/completions", json={"model": "tiny", "prompt": prompt})
+    assert response.status_code == 400
+    assert response.json()["error"]["param"].startswith("prompt")
+
+
+def test_prompts_times_choices_are_bounded(http: httpx.Client) -> None:
+    body = {"model": "tiny", "prompt": ["a"] * 20, "n": 10}
+    response = http.post("/v1/completions", json=body)
+    assert response.json()["error"]["param"] == "n"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("text", "status", "code"),
+    [
+        ("refuse", 400, "context_length_exceeded"),
+        ("unknown", 404, "adapter_not_found"),
+        ("overload", 503, "engine_overloaded"),
+    ],
+)
+def test_a_refusal_of_the_engine_is_the_answer(
+    client: OpenAI, text: str, status: int, code: str, stream: bool
+) -> None:
+    with pytest.raises(APIStatusError) as refused:
+        client.chat.completions.create(model="tiny", messages=user(text), stream=stream)
+    assert (refused.value.status_code, refused.value.code) == (status, code)
+    assert (status == 503) == ("retry-after" in refused.value.response.headers)
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ("break", "engine_error"),
+        ("vanish", "engine_unavailable"),
+        ("garbage", "engine_unavailable"),
+    ],
+)
+def test_an_error_in_mid_answer_is_never_a_whole_answer(
+    client: OpenAI, text: str, code: str
+) -> None:
+    with pytest.raises(InternalServerError) as failed:
+        client.chat.completions.create(model="tiny", messages=user(text))
+    assert failed.value.code == code
+    stream = client.chat.completions.create(model="tiny", messages=user(text), stream=True)
+    got: list[str] = []
+    with pytest.raises(APIError) as failed:
+        got.extend(chunk.choices[0].delta.content or "" for chunk in stream)
+    assert failed.value.code == code
+    assert "".join(got) == f"[base] {text}"
+
+
+def test_one_bad_prompt_of_many_ends_all(stack: Stack, client: OpenAI) -> None:
+    before = stack.engine.cancelled
+    with pytest.raises(BadRequestError):
+        client.completions.create(model="tiny", prompt=["stall", "refuse"])
+    wait_until(lambda: stack.engine.cancelled == before + 1, seconds=2)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_leaves_stops_the_engine(stack: Stack, key: str, stream: bool) -> None:
+    before, asked = stack.engine.cancelled, len(stack.engine.requests)
+
+    async def leave() -> None:
+        async with AsyncOpenAI(base_url=f"{stack.url}/v1", api_key=key) as client:
+            call = client.chat.completions.create(
+                model="tiny", messages=user("stall"), stream=stream
+            )
+            if stream:
+                reply = await call
+                await anext(aiter(reply))
+                await reply.close()
+                return
+            task = asyncio.create_task(call)
+            await asyncio.to_thread(
+                wait_until, lambda: len(stack.engine.requests) > asked, seconds=5
+            )
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    asyncio.run(leave())
+    assert wait_until(lambda: stack.engine.cancelled == before + 1, seconds=1) < 1
+
+
+def test_sixty_four_at_once_get_their_own_answers(stack: Stack, key: str) -> None:
+    async def run() -> list[str]:
+        async with AsyncOpenAI(base_url=f"{stack.url}/v1", api_key=key) as client:
+
+            async def ask(number: int) -> str:
+                reply = await client.chat.completions.create(
+                    model="tiny", messages=user(f"n{number}")
+                )
+                return reply.choices[0].message.content
+
+            return await asyncio.gather(*(ask(number) for number in range(64)))
+
+    assert asyncio.run(run()) == [f"[base] n{number}" for number in range(64)]
