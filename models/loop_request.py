@@ -1,7 +1,7 @@
 """What people ask of the training loop, `auto` included, and how it becomes numbers."""
 
 from math import log2
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -9,14 +9,17 @@ from models.nn.methods import AnyMethod
 from models.spec import LoopSpec, Spec
 
 Auto = Literal["auto"]
+Epochs = Annotated[int, Field(ge=1, le=1000)]
+BatchSize = Annotated[int, Field(ge=1, le=4096)]
+Multiplier = Annotated[float, Field(gt=0, le=1000)]
 
 
 class LoopRequest(Spec):
     """Hyperparameters as posted: OpenAI's three, and ours beside them in the `training` block."""
 
-    n_epochs: int | Auto = Field(default="auto", ge=1, le=1000)
-    batch_size: int | Auto = Field(default="auto", ge=1, le=4096)
-    learning_rate_multiplier: float | Auto = Field(default="auto", gt=0, le=1000)
+    n_epochs: Epochs | Auto = "auto"
+    batch_size: BatchSize | Auto = "auto"
+    learning_rate_multiplier: Multiplier | Auto = "auto"
     learning_rate: float | None = Field(
         default=None, gt=0, le=10, description="Instead of the method's own rate."
     )

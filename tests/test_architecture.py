@@ -32,7 +32,9 @@ def imported(tree: ast.AST) -> set[str]:
 def test_sql_is_written_only_beside_the_tables(name: str) -> None:
     if name.startswith("models/tables/"):
         return
-    made = {item.rpartition(".")[2] for item in imported(TREES[name]) if item.startswith("sqlalchemy.")}
+    made = {
+        item.rpartition(".")[2] for item in imported(TREES[name]) if item.startswith("sqlalchemy.")
+    }
     assert not made & STATEMENTS
 
 

@@ -41,6 +41,16 @@ def get(session: Session, file_id: str, *, tenant: str, param: str | None = None
     return row
 
 
+def add(session: Session, row: File, *, lifetime: int | None) -> None:
+    """Add a file that ends, if a lifetime is given, that many seconds after its creation."""
+    session.add(row)
+    session.flush()
+    if lifetime is not None:
+        ends = update(File).where(File.number == row.number)
+        session.execute(ends.values(expires_at=File.created_at + lifetime))
+        session.refresh(row)
+
+
 def list_page(
     session: Session, *, tenant: str, page: Page, purpose: str | None
 ) -> tuple[Sequence[File], bool]:

@@ -33,7 +33,9 @@ def test_migrations_go_down_and_up_again(database_url: str) -> None:
     database.close()
 
 
-def test_sqlite_waits_for_writers_and_never_loses_one(tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_sqlite_waits_for_writers_and_never_loses_one(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
     url = f"sqlite:///{tmp_path_factory.mktemp('db') / 'x.db'}"
     migrate(url)
     database = Database(url)

@@ -1,0 +1,38 @@
+# The verbs of this repository; all of them work on .venv. `make demo` needs nothing else first.
+
+PYTHON ?= python3
+BIN := .venv/bin
+COMPOSE := $(shell docker compose version >/dev/null 2>&1 && echo docker compose || echo docker-compose)
+
+.PHONY: setup lint types test bench demo up down
+
+setup: .venv/.installed
+
+.venv/.installed: pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11")'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]"
+	touch $@
+
+lint: .venv/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+types: .venv/.installed
+	$(BIN)/mypy
+
+test: .venv/.installed
+	$(BIN)/python -m pytest
+
+bench: .venv/.installed
+	$(BIN)/python -m benchmarks.smoke
+
+demo: .venv/.installed
+	$(BIN)/graftwork demo
+
+up:
+	$(COMPOSE) up -d --build --wait
+
+down:
+	$(COMPOSE) down

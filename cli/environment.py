@@ -1,0 +1,49 @@
+"""Settings for this run: options go over `GRAFTWORK_*` variables, and children get them too."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from core.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    from core.settings import Settings
+
+DataDir = Annotated[
+    Path | None,
+    typer.Option(help="Everything lies here [default: ./.graftwork].", show_default=False),
+]
+Host = Annotated[
+    str | None, typer.Option(help="Address to listen on [default: 127.0.0.1].", show_default=False)
+]
+Port = Annotated[
+    int | None,
+    typer.Option(help="Port to listen on; 0 picks a free one [default: 8000].", show_default=False),
+]
+
+
+def configure(
+    *, data_dir: Path | None = None, host: str | None = None, port: int | None = None
+) -> "Settings":
+    """Put the given options into the environment and return the settings in force.
+
+    Call it before importing anything that reads the settings at import.
+    """
+    from pydantic import ValidationError
+
+    from core.settings import get_settings
+
+    for name, value in {"DATA_DIR": data_dir, "HOST": host, "PORT": port}.items():
+        if value is not None:
+            os.environ[f"GRAFTWORK_{name}"] = str(value)
+    get_settings.cache_clear()
+    try:
+        settings = get_settings()
+    except ValidationError as error:
+        first = error.errors()[0]
+        variable = "__".join(str(part) for part in first["loc"]).upper()
+        raise InvalidRequest(f"GRAFTWORK_{variable}: {first['msg']}.") from error
+    os.environ["GRAFTWORK_DATA_DIR"] = str(settings.data_folder)
+    return settings

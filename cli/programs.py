@@ -1,0 +1,62 @@
+"""The programs of an installation, each alone: what `serve` starts together and compose apart."""
+
+import os
+import sys
+
+from cli.console import out
+from cli.environment import DataDir, Host, Port, configure
+
+MODULES = {"api": "api", "worker": "worker", "engine": "worker.engine"}
+
+
+def command(name: str) -> list[str]:
+    """Return the command line of a program by its name."""
+    return [sys.executable, "-m", MODULES[name]]
+
+
+def environment() -> dict[str, str]:
+    """Return what programs need beside the settings.
+
+    Python's safe path keeps a folder named `api` or `models` where the user stands from being
+    taken for ours.
+    """
+    return {"PYTHONSAFEPATH": "1"}
+
+
+def passive() -> dict[str, str]:
+    """Return how torch processes wait: cores are shared, so they sleep instead of spinning."""
+    return {"OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE")}
+
+
+def api(data_dir: DataDir = None, host: Host = None, port: Port = None) -> None:
+    """Run the HTTP api."""
+    configure(data_dir=data_dir, host=host, port=port)
+    _become("api")
+
+
+def worker(data_dir: DataDir = None) -> None:
+    """Run a worker, which validates files and trains."""
+    configure(data_dir=data_dir)
+    _become("worker")
+
+
+def engine(data_dir: DataDir = None) -> None:
+    """Run the inference engine."""
+    configure(data_dir=data_dir)
+    _become("engine")
+
+
+def migrate(data_dir: DataDir = None) -> None:
+    """Bring the database to the newest schema; add GRAFTWORK_BOOTSTRAP_KEY if it has no key."""
+    settings = configure(data_dir=data_dir)
+    from cli import database
+
+    revision = database.migrate(settings)
+    out.print(f"The database is at revision {revision}.")
+    if database.bootstrap(settings):
+        out.print("Added the key of GRAFTWORK_BOOTSTRAP_KEY for tenant default.")
+
+
+def _become(name: str) -> None:
+    extra = {**environment(), **({} if name == "api" else passive())}
+    os.execve(sys.executable, command(name), {**os.environ, **extra})  # noqa: S606
