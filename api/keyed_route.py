@@ -4,8 +4,9 @@ from collections.abc import AsyncGenerator, Callable, Coroutine
 from email.message import Message
 from typing import Any
 
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Depends, Request, Response, Security
 from fastapi.routing import APIRoute
+from fastapi.security import HTTPBearer
 from starlette.concurrency import run_in_threadpool
 
 from api.schemas.common import ErrorEnvelope
@@ -76,7 +77,7 @@ def keyed_router() -> APIRouter:
     return APIRouter(
         prefix="/v1",
         route_class=KeyedRoute,
-        dependencies=[Depends(require_tenant)],
+        dependencies=[Depends(require_tenant), Security(HTTPBearer(auto_error=False))],
         responses={"4XX": {"model": ErrorEnvelope}, "5XX": {"model": ErrorEnvelope}},
     )
 

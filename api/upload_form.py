@@ -7,8 +7,8 @@ writes where the store is, a mebibyte at a time in a thread, and counts while it
 import errno
 import tempfile
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -55,7 +55,7 @@ class UploadForm:
         boundary = _boundary(request)
         await run_in_threadpool(folder.mkdir, parents=True, exist_ok=True, mode=0o700)
         request.limit = limit + FRAMING_BYTES
-        with tempfile.NamedTemporaryFile(dir=folder, prefix=PREFIX) as target:
+        with _full_disk(), tempfile.NamedTemporaryFile(dir=folder, prefix=PREFIX) as target:
             form = cls(target, limit=limit)
             try:
                 await form._read(request, boundary=boundary)
@@ -95,12 +95,7 @@ class UploadForm:
 
     async def _flush(self) -> None:
         piece, self._waiting = self._waiting, bytearray()
-        try:
-            await run_in_threadpool(self._target.write, piece)
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise StorageFull("There is no space left for uploads.") from error
-            raise
+        await run_in_threadpool(self._target.write, piece)
 
     def _begin_part(self) -> None:
         self._parts += 1
@@ -155,8 +150,20 @@ class UploadForm:
 def remove_stale(folder: Path) -> None:
     """Remove what uploads left behind when their process was killed."""
     for path in folder.glob(f"{PREFIX}*"):
-        if path.stat().st_mtime < time.time() - STALE_SECONDS:
-            path.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):  # another api may be doing the same
+            if path.stat().st_mtime < time.time() - STALE_SECONDS:
+                path.unlink()
+
+
+@contextmanager
+def _full_disk() -> Iterator[None]:
+    """Turn "no space left", wherever a buffered write says it, into the typed error."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StorageFull("There is no space left for uploads.") from error
+        raise
 
 
 def _boundary(request: StrictRequest) -> bytes:

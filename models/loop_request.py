@@ -1,6 +1,6 @@
 """What people ask of the training loop, `auto` included, and how it becomes numbers."""
 
-from math import log2
+from math import ceil, log2
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -8,18 +8,17 @@ from pydantic import Field
 from models.nn.methods import AnyMethod
 from models.spec import LoopSpec, Spec
 
-Auto = Literal["auto"]
-Epochs = Annotated[int, Field(ge=1, le=1000)]
-BatchSize = Annotated[int, Field(ge=1, le=4096)]
-Multiplier = Annotated[float, Field(gt=0, le=1000)]
+Epochs = Annotated[int, Field(ge=1, le=1000)] | Literal["auto"]
+BatchSize = Annotated[int, Field(ge=1, le=4096)] | Literal["auto"]
+Multiplier = Annotated[float, Field(gt=0, le=1000)] | Literal["auto"]
 
 
 class LoopRequest(Spec):
     """Hyperparameters as posted: OpenAI's three, and ours beside them in the `training` block."""
 
-    n_epochs: Epochs | Auto = "auto"
-    batch_size: BatchSize | Auto = "auto"
-    learning_rate_multiplier: Multiplier | Auto = "auto"
+    n_epochs: Epochs = "auto"
+    batch_size: BatchSize = "auto"
+    learning_rate_multiplier: Multiplier = "auto"
     learning_rate: float | None = Field(
         default=None, gt=0, le=10, description="Instead of the method's own rate."
     )
@@ -33,22 +32,27 @@ class LoopRequest(Spec):
 
 
 def resolve(request: LoopRequest, *, method: AnyMethod, rows: int) -> LoopSpec:
-    """Turn `auto` into numbers that suit `rows` rows of data.
-
-    Epochs: 3, but at least about 100 rows seen and at most 25,000. Batch: a power of two near
-    rows / 24, from 1 to 32, so that small sets still get a few dozen steps.
-    """
-    epochs = request.n_epochs
-    if epochs == "auto":
-        epochs = min(max(3, -(-100 // rows)), 25)
-        epochs = max(1, min(epochs, 25_000 // rows)) if rows * epochs > 25_000 else epochs
-    batch = request.batch_size
-    if batch == "auto":
-        batch = 2 ** min(max(round(log2(max(rows / 24, 1))), 0), 5)
+    """Turn `auto` into numbers that suit `rows` rows of data."""
+    epochs, batch = request.n_epochs, request.batch_size
     multiplier = request.learning_rate_multiplier
-    scale = 1.0 if multiplier == "auto" else multiplier
-    rate = (request.learning_rate or method.learning_rate) * scale
+    rate = request.learning_rate or method.learning_rate
     shared: dict[str, Any] = request.model_dump(
         exclude={"n_epochs", "batch_size", "learning_rate", "learning_rate_multiplier"}
     )
-    return LoopSpec(n_epochs=epochs, batch_size=batch, learning_rate=rate, **shared)
+    return LoopSpec(
+        n_epochs=_suitable_epochs(rows) if epochs == "auto" else epochs,
+        batch_size=_suitable_batch_size(rows) if batch == "auto" else batch,
+        learning_rate=rate * (1.0 if multiplier == "auto" else multiplier),
+        **shared,
+    )
+
+
+def _suitable_epochs(rows: int) -> int:
+    """Return 3, but enough to see about 100 rows, and no more than see 25,000."""
+    wanted = min(max(3, ceil(100 / rows)), 25)
+    return min(wanted, max(1, 25_000 // rows))
+
+
+def _suitable_batch_size(rows: int) -> int:
+    """Return a power of two near rows / 24, so that small sets still get a few dozen steps."""
+    return int(2 ** min(max(round(log2(rows / 24)), 0), 5))

@@ -85,13 +85,13 @@ class TrainerMessage(msgspec.Struct, frozen=True, kw_only=True, tag_field="type"
     """Base of what a trainer says."""
 
 
-class Validated(TrainerMessage, tag="validated"):
+class Validated(TrainerMessage, frozen=True, tag="validated"):
     """The data as it will be trained: rows kept, dropped and truncated, tokens, labelled share."""
 
     report: dict[str, Any]
 
 
-class Started(TrainerMessage, tag="started"):
+class Started(TrainerMessage, frozen=True, tag="started"):
     """The first step is about to be computed."""
 
     total_steps: int
@@ -99,7 +99,7 @@ class Started(TrainerMessage, tag="started"):
     resumed_step: int
 
 
-class Metrics(TrainerMessage, tag="metrics"):
+class Metrics(TrainerMessage, frozen=True, tag="metrics"):
     """One optimiser step, or one evaluation."""
 
     step: int
@@ -109,7 +109,7 @@ class Metrics(TrainerMessage, tag="metrics"):
     trained_tokens: int
 
 
-class CheckpointSaved(TrainerMessage, tag="checkpoint"):
+class CheckpointSaved(TrainerMessage, frozen=True, tag="checkpoint"):
     """A whole checkpoint lies on disk; `epoch` ones are shown to users and can be called."""
 
     step: int
@@ -119,7 +119,7 @@ class CheckpointSaved(TrainerMessage, tag="checkpoint"):
     metrics: dict[str, float]
 
 
-class Succeeded(TrainerMessage, tag="succeeded"):
+class Succeeded(TrainerMessage, frozen=True, tag="succeeded"):
     """Training is over; the artifact and the results file await publishing."""
 
     step: int
@@ -129,13 +129,13 @@ class Succeeded(TrainerMessage, tag="succeeded"):
     trained_tokens: int
 
 
-class Stopped(TrainerMessage, tag="stopped"):
+class Stopped(TrainerMessage, frozen=True, tag="stopped"):
     """The trainer saved a resume checkpoint and ended, because it was told to."""
 
     step: int
 
 
-class Failed(TrainerMessage, tag="failed"):
+class Failed(TrainerMessage, frozen=True, tag="failed"):
     """The job cannot succeed as posted: bad data, NaN, out of memory."""
 
     code: str
@@ -193,13 +193,13 @@ class GenerateLine(msgspec.Struct, frozen=True, kw_only=True, tag_field="type"):
     """Base of what the engine streams."""
 
 
-class GenerateStart(GenerateLine, tag="start"):
+class GenerateStart(GenerateLine, frozen=True, tag="start"):
     """The request was admitted."""
 
     prompt_tokens: int
 
 
-class GenerateDelta(GenerateLine, tag="delta"):
+class GenerateDelta(GenerateLine, frozen=True, tag="delta"):
     """New text of choice `index`; the last one carries the reason it ended."""
 
     index: int
@@ -208,14 +208,14 @@ class GenerateDelta(GenerateLine, tag="delta"):
     finish_reason: Literal["stop", "length"] | None = None
 
 
-class GenerateEnd(GenerateLine, tag="end"):
+class GenerateEnd(GenerateLine, frozen=True, tag="end"):
     """All choices have ended."""
 
     prompt_tokens: int
     completion_tokens: int
 
 
-class GenerateError(GenerateLine, tag="error"):
+class GenerateError(GenerateLine, frozen=True, tag="error"):
     """The request died after its first line."""
 
     status: int

@@ -19,7 +19,7 @@ def test_a_method_is_one_file(tmp_path: Path) -> None:
     (tmp_path / "models" / "nn" / "methods" / "bias.py").write_text(code[0])
     command = ["-m", "pytest", "tests/models/nn/methods/test_contract.py", "-q", "-p", "no:cacheprovider"]
     contract = subprocess.run(
-        [sys.executable, *command, "-k", "bias"],
+        [sys.executable, *command, "-k", "bias-0"],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(tmp_path)},
         capture_output=True,

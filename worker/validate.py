@@ -38,8 +38,8 @@ def validate_files(row: Job, *, database: Database, store: Store) -> None:
         _refuse(row, error, database=database, problems=problems)
     except Exception:
         log.exception("validation failed unexpectedly", job=row.id)
-        error = GraftworkError("The job's files could not be checked; this is the server's fault.")
-        _refuse(row, error, database=database, problems=[])
+        fault = GraftworkError("The job's files could not be checked; this is the server's fault.")
+        _refuse(row, fault, database=database, problems=[])
 
 
 def _refuse(

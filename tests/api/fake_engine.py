@@ -104,7 +104,10 @@ class FakeEngine:
         for index in range(asked.sampling["n"]):
             for word in words:
                 yield GenerateDelta(index=index, text=word, tokens=[token(word)])
-        if text == "stall":
+        if text == "flood":
+            while True:
+                yield GenerateDelta(index=0, text="x" * 4096)
+        elif text == "stall":
             await asyncio.sleep(600)
         elif text == "break":
             yield GenerateError(status=500, code="engine_error", message="It broke.")

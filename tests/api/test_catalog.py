@@ -78,6 +78,7 @@ def test_the_description_of_the_api_has_the_methods_and_the_envelope(http: httpx
     assert "HTTPValidationError" not in text
     assert '"Lora"' in text
     assert '"ErrorEnvelope"' in text
+    assert '"HTTPBearer"' in text
 
 
 def test_a_revoked_key_is_refused_at_once(stack: Stack) -> None:

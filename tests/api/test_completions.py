@@ -1,7 +1,12 @@
 import asyncio
+import json
+import os
+import socket
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -15,7 +20,7 @@ from openai import (
     OpenAI,
 )
 
-from tests.api.conftest import Stack, add_adapter, tenant_of
+from tests.api.conftest import MIB, Stack, add_adapter, tenant_of
 
 
 def user(text: Any) -> list[dict[str, Any]]:
@@ -356,3 +361,27 @@ def test_sixty_four_at_once_get_their_own_answers(stack: Stack, key: str) -> Non
             return await asyncio.gather(*(ask(number) for number in range(64)))
 
     assert asyncio.run(run()) == [f"[base] n{number}" for number in range(64)]
+
+
+def test_a_reader_that_does_not_read_costs_no_memory(stack: Stack, key: str) -> None:
+    before = stack.engine.cancelled
+    body = json.dumps({"model": "tiny", "messages": user("flood"), "stream": True}).encode()
+    head = (
+        f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {key}\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
+    address = urlsplit(stack.url)
+    with socket.create_connection((address.hostname, address.port)) as connection:
+        connection.sendall(head.encode() + body)
+        connection.recv(1024)
+        time.sleep(0.3)
+        filled = resident(stack.process)
+        time.sleep(0.7)
+        assert resident(stack.process) - filled < 8 * MIB
+    wait_until(lambda: stack.engine.cancelled == before + 1, seconds=1)
+
+
+def resident(process: int) -> int:
+    """Return the bytes of memory that a process holds."""
+    pages = Path(f"/proc/{process}/statm").read_text().split()[1]
+    return int(pages) * os.sysconf("SC_PAGE_SIZE")

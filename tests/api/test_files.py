@@ -112,8 +112,7 @@ def test_a_bad_form_says_what_is_wrong(
         (b"--x--\r\n", "multipart/form-data; boundary=x"),
         (b"--x\r\n", "multipart/form-data"),
         (
-            b'--x\r\nContent-Disposition: form-data; name="file"; filename="\xff"\r\n\r\na\r\n'
-            b"--x--\r\n",
+            b'--x\r\nContent-Disposition: form-data; name="file"; filename="\xff"\r\n\r\na',
             "multipart/form-data; boundary=x",
         ),
     ],
@@ -167,3 +166,16 @@ def test_equal_bytes_of_two_files_outlive_one_of_them(client: OpenAI) -> None:
     second = client.files.create(file=("b", b"same"), purpose="batch")
     client.files.delete(first.id)
     assert client.files.content(second.id).read() == b"same"
+
+
+def test_another_tenants_file_reads_like_a_missing_one(stack: Stack, client: OpenAI) -> None:
+    made = client.files.create(file=("a", b"x"), purpose="batch")
+    with OpenAI(base_url=f"{stack.url}/v1", api_key=stack.key(), max_retries=0) as other:
+        for act in (other.files.retrieve, other.files.content, other.files.delete):
+            with pytest.raises(NotFoundError) as foreign:
+                act(made.id)
+            with pytest.raises(NotFoundError) as missing:
+                act("file-missing")
+            assert foreign.value.message.replace(made.id, "file-missing") == missing.value.message
+        assert other.files.list(after=made.id).data == []
+    assert client.files.content(made.id).read() == b"x"

@@ -15,7 +15,7 @@ from core.settings import Settings
 from worker.engine.app import create_app
 from worker.engine.engine import Engine
 
-GRACE_SECONDS = 3.0
+GRACE_SECONDS = 2.0
 """What runs when the process is told to stop may go on for so long; then it gets an error."""
 
 _BACKLOG = 2048
@@ -85,7 +85,9 @@ def _listen(address: str) -> Iterator[socket.socket]:
     if not address.startswith("unix:"):
         url = urlsplit(address)
         host = url.hostname if url.hostname in _LOOPBACK else "0.0.0.0"  # noqa: S104
-        with socket.create_server((host or "127.0.0.1", url.port or 80), backlog=_BACKLOG) as listener:
+        with socket.create_server(
+            (host or "127.0.0.1", url.port or 80), backlog=_BACKLOG
+        ) as listener:
             yield listener
         return
     path = Path(address.removeprefix("unix:"))

@@ -29,7 +29,13 @@ ROWS = [
     }
     for n in range(20)
 ]
-LOOP = {"n_epochs": 2, "batch_size": 4, "learning_rate": 0.01, "micro_batch_tokens": 128}
+LOOP = {
+    "n_epochs": 2,
+    "batch_size": 4,
+    "learning_rate": 0.01,
+    "micro_batch_tokens": 128,
+    "dtype": "float32",
+}
 METHOD = {"type": "lora", "rank": 4, "dropout": 0.1}
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from tests.worker.train.conftest import Job, carry_out, finish, read, values_of, weights_hash
 
-LONG = {"n_epochs": 5000, "scheduler": "constant"}
+LONG = {"n_epochs": 1000, "scheduler": "constant"}
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 import csv
 import json
 import math
+import warnings
 from pathlib import Path
 
 import pytest
@@ -54,7 +55,7 @@ def test_a_whole_run(make_job, backbone):
     assert rows[8]["valid_loss"] == ""
 
 
-@pytest.mark.parametrize("asks_after", [2, 5, 7, 8, 9, 11])
+@pytest.mark.parametrize("asks_after", [2, 5, 7, 9])
 def test_a_paused_and_resumed_run_is_the_unbroken_one(make_job, asks_after):
     loop = {"micro_batch_tokens": 200}
     unbroken = carry_out(make_job("unbroken").order(validation=ROWS[:9], loop=loop))
@@ -135,9 +136,11 @@ def test_a_parent_must_be_alike(make_job, method):
 
 
 def test_ia3_trains_by_the_same_loop(make_job):
-    messages = carry_out(make_job().order(method={"type": "ia3"}))
-    measured = values_of(messages)
-    assert measured[10]["train_loss"] < measured[1]["train_loss"]
+    order = make_job().order(
+        method={"type": "ia3"}, validation=ROWS, loop={"scheduler": "constant"}
+    )
+    measured = values_of(carry_out(order))
+    assert measured[10]["full_valid_loss"] < measured[5]["full_valid_loss"]
 
 
 def test_a_loss_that_is_no_number_ends_the_job(make_job):
@@ -183,7 +186,13 @@ def test_the_loss_curve_is_that_of_peft(make_job, base_folder, renderer):
     peft = pytest.importorskip("peft")
     from transformers import AutoModelForCausalLM
 
-    loop = {"n_epochs": 4, "scheduler": "constant", "warmup_ratio": 0, "max_grad_norm": 0.5}
+    loop = {
+        "n_epochs": 4,
+        "learning_rate": 1e-3,
+        "scheduler": "constant",
+        "warmup_ratio": 0,
+        "max_grad_norm": 0.5,
+    }
     order = make_job().order(loop=loop, method={"type": "lora", "rank": 4})
     measured = values_of(carry_out(order))
 
@@ -193,8 +202,11 @@ def test_the_loss_curve_is_that_of_peft(make_job, base_folder, renderer):
             loop={**loop, "learning_rate": 1e-30}, method={"type": "lora", "rank": 4}
         )
     )
-    network = peft.PeftModel.from_pretrained(network, start[-1].adapter_folder, is_trainable=True)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=0.01, weight_decay=0.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # PEFT uses a deprecated name
+        folder = start[-1].adapter_folder
+        network = peft.PeftModel.from_pretrained(network, folder, is_trainable=True)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3, weight_decay=0.0)
     examples = [renderer.example(row["messages"]) for row in ROWS]
     for step in range(20):
         order_of_epoch = epoch_order(20, seed=3, epoch=step // 5)
@@ -214,5 +226,5 @@ def test_the_loss_curve_is_that_of_peft(make_job, base_folder, renderer):
         norm = torch.nn.utils.clip_grad_norm_(network.parameters(), 0.5)
         optimizer.step()
         optimizer.zero_grad()
-        assert measured[step + 1]["train_loss"] == pytest.approx(loss.item(), rel=2e-4)
-        assert measured[step + 1]["grad_norm"] == pytest.approx(norm.item(), rel=5e-3)
+        assert measured[step + 1]["train_loss"] == pytest.approx(loss.item(), rel=1e-5)
+        assert measured[step + 1]["grad_norm"] == pytest.approx(norm.item(), rel=1e-3)

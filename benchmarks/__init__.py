@@ -1,0 +1,1 @@
+"""Measurements, not tests: each prints JSON and asserts nothing about speed."""
