@@ -17,7 +17,14 @@ def test_a_method_is_one_file(tmp_path: Path) -> None:
     guide = (ROOT / "docs" / "add-a-method.md").read_text()
     code = re.findall(r"```python\n(.*?)```", guide, flags=re.DOTALL)
     (tmp_path / "models" / "nn" / "methods" / "bias.py").write_text(code[0])
-    command = ["-m", "pytest", "tests/models/nn/methods/test_contract.py", "-q", "-p", "no:cacheprovider"]
+    command = [
+        "-m",
+        "pytest",
+        "tests/models/nn/methods/test_contract.py",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+    ]
     contract = subprocess.run(
         [sys.executable, *command, "-k", "bias-0"],
         cwd=tmp_path,

@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.cli.processes import descendants, is_alive, wait_for
+from tests.processes import descendants, is_alive, wait_for
 from tests.tiny import make_tiny_base
 
 GRAFTWORK = [sys.executable, "-m", "cli"]

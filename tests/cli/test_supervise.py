@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from cli.supervise import GaveUp, Program, Supervisor, rotate, tail
-from tests.cli.processes import is_alive, wait_for
+from tests.processes import is_alive, wait_for
 
 SLEEPER = [sys.executable, "-m", "cli.become", "/bin/sleep", "60"]
 DRIVER = """

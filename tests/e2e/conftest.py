@@ -15,8 +15,8 @@ import pytest
 from openai import OpenAI
 from openai.types.fine_tuning import FineTuningJob
 
-from tests.cli.processes import descendants, is_alive, wait_for
 from tests.conftest import fresh_postgres
+from tests.processes import descendants, is_alive, wait_for
 from tests.tiny import make_tiny_base
 
 KEY = "gw-test-key-of-the-end-to-end-suite"

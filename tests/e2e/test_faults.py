@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import pytest
 from openai import APIError
 
-from tests.cli.processes import descendants, is_alive, wait_for
 from tests.e2e.conftest import System, chat_rows, start_system, train, wait_for_end
+from tests.processes import descendants, is_alive, wait_for
 
 LONG = {"n_epochs": 40, "batch_size": 2}
 ROWS = chat_rows({f"{n}?": f"{n}!" for n in range(10)})

@@ -5,8 +5,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,40 +19,10 @@ from models.tables import event, job
 from models.tables.base import Page
 from models.tables.job import Job
 from tests.factories import make_job
+from tests.processes import children, is_alive, wait_for
 from tests.tiny import make_tiny_base
 
 SECONDS = 60.0
-
-
-def wait_for(condition: Callable[[], Any], *, seconds: float = SECONDS) -> Any:
-    """Return the first true value of `condition`, or fail."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if value := condition():
-            return value
-        time.sleep(0.05)
-    pytest.fail("what the test waits for did not happen")
-
-
-def children(pid: int) -> list[int]:
-    """Return the process ids of the living children of a process."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = path.read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        if int(fields[1]) == pid and fields[0] != "Z":
-            found.append(int(path.parent.name))
-    return found
-
-
-def is_alive(pid: int) -> bool:
-    """Say whether a process exists and is no zombie."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 class Site:
@@ -120,11 +89,11 @@ class Site:
 
     def wait_for_step(self, row: Job, step: int) -> Job:
         """Wait until the job has come that far."""
-        return wait_for(lambda: (now := self.job(row)).step >= step and now)
+        return wait_for(lambda: (now := self.job(row)).step >= step and now, seconds=SECONDS)
 
     def wait_for_state(self, row: Job, state: str) -> Job:
         """Wait until the job is in a state."""
-        return wait_for(lambda: (now := self.job(row)).state == state and now)
+        return wait_for(lambda: (now := self.job(row)).state == state and now, seconds=SECONDS)
 
     def events(self, row: Job) -> list[Any]:
         """Return the job's whole history, oldest first."""

@@ -11,7 +11,8 @@ import pytest
 from models.tables import adapter, checkpoint, job
 from models.tables.base import Page
 from models.tables.job import Job
-from tests.worker.conftest import Site, children, is_alive, wait_for
+from tests.processes import children, is_alive, wait_for
+from tests.worker.conftest import Site
 
 ROWS: list[dict[str, Any]] = [
     {
@@ -158,7 +159,7 @@ def test_cancel(site: Site) -> None:
 def test_killed_between_the_last_step_and_publishing(site: Site, unbroken: dict[str, str]) -> None:
     site.start_worker(GRAFTWORK_CRASH="before-succeeded")
     row = post(site)
-    wait_for(lambda: site.job(row).attempts >= 2)
+    wait_for(lambda: site.job(row).attempts >= 2, seconds=60)
     with site.database.unit_of_work() as session:
         assert not adapter.list_all(session, tenant=row.tenant)
     site.kill_workers()

@@ -3,14 +3,18 @@
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
-def wait_for(condition: Callable[[], object], *, seconds: float = 20.0) -> None:
-    """Wait until something holds; fail when it does not in time."""
+def wait_for(condition: Callable[[], T], *, seconds: float = 20.0) -> T:
+    """Return the first true value of a condition; fail when it does not come in time."""
     deadline = time.monotonic() + seconds
-    while not condition():
+    while not (value := condition()):
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.05)
+    return value
 
 
 def is_alive(pid: int) -> bool:
@@ -19,6 +23,11 @@ def is_alive(pid: int) -> bool:
         return _stat(pid)[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):
         return False
+
+
+def children(pid: int) -> list[int]:
+    """Return the living children of a process."""
+    return [child for child in descendants(pid) if is_alive(child) and _parent(child) == pid]
 
 
 def descendants(pid: int) -> list[int]:
@@ -33,6 +42,13 @@ def descendants(pid: int) -> list[int]:
     for child in [child for child, parent in parents.items() if parent == pid]:
         found += [child, *descendants(child)]
     return found
+
+
+def _parent(pid: int) -> int:
+    try:
+        return int(_stat(pid)[1])
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
 
 
 def _stat(pid: int) -> list[str]:
