@@ -10,9 +10,13 @@ from models.tables import api_key
 
 
 def test_an_error_undoes_the_whole_unit_of_work(database: Database) -> None:
-    with pytest.raises(RuntimeError), database.unit_of_work() as session:
-        api_key.create(session, tenant="acme", name="x")
-        raise RuntimeError
+    def add_and_fail() -> None:
+        with database.unit_of_work() as session:
+            api_key.create(session, tenant="acme", name="x")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        add_and_fail()
     with database.unit_of_work() as session:
         assert api_key.count(session) == 0
 
