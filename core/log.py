@@ -44,4 +44,5 @@ def configure_logging(settings: Settings, *, process: str) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(settings.log_level.upper())
+    logging.getLogger("alembic").setLevel(logging.WARNING)  # /readyz asks it for the revision
     structlog.contextvars.bind_contextvars(process=process)
