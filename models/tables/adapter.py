@@ -60,11 +60,8 @@ def is_used(session: Session, digest: str) -> bool:
     return session.scalar(query.limit(1)) is not None
 
 
-def take_dead_trees(session: Session, *, limit: int) -> set[str]:
-    """Remove the rows of deleted adapters and return their trees that no living adapter has."""
-    query = select(Adapter).where(Adapter.deleted_at.is_not(None)).limit(limit)
-    dead = session.scalars(query).all()
-    for row in dead:
-        session.delete(row)
-    session.flush()
-    return {row.digest for row in dead if not is_used(session, row.digest)}
+def tombstones(session: Session, *, limit: int) -> Sequence[Adapter]:
+    """Return deleted adapters whose row is still there."""
+    return session.scalars(
+        select(Adapter).where(Adapter.deleted_at.is_not(None)).limit(limit)
+    ).all()

@@ -374,7 +374,11 @@ def is_pinned(session: Session, digest: str) -> bool:
     """Say whether a job that has not ended needs these bytes."""
     query = select(Job.id).where(
         Job.state.not_in(TERMINAL),
-        or_(Job.training_digest == digest, Job.validation_digest == digest),
+        or_(
+            Job.training_digest == digest,
+            Job.validation_digest == digest,
+            Job.parent_digest == digest,
+        ),
     )
     return session.scalar(query.limit(1)) is not None
 

@@ -106,6 +106,7 @@ class FakeEngine:
                 yield GenerateDelta(index=index, text=word, tokens=[token(word)])
         if text == "flood":
             while True:
+                await asyncio.sleep(0)
                 yield GenerateDelta(index=0, text="x" * 4096)
         elif text == "stall":
             await asyncio.sleep(600)

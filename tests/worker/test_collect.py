@@ -1,0 +1,106 @@
+"""Deleted means deleted, but not while a job still needs the bytes."""
+
+from pathlib import Path
+
+import pytest
+
+from core.database import Database
+from core.errors import NotFound
+from core.ids import new_id
+from core.store import Store
+from models.tables import adapter, file, job
+from models.tables.adapter import Adapter
+from models.tables.file import File
+from tests.factories import make_job
+from worker.collect import collect
+
+
+def add_file(
+    database: Database, store: Store, path: Path, *, expires_at: float | None = None
+) -> File:
+    path.write_bytes(b"rows")
+    digest = store.put_file(path)
+    row = File(
+        id=new_id("file"),
+        tenant="acme",
+        filename="rows.jsonl",
+        purpose="fine-tune",
+        bytes=4,
+        digest=digest,
+        expires_at=expires_at,
+    )
+    with database.unit_of_work() as session:
+        session.add(row)
+    return row
+
+
+def add_adapter(database: Database, store: Store, folder: Path, name: str) -> Adapter:
+    folder.mkdir(exist_ok=True)
+    (folder / "adapter_model.safetensors").write_bytes(b"weights")
+    row = Adapter(
+        name=name,
+        tenant="acme",
+        base="tiny",
+        method={"type": "lora"},
+        digest=store.put_tree(folder),
+        bytes=7,
+        parameters=1,
+    )
+    with database.unit_of_work() as session:
+        session.add(row)
+    return row
+
+
+def test_a_deleted_file_goes_when_its_last_twin_and_its_last_job_are_gone(
+    database: Database, store: Store, tmp_path: Path
+) -> None:
+    first = add_file(database, store, tmp_path / "rows")
+    twin = add_file(database, store, tmp_path / "rows")
+    with database.unit_of_work() as session:
+        waiting = make_job(session, training_digest=first.digest)
+        file.delete(session, first.id, tenant="acme")
+    collect(database=database, store=store)
+    assert store.exists(first.digest)
+    with database.unit_of_work() as session:
+        file.delete(session, twin.id, tenant="acme")
+    collect(database=database, store=store)
+    assert store.exists(first.digest)
+    with database.unit_of_work() as session:
+        job.cancel(session, waiting.id, tenant="acme")
+    collect(database=database, store=store)
+    assert not store.exists(first.digest)
+
+
+def test_a_file_past_its_time_is_gone(database: Database, store: Store, tmp_path: Path) -> None:
+    row = add_file(database, store, tmp_path / "rows", expires_at=1.0)
+    collect(database=database, store=store)
+    assert not store.exists(row.digest)
+    with pytest.raises(NotFound), database.unit_of_work() as session:
+        file.get(session, row.id, tenant="acme")
+
+
+def test_a_deleted_adapter_stays_while_a_job_continues_it(
+    database: Database, store: Store, tmp_path: Path
+) -> None:
+    row = add_adapter(database, store, tmp_path / "adapter", "ft:tiny:acme::1")
+    with database.unit_of_work() as session:
+        child = make_job(session, parent_digest=row.digest)
+        adapter.delete(session, row.name, tenant="acme")
+    collect(database=database, store=store)
+    assert store.read_tree(row.digest)
+    with database.unit_of_work() as session:
+        job.cancel(session, child.id, tenant="acme")
+    collect(database=database, store=store)
+    with pytest.raises(NotFound):
+        store.read_tree(row.digest)
+
+
+def test_equal_adapters_keep_their_tree_until_the_last_is_deleted(
+    database: Database, store: Store, tmp_path: Path
+) -> None:
+    first = add_adapter(database, store, tmp_path / "adapter", "ft:tiny:acme::1")
+    second = add_adapter(database, store, tmp_path / "adapter", "ft:tiny:acme::2")
+    with database.unit_of_work() as session:
+        adapter.delete(session, first.name, tenant="acme")
+    collect(database=database, store=store)
+    assert store.read_tree(second.digest)
