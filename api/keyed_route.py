@@ -97,7 +97,7 @@ async def _find_tenant(request: Request) -> str:
 
 
 def _read_tenant(database: Database, secret: str) -> str | None:
-    with database.unit_of_work() as session:
+    with database.reading() as session:
         row = api_key.find_by_secret(session, secret)
         return row.tenant if row else None
 

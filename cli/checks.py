@@ -66,12 +66,12 @@ def check_sqlite(settings: Settings) -> Finding:
 
 def check_database(settings: Settings) -> Finding:
     """Reach the database and compare its schema and clock with ours."""
-    from sqlalchemy import select
     from sqlalchemy.exc import SQLAlchemyError
 
     from cli.database import revision
     from core.database import Database
-    from models.tables.base import database_now
+    from core.errors import Unavailable
+    from models.tables.base import read_clock
 
     shown = hide_password(settings.database)
     file = Path(settings.database.removeprefix("sqlite:///"))
@@ -80,9 +80,9 @@ def check_database(settings: Settings) -> Finding:
     database = Database(settings.database)
     try:
         found = revision(settings, database)
-        with database.engine.connect() as connection:
-            skew = abs((connection.scalar(select(database_now())) or 0.0) - time.time())
-    except SQLAlchemyError as error:
+        with database.reading() as session:
+            skew = abs(read_clock(session) - time.time())
+    except (SQLAlchemyError, Unavailable) as error:
         return Finding("wrong", f"{shown}: {error}", "start it, or correct GRAFTWORK_DATABASE_URL")
     finally:
         database.close()

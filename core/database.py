@@ -15,6 +15,7 @@ from typing import Any
 from sqlalchemy import Engine, create_engine, event
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session, sessionmaker
 
 from core.errors import Unavailable
@@ -23,6 +24,7 @@ from core.settings import get_settings
 
 SAFE_WAL = (3, 51, 3)
 BUSY_SECONDS = 30
+READS = "graftwork_reads"
 
 
 def sqlite_module() -> ModuleType:
@@ -59,7 +61,8 @@ def open_database(url: str) -> Engine:
 
     @event.listens_for(engine, "begin")
     def begin(connection: Any) -> None:
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
+        reads = connection.get_execution_options().get(READS)
+        connection.exec_driver_sql("BEGIN DEFERRED" if reads else "BEGIN IMMEDIATE")
 
     return engine
 
@@ -80,18 +83,29 @@ class Database:
     def unit_of_work(self) -> Iterator[Session]:
         """Run one transaction: commit at the end, roll back on any error, then ring.
 
-        Wake-ups that the transaction asked for are sent after the commit; workers find the rows of
-        lost ones by themselves. A database that cannot be reached raises
-        `Unavailable`.
+        Wake-ups that the transaction asked for are sent after the commit; workers find the rows
+        of lost ones by themselves. A database that cannot be reached raises `Unavailable`.
         """
+        with self._transaction(self._sessions()) as session:
+            yield session
+        ring(session.info.pop("rings", []))
+
+    @contextmanager
+    def reading(self) -> Iterator[Session]:
+        """Give a session that only reads; on SQLite it waits for no writer."""
+        connection = self.engine.execution_options(**{READS: True})
+        with self._transaction(self._sessions(bind=connection)) as session:
+            yield session
+
+    @contextmanager
+    def _transaction(self, opened: Session) -> Iterator[Session]:
         try:
-            with self._sessions() as session, session.begin():
+            with opened as session, session.begin():
                 yield session
-        except (OperationalError, InterfaceError) as error:
+        except (OperationalError, InterfaceError, PoolTimeout) as error:
             raise Unavailable(
                 "The database does not answer; try again in a moment.", code="database_unavailable"
             ) from error
-        ring(session.info.pop("rings", []))
 
     def close(self) -> None:
         """Give all connections back."""

@@ -7,6 +7,8 @@ acknowledged early, no result is kept, and sending gives up fast when the broker
 
 import time
 from collections.abc import Iterable
+from queue import SimpleQueue
+from threading import Thread
 from typing import NamedTuple
 
 import structlog
@@ -54,20 +56,33 @@ celery = make_celery()
 
 
 class Doorbell:
-    """Rings workers; after a failure it keeps still for a while, so that nobody waits on it."""
+    """Rings workers from a thread of its own, so that no request waits for a broker.
+
+    After a failure it keeps still for a while; workers find the rows by themselves.
+    """
 
     def __init__(self) -> None:
-        self._silent_until = 0.0
+        self._rings: SimpleQueue[Ring] = SimpleQueue()
+        self._thread: Thread | None = None
 
     def ring(self, rings: Iterable[Ring]) -> None:
-        """Send wake-ups; a broker that is away costs only latency, so that is all it does."""
-        for task, subject in rings:
-            if time.monotonic() < self._silent_until:
-                return
+        """Send wake-ups soon; return at once."""
+        for item in rings:
+            if self._thread is None:
+                self._thread = Thread(target=self._work, name="doorbell", daemon=True)
+                self._thread.start()
+            self._rings.put(item)
+
+    def _work(self) -> None:
+        silent_until = 0.0
+        while True:
+            task, subject = self._rings.get()
+            if time.monotonic() < silent_until:
+                continue
             try:
                 celery.send_task(task, args=[subject], retry=False)
             except (KombuError, OperationalError, OSError) as error:
-                self._silent_until = time.monotonic() + SILENT_SECONDS
+                silent_until = time.monotonic() + SILENT_SECONDS
                 log.warning("doorbell not rung", task=task, subject=subject, error=str(error))
 
 

@@ -46,7 +46,7 @@ class Caller:
         return await run_in_threadpool(self._find, name)
 
     def _find(self, name: str) -> Target:
-        with self._database.unit_of_work() as session:
+        with self._database.reading() as session:
             return find_target(session, name, tenant=self._tenant, settings=self._settings)
 
     def ask(self, requests: Sequence[GenerateRequest]) -> Lines:

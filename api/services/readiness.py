@@ -11,9 +11,9 @@ from anyio import to_thread
 from api.engine_client import EngineClient
 from api.schemas.health import Check, Readiness
 from core.bases import read_manifest
+from core.broker import check_broker, find_broker
 from core.database import Database
 from core.errors import GraftworkError, Unavailable
-from core.queue import celery
 from core.settings import Settings
 from core.store import Store
 from models.tables import api_key
@@ -78,7 +78,7 @@ def _in_thread(look: Callable[[Parts], None]) -> Callable[[Parts], Awaitable[Non
 
 
 def _database(parts: Parts) -> None:
-    with parts.database.unit_of_work() as session:
+    with parts.database.reading() as session:
         api_key.count(session)
 
 
@@ -93,9 +93,8 @@ def _store(parts: Parts) -> None:
     parts.store.check()
 
 
-def _broker(_parts: Parts) -> None:
-    with celery.connection_for_write() as connection:
-        connection.ensure_connection(max_retries=1, timeout=1)
+def _broker(parts: Parts) -> None:
+    check_broker(find_broker(parts.settings))
 
 
 async def _engine(parts: Parts) -> None:

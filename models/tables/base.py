@@ -44,6 +44,11 @@ def _postgresql_now(_element: FunctionElement[float], _compiler: SQLCompiler, **
     return "CAST(EXTRACT(EPOCH FROM clock_timestamp()) AS DOUBLE PRECISION)"
 
 
+def read_clock(session: Session) -> float:
+    """Return the database's time in seconds since 1970."""
+    return session.scalar(select(database_now())) or 0.0
+
+
 class Page(NamedTuple):
     """A cursor: how many rows, after which id, newest first unless `ascending`."""
 
