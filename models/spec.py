@@ -85,6 +85,10 @@ class TrainerMessage(msgspec.Struct, frozen=True, kw_only=True, tag_field="type"
     """Base of what a trainer says."""
 
 
+class Alive(TrainerMessage, frozen=True, tag="alive"):
+    """Long work goes on that has nothing to show yet: tokenising, evaluating."""
+
+
 class Validated(TrainerMessage, frozen=True, tag="validated"):
     """The data as it will be trained: rows kept, dropped and truncated, tokens, labelled share."""
 
@@ -144,7 +148,9 @@ class Failed(TrainerMessage, frozen=True, tag="failed"):
     problems: list[dict[str, Any]] = []
 
 
-AnyTrainerMessage = Validated | Started | Metrics | CheckpointSaved | Succeeded | Stopped | Failed
+AnyTrainerMessage = (
+    Alive | Validated | Started | Metrics | CheckpointSaved | Succeeded | Stopped | Failed
+)
 
 
 # --- api -> engine ------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from core.database import Database
 from core.errors import GraftworkError, StaleFence, StorageFull, Unavailable
 from core.settings import Settings
 from core.store import Store
-from models.spec import AnyTrainerMessage, Failed, Stopped, Succeeded
+from models.spec import Alive, AnyTrainerMessage, Failed, Stopped, Succeeded
 from models.tables import job
 from models.tables.job import Job
 from worker.order import write_order
@@ -128,7 +128,8 @@ class Supervisor:
             heard = time.monotonic()
             if message is None:
                 return None
-            self._record(message)
+            if not isinstance(message, Alive):
+                self._record(message)
             if isinstance(message, FINAL):
                 return message
 

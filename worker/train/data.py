@@ -5,7 +5,7 @@ Shapes: t rows of a packed stream, n rows whose next token is a label.
 
 import hashlib
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -98,7 +98,14 @@ class Stream:
     targets_n: Tensor
 
 
-def read_examples(path: Path, *, renderer: Renderer, max_length: int, param: str) -> Examples:
+def read_examples(
+    path: Path,
+    *,
+    renderer: Renderer,
+    max_length: int,
+    param: str,
+    stay_alive: Callable[[], None] = lambda: None,
+) -> Examples:
     """Tokenise a file; `InvalidData` names its problems, by line.
 
     Rows longer than `max_length` tokens are cut; those that keep no label are dropped; both are
@@ -107,6 +114,7 @@ def read_examples(path: Path, *, renderer: Renderer, max_length: int, param: str
     ids, labelled, offsets = array("i"), bytearray(), array("q", [0])
     counts = DataCounts()
     for line, row in iterate(path):
+        stay_alive()
         example = _render(row, line=line, renderer=renderer)
         if isinstance(example, Problem):
             raise _invalid(path, problem=example, param=param)

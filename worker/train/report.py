@@ -2,14 +2,16 @@
 
 import csv
 import os
+import time
 from pathlib import Path
 from threading import Thread
 from typing import Any
 
 import msgspec
 
-from models.spec import TrainerMessage
+from models.spec import Alive, TrainerMessage
 
+ALIVE_SECONDS = 10.0
 EXIT_ORPHANED = 3
 EXIT_CANCELLED = 4
 COLUMNS = ("step", "train_loss", "train_accuracy", "valid_loss", "valid_mean_token_accuracy")
@@ -34,6 +36,7 @@ class Channel:
         os.dup2(2, 1)
         self._asked = False
         self._closed = False
+        self._said_at = time.monotonic()
         Thread(target=self._listen, name="commands", daemon=True).start()
 
     def say(self, message: TrainerMessage) -> None:
@@ -41,9 +44,16 @@ class Channel:
         line = memoryview(msgspec.json.encode(message) + b"\n")
         while line:
             line = line[os.write(self._output, line) :]
+        self._said_at = time.monotonic()
+
+    def stay_alive(self) -> None:
+        """Say so after a long silence; called often by work that has nothing else to say."""
+        if time.monotonic() - self._said_at > ALIVE_SECONDS:
+            self.say(Alive())
 
     def check(self) -> None:
         """Raise `Interrupted` if a pause or stop was asked for; called between micro-batches."""
+        self.stay_alive()
         if self._asked:
             raise Interrupted
 

@@ -62,7 +62,7 @@ def train(order: TrainOrder, channel: Channel) -> None:
     device = prepare_torch(order)
     base_folder = Path(order.base_folder)
     backbone = Backbone.load(base_folder, dtype=pick_training_dtype(spec, device), device=device)
-    training, validation = read_data(order, spec, backbone)
+    training, validation = read_data(order, spec, backbone, channel)
     report = report_on(training, validation)
     channel.say(Validated(report=report))
 
@@ -136,14 +136,20 @@ def pick_training_dtype(spec: TrainSpec, device: str) -> torch.dtype:
 
 
 def read_data(
-    order: TrainOrder, spec: TrainSpec, backbone: Backbone
+    order: TrainOrder, spec: TrainSpec, backbone: Backbone, channel: Channel
 ) -> tuple[Examples, Examples | None]:
     """Tokenise the training file and, if there is one, the validation file."""
     renderer = Renderer.load(Path(order.base_folder))
     max_length = min(spec.loop.max_sequence_length, backbone.shape.context)
 
     def read(path: str, param: str) -> Examples:
-        return read_examples(Path(path), renderer=renderer, max_length=max_length, param=param)
+        return read_examples(
+            Path(path),
+            renderer=renderer,
+            max_length=max_length,
+            param=param,
+            stay_alive=channel.stay_alive,
+        )
 
     training = read(order.training_file, "training_file")
     if order.validation_file is None:

@@ -3,6 +3,16 @@ import sys
 
 from worker.train.report import StepValues, write_results
 
+SILENT = """
+from time import sleep
+from worker.train import report
+report.ALIVE_SECONDS = 0.2
+channel = report.Channel()
+for _ in range(50):
+    channel.stay_alive()
+    sleep(0.01)
+channel.close()
+"""
 SCRIPT = """
 import os, sys
 from models.spec import Stopped
@@ -15,13 +25,24 @@ channel.close()
 """
 
 
-def test_only_messages_reach_standard_output():
+def said(script):
     child = subprocess.Popen(
-        [sys.executable, "-c", SCRIPT], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
     with child:
-        assert child.stdout.read() == b'{"type":"stopped","step":1}\n'
+        output = child.stdout.read()
     assert child.returncode == 0
+    return output
+
+
+def test_only_messages_reach_standard_output():
+    assert said(SCRIPT) == b'{"type":"stopped","step":1}\n'
+
+
+def test_long_silent_work_says_that_it_goes_on():
+    lines = said(SILENT).splitlines()
+    assert set(lines) == {b'{"type":"alive"}'}
+    assert len(lines) <= 3
 
 
 def test_results_in_the_columns_of_openai(tmp_path):
