@@ -23,7 +23,15 @@ from core.queue import ring
 from core.settings import get_settings
 
 SAFE_WAL = (3, 51, 3)
-BUSY_SECONDS = 30
+BUSY_SECONDS = 10
+# A server that does not answer is given up well before a worker's lease (30 s) can end.
+POSTGRES_PATIENCE = {
+    "connect_timeout": 5,
+    "keepalives_idle": 5,
+    "keepalives_interval": 3,
+    "keepalives_count": 2,
+    "tcp_user_timeout": 10_000,
+}
 READS = "graftwork_reads"
 
 
@@ -43,7 +51,10 @@ def open_database(url: str) -> Engine:
     if parsed.get_backend_name() != "sqlite":
         if parsed.drivername == "postgresql":
             parsed = parsed.set(drivername="postgresql+psycopg")
-        return create_engine(parsed, pool_pre_ping=True, pool_size=10, max_overflow=20)
+        patience = {key: POSTGRES_PATIENCE[key] for key in POSTGRES_PATIENCE.keys() - parsed.query}
+        return create_engine(
+            parsed, pool_pre_ping=True, pool_size=10, max_overflow=20, connect_args=patience
+        )
     if parsed.database:
         Path(parsed.database).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     module = sqlite_module()

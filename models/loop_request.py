@@ -5,8 +5,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from core.errors import InvalidRequest
 from models.nn.methods import AnyMethod
-from models.spec import LoopSpec, Spec
+from models.spec import MAX_LEARNING_RATE, LoopSpec, Spec
 
 Epochs = Annotated[int, Field(ge=1, le=1000)] | Literal["auto"]
 BatchSize = Annotated[int, Field(ge=1, le=4096)] | Literal["auto"]
@@ -32,17 +33,24 @@ class LoopRequest(Spec):
 
 
 def resolve(request: LoopRequest, *, method: AnyMethod, rows: int) -> LoopSpec:
-    """Turn `auto` into numbers that suit `rows` rows of data."""
+    """Turn `auto` into numbers that suit `rows` rows of data; refuse an absurd rate."""
     epochs, batch = request.n_epochs, request.batch_size
     multiplier = request.learning_rate_multiplier
     rate = request.learning_rate or method.learning_rate
+    rate *= 1.0 if multiplier == "auto" else multiplier
+    if rate > MAX_LEARNING_RATE:
+        raise InvalidRequest(
+            f"The learning rate comes to {rate:g}, over {MAX_LEARNING_RATE:g}.",
+            code="invalid_value",
+            param="hyperparameters.learning_rate_multiplier",
+        )
     shared: dict[str, Any] = request.model_dump(
         exclude={"n_epochs", "batch_size", "learning_rate", "learning_rate_multiplier"}
     )
     return LoopSpec(
         n_epochs=_suitable_epochs(rows) if epochs == "auto" else epochs,
         batch_size=_suitable_batch_size(rows) if batch == "auto" else batch,
-        learning_rate=rate * (1.0 if multiplier == "auto" else multiplier),
+        learning_rate=rate,
         **shared,
     )
 

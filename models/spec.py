@@ -11,6 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from models.nn.methods import AnyMethod
 
+MAX_LEARNING_RATE = 10.0
+
 
 class Spec(BaseModel):
     """Base of the specs: frozen, and a key that nobody reads is an error."""
@@ -23,7 +25,7 @@ class LoopSpec(Spec):
 
     n_epochs: int = Field(ge=1, le=1000)
     batch_size: int = Field(ge=1, le=4096, description="Rows of the data set in one step.")
-    learning_rate: float = Field(gt=0, le=10)
+    learning_rate: float = Field(gt=0, le=MAX_LEARNING_RATE)
     scheduler: Literal["linear", "cosine", "constant"] = "linear"
     warmup_ratio: float = Field(default=0.05, ge=0, lt=1)
     weight_decay: float = Field(default=0.0, ge=0, le=1)

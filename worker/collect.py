@@ -1,18 +1,28 @@
 """Garbage: bytes that no row needs any more. Deleted means deleted."""
 
+import shutil
+from pathlib import Path
+
 from core.database import Database
 from core.store import Store
-from models.tables import adapter, checkpoint, file, job
+from models.tables import adapter, checkpoint, claims, file, job
 
 BATCH = 100
 
 
-def collect(*, database: Database, store: Store) -> None:
-    """Remove the bytes of deleted and expired files and of deleted adapters.
+def collect(*, database: Database, store: Store, work_folder: Path) -> None:
+    """Remove what nobody needs any more, in the store and in the worker's own folder."""
+    _collect_files(database, store)
+    _collect_adapters(database, store)
+    _collect_checkpoints(database, store)
+    _collect_work(database, work_folder)
 
-    What a job that has not ended needs stays until it has. Rows go and bytes go in one
-    transaction that holds off new files, so that an upload of equal bytes either keeps them or
-    stores them again.
+
+def _collect_files(database: Database, store: Store) -> None:
+    """Remove deleted and expired files, but not what a job that has not ended needs.
+
+    Rows go and bytes go in one transaction that holds off new files, so that an upload of equal
+    bytes either keeps them or stores them again.
     """
     with database.unit_of_work() as session:
         file.expire(session)
@@ -24,6 +34,10 @@ def collect(*, database: Database, store: Store) -> None:
             session.flush()
             if not file.is_used(session, gone.digest):
                 store.delete(gone.digest)
+
+
+def _collect_adapters(database: Database, store: Store) -> None:
+    """Remove deleted adapters; a tree that a checkpoint has too stays: it can be called."""
     with database.unit_of_work() as session:
         for dead in adapter.tombstones(session, limit=BATCH):
             if job.is_pinned(session, dead.digest):
@@ -34,3 +48,21 @@ def collect(*, database: Database, store: Store) -> None:
                 adapter.is_used(session, dead.digest) or checkpoint.is_used(session, dead.digest)
             ):
                 store.delete_tree(dead.digest)
+
+
+def _collect_checkpoints(database: Database, store: Store) -> None:
+    """Remove what ended jobs, cancelled ones say, would have gone on from."""
+    with database.unit_of_work() as session:
+        digests = job.take_ended_resumes(session, limit=BATCH)
+    for digest in digests:
+        store.delete_tree(digest)
+
+
+def _collect_work(database: Database, folder: Path) -> None:
+    """Remove the folders that killed workers left behind."""
+    for path in folder.glob("ftjob-*-*"):
+        job_id, _, fence = path.name.rpartition("-")
+        with database.reading() as session:
+            worked_on = claims.is_worked_on(session, job_id, fence=int(fence))
+        if not worked_on:
+            shutil.rmtree(path, ignore_errors=True)

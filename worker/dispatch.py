@@ -2,6 +2,7 @@
 
 import os
 import socket
+from collections.abc import Callable
 from functools import cache
 from threading import Event, Semaphore, Thread
 
@@ -12,8 +13,9 @@ from core.errors import Unavailable
 from core.ids import random_letters
 from core.settings import Settings, get_settings
 from core.store import Store
-from models.tables import job
+from models.tables import claims
 from worker.collect import collect
+from worker.lease import Lease
 from worker.supervisor import Supervisor
 from worker.validate import validate_files
 
@@ -31,9 +33,10 @@ class Dispatcher:
         self._database = Database(settings.database)
         self._store = Store(settings.store)
         self._owner = f"{socket.gethostname()}:{os.getpid()}:{random_letters(6)}"
+        self._work_folder = settings.data_folder / "work"
         self._places = Semaphore(settings.worker.jobs)
         self._poller = Thread(target=self._poll, name="poller", daemon=True)
-        self._trainers: list[Thread] = []
+        self._helpers: list[Thread] = []
 
     def start(self) -> None:
         """Begin to look at the table."""
@@ -42,14 +45,14 @@ class Dispatcher:
     def stop(self) -> None:
         """Have running jobs saved and handed back, and wait until they are."""
         self.stopping.set()
-        for thread in (self._poller, *self._trainers):
+        for thread in (self._poller, *self._helpers):
             thread.join(self._settings.worker.stop_seconds)
         self._database.close()
 
     def validate(self, job_id: str | None = None) -> None:
         """Check the files of one waiting job."""
         with self._database.unit_of_work() as session:
-            row = job.claim(
+            row = claims.take(
                 session,
                 owner=self._owner,
                 seconds=self._settings.worker.lease_seconds,
@@ -57,14 +60,15 @@ class Dispatcher:
                 job_id=job_id,
             )
         if row is not None:
-            validate_files(row, database=self._database, store=self._store)
+            with Lease(row, database=self._database, seconds=self._settings.worker.lease_seconds):
+                validate_files(row, database=self._database, store=self._store)
 
     def train(self, job_id: str | None = None) -> None:
         """Train a queued job, then the next in line, until there is none or no free place."""
         while not self.stopping.is_set() and self._places.acquire(blocking=False):
             try:
                 with self._database.unit_of_work() as session:
-                    row = job.claim(
+                    row = claims.take(
                         session,
                         owner=self._owner,
                         seconds=self._settings.worker.lease_seconds,
@@ -85,14 +89,16 @@ class Dispatcher:
             job_id = None
 
     def _poll(self) -> None:
-        quiet = 0.0
+        quiet = COLLECT_SECONDS
         while not self.stopping.wait(self._settings.worker.poll_seconds):
             quiet += self._settings.worker.poll_seconds
             try:
                 self._look()
                 if quiet >= COLLECT_SECONDS:
                     quiet = 0.0
-                    collect(database=self._database, store=self._store)
+                    collect(
+                        database=self._database, store=self._store, work_folder=self._work_folder
+                    )
             except Unavailable as error:
                 log.warning("cannot look for work", reason=error.code)
             except Exception:
@@ -102,16 +108,22 @@ class Dispatcher:
         """Take back what vanished workers held, and start what no message has announced."""
         grace = 2 * self._settings.worker.poll_seconds
         with self._database.unit_of_work() as session:
-            job.reclaim_expired(session, max_attempts=self._settings.worker.max_attempts)
-            unchecked = job.waiting(session, state="validating_files", older_than=grace)
-            untrained = job.waiting(session, state="queued", older_than=grace)
-        if unchecked:
-            self.validate()
+            claims.reclaim_expired(session, max_attempts=self._settings.worker.max_attempts)
+            unchecked = claims.waiting(session, state="validating_files", older_than=grace)
+            untrained = claims.waiting(session, state="queued", older_than=grace)
+        self._helpers = [thread for thread in self._helpers if thread.is_alive()]
+        if unchecked and not self._is_busy("validator"):
+            self._help(self.validate, name="validator")
         if untrained:
-            self._trainers = [thread for thread in self._trainers if thread.is_alive()]
-            thread = Thread(target=self.train, name="trainer", daemon=True)
-            self._trainers.append(thread)
-            thread.start()
+            self._help(self.train, name="trainer")
+
+    def _is_busy(self, name: str) -> bool:
+        return any(thread.name == name for thread in self._helpers)
+
+    def _help(self, work: Callable[[], None], *, name: str) -> None:
+        thread = Thread(target=work, name=name, daemon=True)
+        self._helpers.append(thread)
+        thread.start()
 
 
 @cache

@@ -1,10 +1,15 @@
 """What a trainer says, written to the database and the store; publishing is one transaction."""
 
 import hashlib
+import shutil
 from functools import singledispatchmethod
 from pathlib import Path
 
+import structlog
+from sqlalchemy.orm import Session
+
 from core.database import Database
+from core.errors import StorageFull
 from core.ids import new_id
 from core.store import Store
 from models.spec import (
@@ -17,12 +22,14 @@ from models.spec import (
     Succeeded,
     Validated,
 )
-from models.tables import checkpoint, event, job
+from models.tables import checkpoint, claims, event
 from models.tables.adapter import Adapter
 from models.tables.base import database_now
 from models.tables.checkpoint import Checkpoint
 from models.tables.file import File
 from models.tables.job import Job
+
+log = structlog.get_logger(__name__)
 
 
 def model_name(row: Job) -> str:
@@ -51,7 +58,7 @@ class Recorder:
     def _(self, message: Validated) -> None:
         report = {**(self._row.report or {}), **message.report}
         with self._database.unit_of_work() as session:
-            job.update_owned(session, self._row, report=report)
+            claims.update_owned(session, self._row, report=report)
             event.add(session, self._row.id, message="Data tokenised.", data=message.report)
 
     @record.register
@@ -63,7 +70,7 @@ class Recorder:
             else "Training started."
         )
         with self._database.unit_of_work() as session:
-            job.update_owned(
+            claims.update_owned(
                 session,
                 self._row,
                 total_steps=message.total_steps,
@@ -75,10 +82,10 @@ class Recorder:
     def _(self, message: Metrics) -> None:
         """Tell each step once: those computed again after a resume are equal."""
         with self._database.unit_of_work() as session:
-            job.update_owned(
+            claims.update_owned(
                 session,
                 self._row,
-                step=message.step,
+                step=max(message.step, self._recorded_step),
                 trained_tokens=message.trained_tokens,
                 tokens_per_second=message.tokens_per_second,
                 estimated_finish=database_now() + message.eta_seconds,
@@ -96,26 +103,22 @@ class Recorder:
     @record.register
     def _(self, message: CheckpointSaved) -> None:
         """Move the pointer to the new checkpoint, then drop the bytes of the one before."""
-        resume = self._store.put_tree(Path(message.resume_folder))
+        folder = Path(message.resume_folder)
+        try:
+            resume = self._store.put_tree(folder)
+        except StorageFull:
+            if message.kind == "epoch":
+                raise
+            log.warning("no room for a resume checkpoint", step=message.step)
+            return
         shown = message.kind == "epoch"
         digest = self._store.put_tree(Path(message.adapter_folder)) if shown else ""
         with self._database.unit_of_work() as session:
-            job.update_owned(session, self._row, resume_digest=resume)
+            claims.update_owned(session, self._row, resume_digest=resume)
             if shown and checkpoint.find_step(session, self._row.id, step=message.step) is None:
-                name = f"{model_name(self._row)}:ckpt-step-{message.step}"
-                session.add(
-                    Checkpoint(
-                        id=new_id("ftckpt"),
-                        job_id=self._row.id,
-                        tenant=self._row.tenant,
-                        name=name,
-                        step=message.step,
-                        digest=digest,
-                        metrics={"step": message.step, **message.metrics},
-                    )
-                )
-                event.add(session, self._row.id, message=f"New checkpoint created: {name}")
+                self._show_checkpoint(session, message, digest=digest)
         self._replace_resume(resume)
+        shutil.rmtree(folder, ignore_errors=True)
 
     @record.register
     def _(self, message: Succeeded) -> None:
@@ -133,7 +136,7 @@ class Recorder:
             digest=self._store.put_file(results),
         )
         with self._database.unit_of_work() as session:
-            job.finish(
+            claims.finish(
                 session,
                 row,
                 state="succeeded",
@@ -163,12 +166,12 @@ class Recorder:
     @record.register
     def _(self, message: Stopped) -> None:
         with self._database.unit_of_work() as session:
-            job.hand_back(session, self._row, step=message.step)
+            claims.hand_back(session, self._row, step=message.step)
 
     @record.register
     def _(self, message: Failed) -> None:
         with self._database.unit_of_work() as session:
-            job.fail(
+            claims.fail(
                 session,
                 self._row,
                 code=message.code,
@@ -176,6 +179,21 @@ class Recorder:
                 param=message.param,
                 problems=message.problems,
             )
+
+    def _show_checkpoint(self, session: Session, message: CheckpointSaved, *, digest: str) -> None:
+        name = f"{model_name(self._row)}:ckpt-step-{message.step}"
+        session.add(
+            Checkpoint(
+                id=new_id("ftckpt"),
+                job_id=self._row.id,
+                tenant=self._row.tenant,
+                name=name,
+                step=message.step,
+                digest=digest,
+                metrics={"step": message.step, **message.metrics},
+            )
+        )
+        event.add(session, self._row.id, message=f"New checkpoint created: {name}")
 
     def _replace_resume(self, digest: str | None) -> None:
         if self._resume_digest and self._resume_digest != digest:

@@ -14,7 +14,7 @@ from core.store import Store
 from models import dataset
 from models.loop_request import LoopRequest, resolve
 from models.nn.methods import AnyMethod
-from models.tables import job
+from models.tables import claims
 from models.tables.job import Job
 
 log = structlog.get_logger(__name__)
@@ -30,7 +30,7 @@ def validate_files(row: Job, *, database: Database, store: Store) -> None:
         method = TypeAdapter[Any](AnyMethod).validate_python(row.method)
         loop = resolve(LoopRequest(**row.loop), method=method, rows=report["rows"])
         with database.unit_of_work() as session:
-            job.validated(session, row, report=report, loop=loop.model_dump())
+            claims.validated(session, row, report=report, loop=loop.model_dump())
     except (StaleFence, Unavailable):
         return  # cancelled meanwhile, or to be tried again when the lease is over
     except GraftworkError as error:
@@ -46,7 +46,7 @@ def _refuse(
     row: Job, error: GraftworkError, *, database: Database, problems: list[dict[str, Any]]
 ) -> None:
     with suppress(StaleFence, Unavailable), database.unit_of_work() as session:
-        job.fail(
+        claims.fail(
             session,
             row,
             code=error.code,

@@ -13,6 +13,7 @@ from api.services.catalog import Target, find_target
 from core.errors import InvalidRequest
 from core.ids import new_id
 from core.settings import Settings
+from models.loop_request import resolve
 from models.nn.methods import parse_method
 from models.nn.methods.base import Method
 from models.tables import file, job
@@ -64,6 +65,7 @@ def _find_earlier(session: Session, key: str | None, *, tenant: str, digest: str
 def _build(session: Session, body: JobCreate, *, tenant: str, settings: Settings) -> Job:
     target = find_target(session, body.model, tenant=tenant, settings=settings)
     method = _choose_method(body, target, settings=settings)
+    resolve(body.loop(), method=method, rows=1)  # refuses what no number of rows would mend
     training = _find_file(session, body.training_file, tenant=tenant, param="training_file")
     validation = (
         _find_file(session, body.validation_file, tenant=tenant, param="validation_file")

@@ -1,6 +1,7 @@
 import pytest
 from pydantic import ValidationError
 
+from core.errors import InvalidRequest
 from models.loop_request import LoopRequest, resolve
 from models.nn.methods import parse_method
 
@@ -29,3 +30,9 @@ def test_what_is_asked_for_is_what_runs() -> None:
     loop = resolve(asked, method=LORA, rows=1000)
     assert (loop.n_epochs, loop.batch_size, loop.scheduler) == (2, 7, "cosine")
     assert loop.learning_rate == LORA.learning_rate / 2
+
+
+def test_an_absurd_rate_is_refused() -> None:
+    asked = LoopRequest(learning_rate=1.0, learning_rate_multiplier=100)
+    with pytest.raises(InvalidRequest, match="learning rate comes to 100"):
+        resolve(asked, method=LORA, rows=1)

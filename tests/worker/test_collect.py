@@ -8,10 +8,10 @@ from core.database import Database
 from core.errors import NotFound
 from core.ids import new_id
 from core.store import Store
-from models.tables import adapter, file, job
+from models.tables import adapter, claims, file, job
 from models.tables.adapter import Adapter
 from models.tables.file import File
-from tests.factories import make_job
+from tests.factories import make_job, make_queued_job
 from worker.collect import collect
 
 
@@ -59,21 +59,21 @@ def test_a_deleted_file_goes_when_its_last_twin_and_its_last_job_are_gone(
     with database.unit_of_work() as session:
         waiting = make_job(session, training_digest=first.digest)
         file.delete(session, first.id, tenant="acme")
-    collect(database=database, store=store)
+    collect(database=database, store=store, work_folder=tmp_path / "work")
     assert store.exists(first.digest)
     with database.unit_of_work() as session:
         file.delete(session, twin.id, tenant="acme")
-    collect(database=database, store=store)
+    collect(database=database, store=store, work_folder=tmp_path / "work")
     assert store.exists(first.digest)
     with database.unit_of_work() as session:
         job.cancel(session, waiting.id, tenant="acme")
-    collect(database=database, store=store)
+    collect(database=database, store=store, work_folder=tmp_path / "work")
     assert not store.exists(first.digest)
 
 
 def test_a_file_past_its_time_is_gone(database: Database, store: Store, tmp_path: Path) -> None:
     row = add_file(database, store, tmp_path / "rows", expires_at=1.0)
-    collect(database=database, store=store)
+    collect(database=database, store=store, work_folder=tmp_path / "work")
     assert not store.exists(row.digest)
     with pytest.raises(NotFound), database.unit_of_work() as session:
         file.get(session, row.id, tenant="acme")
@@ -86,11 +86,11 @@ def test_a_deleted_adapter_stays_while_a_job_continues_it(
     with database.unit_of_work() as session:
         child = make_job(session, parent_digest=row.digest)
         adapter.delete(session, row.name, tenant="acme")
-    collect(database=database, store=store)
+    collect(database=database, store=store, work_folder=tmp_path / "work")
     assert store.read_tree(row.digest)
     with database.unit_of_work() as session:
         job.cancel(session, child.id, tenant="acme")
-    collect(database=database, store=store)
+    collect(database=database, store=store, work_folder=tmp_path / "work")
     with pytest.raises(NotFound):
         store.read_tree(row.digest)
 
@@ -102,5 +102,39 @@ def test_equal_adapters_keep_their_tree_until_the_last_is_deleted(
     second = add_adapter(database, store, tmp_path / "adapter", "ft:tiny:acme::2")
     with database.unit_of_work() as session:
         adapter.delete(session, first.name, tenant="acme")
-    collect(database=database, store=store)
+    collect(database=database, store=store, work_folder=tmp_path / "work")
     assert store.read_tree(second.digest)
+
+
+def test_what_ended_jobs_would_have_gone_on_from_is_removed(
+    database: Database, store: Store, tmp_path: Path
+) -> None:
+    (tmp_path / "resume").mkdir()
+    (tmp_path / "resume" / "state.json").write_text("{}")
+    tree = store.put_tree(tmp_path / "resume")
+    with database.unit_of_work() as session:
+        row = make_job(session, resume_digest=tree)
+    collect(database=database, store=store, work_folder=tmp_path / "work")
+    assert store.read_tree(tree)
+    with database.unit_of_work() as session:
+        job.cancel(session, row.id, tenant="acme")
+    collect(database=database, store=store, work_folder=tmp_path / "work")
+    with pytest.raises(NotFound):
+        store.read_tree(tree)
+
+
+def test_folders_of_vanished_workers_are_removed(
+    database: Database, store: Store, tmp_path: Path
+) -> None:
+    with database.unit_of_work() as session:
+        make_queued_job(session)
+    with database.unit_of_work() as session:
+        row = claims.take(session, owner="w", seconds=30, state="queued")
+    assert row is not None
+    mine = tmp_path / "work" / f"{row.id}-{row.fence}"
+    stale = tmp_path / "work" / f"{row.id}-{row.fence - 1}"
+    for folder in (mine, stale):
+        folder.mkdir(parents=True)
+    collect(database=database, store=store, work_folder=tmp_path / "work")
+    assert mine.exists()
+    assert not stale.exists()

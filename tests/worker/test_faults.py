@@ -143,6 +143,50 @@ def test_pause_and_resume(site: Site, unbroken: dict[str, str]) -> None:
     check_like_unbroken(site, row, unbroken=unbroken)
 
 
+def test_two_kills_in_one_stretch_tell_no_step_twice(site: Site, unbroken: dict[str, str]) -> None:
+    worker = site.start_worker(GRAFTWORK_WORKER__RESUME_SECONDS="1000")
+    row = post(site)
+    site.wait_for_step(row, 30)
+    os.kill(trainer_of(worker.pid), signal.SIGKILL)
+    wait_for(lambda: [e for e in site.events(row) if "goes on from step" in e.message], seconds=60)
+    os.kill(trainer_of(worker.pid), signal.SIGKILL)
+    ended = site.wait_for_state(row, "succeeded")
+    assert ended.attempts == 3
+    check_like_unbroken(site, row, unbroken=unbroken)
+
+
+def test_a_damaged_checkpoint_costs_its_steps_and_not_the_job(
+    site: Site, unbroken: dict[str, str]
+) -> None:
+    site.start_worker()
+    row = post(site)
+    site.wait_for_step(row, 10)
+    with site.database.unit_of_work() as session:
+        job.pause(session, row.id, tenant=row.tenant)
+    paused = site.wait_for_state(row, "paused")
+    assert paused.resume_digest
+    for path in (site.folder / "store" / "trees" / paused.resume_digest).glob("*.safetensors"):
+        path.write_bytes(b"not what was saved")
+    with site.database.unit_of_work() as session:
+        job.resume(session, row.id, tenant=row.tenant)
+    site.wait_for_state(row, "succeeded")
+    check_like_unbroken(site, row, unbroken=unbroken)
+
+
+def test_equal_jobs_side_by_side_keep_their_own_checkpoints(
+    site: Site, unbroken: dict[str, str]
+) -> None:
+    worker = site.start_worker(GRAFTWORK_WORKER__JOBS="2")
+    twins = [post(site), post(site)]
+    for row in twins:
+        site.wait_for_step(row, 25)
+    for pid in children(worker.pid):
+        os.kill(pid, signal.SIGKILL)
+    for row in twins:
+        site.wait_for_state(row, "succeeded")
+        check_like_unbroken(site, row, unbroken=unbroken)
+
+
 def test_cancel(site: Site) -> None:
     worker = site.start_worker()
     row = post(site)

@@ -200,6 +200,7 @@ def digest_of(order: TrainOrder) -> str:
     """Return a hash of all that a run's numbers depend on, the machine excepted."""
     files = (order.training_file, order.validation_file)
     content = {
+        "job": order.job_id,  # or equal jobs would share, and delete, one stored checkpoint
         "spec": order.spec,
         "base": order.provenance.get("base_digest"),
         "parent": order.provenance.get("parent_digest"),

@@ -4,7 +4,7 @@ import pytest
 
 from core.database import Database
 from core.errors import InvalidRequest, NotFound, StaleFence
-from models.tables import event, job
+from models.tables import claims, event, job
 from models.tables.base import Page
 from models.tables.job import Job
 from tests.factories import make_job, make_queued_job
@@ -12,7 +12,7 @@ from tests.factories import make_job, make_queued_job
 
 def claim(database: Database, *, owner: str = "w1", seconds: float = 30.0) -> Job | None:
     with database.unit_of_work() as session:
-        return job.claim(session, owner=owner, seconds=seconds, state="queued")
+        return claims.take(session, owner=owner, seconds=seconds, state="queued")
 
 
 def state_of(database: Database, row: Job) -> str:
@@ -24,17 +24,17 @@ def test_a_job_goes_from_validation_to_success(database: Database) -> None:
     with database.unit_of_work() as session:
         row = make_job(session)
     with database.unit_of_work() as session:
-        held = job.claim(session, owner="w", seconds=30, state="validating_files")
+        held = claims.take(session, owner="w", seconds=30, state="validating_files")
     assert held is not None
     assert held.id == row.id
     with database.unit_of_work() as session:
-        job.validated(session, held, report={"rows": 3, "format": "chat"}, loop={"n_epochs": 1})
+        claims.validated(session, held, report={"rows": 3, "format": "chat"}, loop={"n_epochs": 1})
     running = claim(database)
     assert running is not None
     assert running.state == "running"
     assert running.started_at
     with database.unit_of_work() as session:
-        job.finish(session, running, state="succeeded", fine_tuned_model="ft:x")
+        claims.finish(session, running, state="succeeded", fine_tuned_model="ft:x")
     assert state_of(database, row) == "succeeded"
     assert claim(database) is None
 
@@ -63,17 +63,17 @@ def test_a_stale_worker_is_refused_everywhere(database: Database) -> None:
     zombie = claim(database, seconds=-1.0)
     assert zombie is not None
     with database.unit_of_work() as session:
-        job.reclaim_expired(session, max_attempts=5)
+        claims.reclaim_expired(session, max_attempts=5)
     heir = claim(database, owner="w2")
     assert heir is not None
     assert heir.fence > zombie.fence
     writes = [
-        lambda session: job.renew(session, zombie, seconds=30),
-        lambda session: job.update_owned(session, zombie, step=9),
-        lambda session: job.finish(session, zombie, state="succeeded"),
-        lambda session: job.fail(session, zombie, code="x", message="x"),
-        lambda session: job.hand_back(session, zombie, step=1),
-        lambda session: job.retry(session, zombie, max_attempts=5, reason="x"),
+        lambda session: claims.renew(session, zombie, seconds=30),
+        lambda session: claims.update_owned(session, zombie, step=9),
+        lambda session: claims.finish(session, zombie, state="succeeded"),
+        lambda session: claims.fail(session, zombie, code="x", message="x"),
+        lambda session: claims.hand_back(session, zombie, step=1),
+        lambda session: claims.retry(session, zombie, max_attempts=5, reason="x"),
     ]
     for write in writes:
         with pytest.raises(StaleFence), database.unit_of_work() as session:
@@ -87,7 +87,7 @@ def test_infrastructure_faults_are_retried_a_bounded_number_of_times(database: D
     for _ in range(3):
         assert claim(database, seconds=-1.0) is not None
         with database.unit_of_work() as session:
-            job.reclaim_expired(session, max_attempts=3)
+            claims.reclaim_expired(session, max_attempts=3)
     with database.unit_of_work() as session:
         ended = job.get(session, row.id, tenant="acme")
     assert ended.state == "failed"
@@ -103,7 +103,7 @@ def test_cancel_is_final_and_refuses_the_worker(database: Database) -> None:
     with database.unit_of_work() as session:
         assert job.cancel(session, row.id, tenant="acme").state == "cancelled"
     with pytest.raises(StaleFence), database.unit_of_work() as session:
-        job.finish(session, running, state="succeeded")
+        claims.finish(session, running, state="succeeded")
     with pytest.raises(InvalidRequest) as refused, database.unit_of_work() as session:
         job.cancel(session, row.id, tenant="acme")
     assert refused.value.code == "invalid_job_state"
@@ -117,8 +117,8 @@ def test_pause_waits_for_the_trainer_to_save_and_resume_queues_again(database: D
     with database.unit_of_work() as session:
         assert job.pause(session, row.id, tenant="acme").state == "pausing"
     with database.unit_of_work() as session:
-        assert job.renew(session, running, seconds=30) == "pausing"
-        job.hand_back(session, running, step=4)
+        assert claims.renew(session, running, seconds=30) == "pausing"
+        claims.hand_back(session, running, step=4)
     assert state_of(database, row) == "paused"
     assert claim(database) is None
     with database.unit_of_work() as session:
@@ -126,6 +126,27 @@ def test_pause_waits_for_the_trainer_to_save_and_resume_queues_again(database: D
     again = claim(database)
     assert again is not None
     assert again.attempts == 1
+
+
+def test_pausing_a_job_that_is_being_validated_refuses_the_validator(database: Database) -> None:
+    with database.unit_of_work() as session:
+        row = make_job(session)
+    with database.unit_of_work() as session:
+        held = claims.take(session, owner="w", seconds=30, state="validating_files")
+    assert held is not None
+    with database.unit_of_work() as session:
+        assert job.pause(session, row.id, tenant="acme").state == "paused"
+    with pytest.raises(StaleFence), database.unit_of_work() as session:
+        claims.validated(session, held, report={"rows": 1, "format": "chat"}, loop={})
+    with database.unit_of_work() as session:
+        assert job.resume(session, row.id, tenant="acme").state == "validating_files"
+    with (
+        pytest.raises(InvalidRequest, match="cannot be resumed"),
+        database.unit_of_work() as session,
+    ):
+        job.resume(session, row.id, tenant="acme")
+    with database.unit_of_work() as session:
+        assert claims.take(session, owner="w", seconds=30, state="validating_files") is not None
 
 
 def test_a_foreign_job_reads_like_a_missing_one(database: Database) -> None:
@@ -165,6 +186,8 @@ def test_failing_keeps_each_problem_as_an_event(database: Database) -> None:
     assert running is not None
     problem = {"line": 3, "code": "invalid_json", "message": "Not JSON."}
     with database.unit_of_work() as session:
-        job.fail(session, running, code="invalid_training_file", message="Bad.", problems=[problem])
+        claims.fail(
+            session, running, code="invalid_training_file", message="Bad.", problems=[problem]
+        )
         events, _ = event.list_page(session, running.id, page=Page(10))
     assert "Line 3: Not JSON." in [item.message for item in events]

@@ -1,0 +1,208 @@
+"""What a worker may do to a job, and only while it holds it.
+
+A worker holds a job from `take` until `lease_until`, both by the database's clock. Each claim
+raises `fence`; every later write of that worker names its fence and is refused with `StaleFence`
+once somebody else has the job, or a person has cancelled it.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import func, or_, select, update
+from sqlalchemy.orm import Session, aliased
+from sqlalchemy.sql.elements import ColumnElement
+
+from core.errors import StaleFence
+from models.tables import event
+from models.tables.base import database_now
+from models.tables.job import OWNED, TERMINAL, Job, ring
+
+
+def _lease_is_over(row: type[Job] = Job) -> ColumnElement[bool]:
+    return or_(row.lease_until.is_(None), row.lease_until < database_now())
+
+
+def take(
+    session: Session, *, owner: str, seconds: float, state: str, job_id: str | None = None
+) -> Job | None:
+    """Take a job in `state` that nobody holds: the given one, or the next in line.
+
+    Tenants take turns: the next job is the oldest of the tenant with the fewest running.
+    """
+    candidate, other = aliased(Job), aliased(Job)
+    running = (
+        select(func.count())
+        .where(other.tenant == candidate.tenant, other.state.in_(OWNED))
+        .scalar_subquery()
+    )
+    next_number = (
+        select(candidate.number)
+        .where(candidate.state == state, _lease_is_over(candidate))
+        .order_by(running, candidate.number)
+        .limit(1)
+        .with_for_update(skip_locked=True, of=candidate)
+    )
+    if job_id is not None:
+        next_number = next_number.where(candidate.id == job_id)
+    values: dict[str, Any] = {
+        "owner": owner,
+        "fence": Job.fence + 1,
+        "lease_until": database_now() + seconds,
+    }
+    if state == "queued":
+        values |= {
+            "state": "running",
+            "attempts": Job.attempts + 1,
+            "started_at": func.coalesce(Job.started_at, database_now()),
+        }
+    statement = (
+        update(Job)
+        .where(Job.number == next_number.scalar_subquery(), Job.state == state, _lease_is_over())
+        .values(**values)
+        .returning(Job)
+    )
+    return session.scalars(statement).one_or_none()
+
+
+def waiting(session: Session, *, state: str, older_than: float) -> bool:
+    """Say whether a job has been waiting in `state` for longer than `older_than` seconds."""
+    query = select(Job.id).where(
+        Job.state == state, _lease_is_over(), Job.created_at < database_now() - older_than
+    )
+    return session.scalar(query.limit(1)) is not None
+
+
+def update_owned(session: Session, row: Job, **values: Any) -> None:
+    """Write to a job that this worker owns; `StaleFence` when it does not any more."""
+    statement = update(Job).where(
+        Job.id == row.id, Job.fence == row.fence, Job.state.not_in((*TERMINAL, "paused"))
+    )
+    if session.execute(statement.values(**values)).rowcount != 1:  # type: ignore[attr-defined]
+        raise StaleFence(f"Job {row.id} is no longer this worker's.")
+
+
+def renew(session: Session, row: Job, *, seconds: float) -> str:
+    """Lengthen the lease and return the job's state, in which a wish to pause is read."""
+    update_owned(session, row, lease_until=database_now() + seconds)
+    return session.scalar(select(Job.state).where(Job.id == row.id)) or "cancelled"
+
+
+def validated(session: Session, row: Job, *, report: dict[str, Any], loop: dict[str, Any]) -> None:
+    """Put a job whose file is sound in line for training."""
+    update_owned(
+        session, row, state="queued", owner=None, lease_until=None, report=report, loop=loop
+    )
+    event.add(
+        session,
+        row.id,
+        message=f"Files validated: {report['rows']} rows of {report['format']} data.",
+    )
+    ring(session, "graftwork.train", row.id)
+
+
+def finish(session: Session, row: Job, *, state: str, **values: Any) -> None:
+    """Move an owned job to a terminal state."""
+    update_owned(
+        session,
+        row,
+        state=state,
+        owner=None,
+        lease_until=None,
+        finished_at=database_now(),
+        estimated_finish=None,
+        **values,
+    )
+
+
+def fail(
+    session: Session,
+    row: Job,
+    *,
+    code: str,
+    message: str,
+    param: str | None = None,
+    problems: Sequence[dict[str, Any]] = (),
+) -> None:
+    """End an owned job with a typed error; each problem of its data becomes an event."""
+    error: dict[str, Any] = {"code": code, "message": message, "param": param}
+    if problems:
+        error["problems"] = list(problems)
+    finish(session, row, state="failed", error=error)
+    for problem in problems:
+        event.add(
+            session,
+            row.id,
+            level="error",
+            data=problem,
+            message=f"Line {problem.get('line')}: {problem.get('message')}",
+        )
+    event.add(session, row.id, level="error", message=message, data={"code": code})
+
+
+def hand_back(session: Session, row: Job, *, step: int) -> None:
+    """Give back a job whose trainer was told to stop and has saved its state.
+
+    It becomes `paused` if somebody asked for that, else `queued` for another worker; neither
+    counts as a failed attempt.
+    """
+    state = _state_after(session, row)
+    message = f"The job was saved at step {step}; it is {state}."
+    _release(session, row, state=state, message=message, attempts=Job.attempts - 1)
+
+
+def retry(
+    session: Session,
+    row: Job,
+    *,
+    max_attempts: int,
+    reason: str,
+    code: str = "too_many_attempts",
+) -> None:
+    """Put an owned job back in line after a fault of the machinery, or fail it after too many."""
+    if row.attempts >= max_attempts:
+        tried = f"{reason}; gave up after {row.attempts} attempts. Ask the server's operator."
+        fail(session, row, code=code, message=tried)
+        return
+    message = f"{reason}; the job goes on from its last checkpoint."
+    _release(session, row, state=_state_after(session, row), message=message, level="warn")
+
+
+def _state_after(session: Session, row: Job) -> str:
+    """Return where a job goes that its worker lets go of; holds it against a pause meanwhile."""
+    state = session.scalar(select(Job.state).where(Job.id == row.id).with_for_update())
+    return "paused" if state == "pausing" else "queued"
+
+
+def _release(
+    session: Session, row: Job, *, state: str, message: str, level: str = "info", **values: Any
+) -> None:
+    update_owned(
+        session,
+        row,
+        state=state,
+        owner=None,
+        lease_until=None,
+        estimated_finish=None,
+        fence=Job.fence + 1,
+        **values,
+    )
+    event.add(session, row.id, message=message, level=level)
+    if state == "queued":
+        ring(session, "graftwork.train", row.id)
+
+
+def reclaim_expired(session: Session, *, max_attempts: int) -> None:
+    """Take jobs back from workers that vanished without a word."""
+    lost = session.scalars(
+        select(Job)
+        .where(Job.state.in_(OWNED), Job.lease_until < database_now())
+        .with_for_update(skip_locked=True)
+    )
+    for row in lost.all():
+        retry(session, row, max_attempts=max_attempts, reason="The worker vanished")
+
+
+def is_worked_on(session: Session, job_id: str, *, fence: int) -> bool:
+    """Say whether the claim with this fence still holds the job."""
+    query = select(Job.id).where(Job.id == job_id, Job.fence == fence, Job.state.in_(OWNED))
+    return session.scalar(query) is not None

@@ -1,0 +1,73 @@
+"""A worker's hold on one job: kept by a thread that does nothing else, given up in time.
+
+The deadline is counted from before each renewal, so it never lies behind the database's own.
+When it comes near, or somebody else has the job, the trainer is killed from here, whatever the
+supervisor is waiting for.
+"""
+
+import os
+import signal
+import time
+from contextlib import suppress
+from subprocess import Popen
+from threading import Event, Thread
+from typing import Self
+
+import structlog
+
+from core.database import Database
+from core.errors import StaleFence, Unavailable
+from models.tables import claims
+from models.tables.job import Job
+
+TICK_SECONDS = 0.5
+
+log = structlog.get_logger(__name__)
+
+
+class Lease:
+    """Renews the lease of a job while the `with` block runs; `lost` says that it is gone."""
+
+    def __init__(self, row: Job, *, database: Database, seconds: float) -> None:
+        self.lost = Event()
+        self.state = row.state
+        self._row = row
+        self._database = database
+        self._seconds = seconds
+        self._deadline = time.monotonic() + seconds - TICK_SECONDS
+        self._done = Event()
+        self._child: Popen[bytes] | None = None
+        self._thread = Thread(target=self._keep, name="lease", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join()
+
+    def guard(self, child: Popen[bytes]) -> None:
+        """Kill this process, with its group, when the lease is lost."""
+        self._child = child
+
+    def _keep(self) -> None:
+        while not self.lost.is_set() and not self._done.wait(TICK_SECONDS):
+            began = time.monotonic()
+            try:
+                with self._database.unit_of_work() as session:
+                    self.state = claims.renew(session, self._row, seconds=self._seconds)
+                self._deadline = began + self._seconds - TICK_SECONDS
+            except Unavailable:
+                if time.monotonic() < self._deadline:
+                    continue
+                log.warning("the database was away for a whole lease", job=self._row.id)
+                self._lose()
+            except StaleFence:
+                self._lose()
+
+    def _lose(self) -> None:
+        self.lost.set()
+        if self._child is not None:
+            with suppress(ProcessLookupError):
+                os.killpg(self._child.pid, signal.SIGKILL)

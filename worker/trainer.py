@@ -1,0 +1,87 @@
+"""The trainer as a child process: its messages as a queue, one word to its input, its end."""
+
+import os
+import signal
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+from queue import SimpleQueue
+from subprocess import Popen
+from threading import Thread
+
+import msgspec
+import structlog
+
+from core.faults import VARIABLE as CRASH_VARIABLE
+from models.spec import AnyTrainerMessage
+
+log = structlog.get_logger(__name__)
+_decoder = msgspec.json.Decoder(AnyTrainerMessage)
+
+
+class Trainer:
+    """A running trainer; `messages` ends with None when it has ended."""
+
+    def __init__(self, folder: Path) -> None:
+        self.messages: SimpleQueue[AnyTrainerMessage | None] = SimpleQueue()
+        self._folder = folder
+        self._told: str | None = None
+        with (folder / "trainer.log").open("wb") as log_file:
+            self.process = Popen(
+                [sys.executable, "-m", "worker.train.run", str(folder)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log_file,
+                start_new_session=True,
+                env=_environment(),
+            )
+        self._reader = Thread(target=self._read, name="reader", daemon=True)
+        self._reader.start()
+
+    def tell(self, command: str) -> None:
+        """Say `pause` or `stop`, once."""
+        if self._told is None and self.process.stdin is not None:
+            self._told = command
+            try:
+                self.process.stdin.write(f"{command}\n".encode())
+                self.process.stdin.flush()
+            except BrokenPipeError:
+                log.info("the trainer ended before it heard", command=command)
+
+    def end(self) -> int:
+        """Close its input, which ends it, kill its group if not, and return the exit code."""
+        if self.process.stdin is not None:
+            with suppress(BrokenPipeError):
+                self.process.stdin.close()
+        try:
+            self.process.wait(timeout=1.0)
+        except subprocess.TimeoutExpired:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+        self._reader.join()
+        return self.process.returncode
+
+    def last_words(self, *, size: int = 2000) -> str:
+        """Return the end of its log."""
+        try:
+            return (self._folder / "trainer.log").read_bytes()[-size:].decode(errors="replace")
+        except OSError:
+            return ""
+
+    def _read(self) -> None:
+        """Hand over each line; a line that is no message is the trainer's own bug: log it."""
+        output = self.process.stdout
+        for line in output or ():
+            try:
+                self.messages.put(_decoder.decode(line))
+            except msgspec.MsgspecError:
+                log.warning("not a trainer message", line=line[:200].decode(errors="replace"))
+        self.messages.put(None)
+
+
+def _environment() -> dict[str, str]:
+    """Return our environment without our settings, among which are secrets."""
+    ours = {name for name in os.environ if name.startswith("GRAFTWORK_")} - {CRASH_VARIABLE}
+    kept = {name: value for name, value in os.environ.items() if name not in ours}
+    return {**kept, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
