@@ -14,7 +14,7 @@ TRAINING = {
     "method": {
         "type": "supervised",
         "supervised": {
-            "hyperparameters": {"n_epochs": 3, "batch_size": 4, "learning_rate_multiplier": 5}
+            "hyperparameters": {"n_epochs": 3, "batch_size": 4, "learning_rate_multiplier": 2.5}
         },
     },
     "peft": {"type": "lora", "rank": 16},

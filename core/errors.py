@@ -28,15 +28,24 @@ class InvalidRequest(GraftworkError):
 
 
 class InvalidData(InvalidRequest):
-    """A data set has rows that cannot be trained on; `problems` names them by line."""
+    """A data set has rows that cannot be trained on; `problems` names the first by line.
+
+    `report` counts all of them.
+    """
 
     code = "invalid_training_file"
 
     def __init__(
-        self, message: str, *, param: str = "training_file", problems: list[dict[str, object]]
+        self,
+        message: str,
+        *,
+        param: str = "training_file",
+        problems: list[dict[str, object]],
+        report: dict[str, object] | None = None,
     ) -> None:
         super().__init__(message, param=param)
         self.problems = problems
+        self.report = report
 
 
 class Unauthorized(GraftworkError):

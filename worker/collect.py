@@ -6,6 +6,8 @@ from pathlib import Path
 from core.database import Database
 from core.store import Store
 from models.tables import adapter, checkpoint, claims, file, job
+from models.tables.adapter import Adapter
+from models.tables.checkpoint import Checkpoint
 
 BATCH = 100
 
@@ -14,7 +16,7 @@ def collect(*, database: Database, store: Store, work_folder: Path) -> None:
     """Remove what nobody needs any more, in the store and in the worker's own folder."""
     _collect_files(database, store)
     _collect_adapters(database, store)
-    _collect_checkpoints(database, store)
+    _collect_resumes(database, store)
     _collect_work(database, work_folder)
 
 
@@ -37,9 +39,13 @@ def _collect_files(database: Database, store: Store) -> None:
 
 
 def _collect_adapters(database: Database, store: Store) -> None:
-    """Remove deleted adapters; a tree that a checkpoint has too stays: it can be called."""
+    """Remove deleted adapters and checkpoints, and trees that no living one of them has."""
     with database.unit_of_work() as session:
-        for dead in adapter.tombstones(session, limit=BATCH):
+        gone: list[Adapter | Checkpoint] = [
+            *adapter.tombstones(session, limit=BATCH),
+            *checkpoint.tombstones(session, limit=BATCH),
+        ]
+        for dead in gone:
             if job.is_pinned(session, dead.digest):
                 continue
             session.delete(dead)
@@ -50,7 +56,7 @@ def _collect_adapters(database: Database, store: Store) -> None:
                 store.delete_tree(dead.digest)
 
 
-def _collect_checkpoints(database: Database, store: Store) -> None:
+def _collect_resumes(database: Database, store: Store) -> None:
     """Remove what ended jobs, cancelled ones say, would have gone on from."""
     with database.unit_of_work() as session:
         digests = job.take_ended_resumes(session, limit=BATCH)

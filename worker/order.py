@@ -27,7 +27,7 @@ def write_order(
     parent = row.parent_digest
     order = TrainOrder(
         job_id=row.id,
-        spec={"base": row.base, "method": row.method, "loop": row.loop, "seed": row.seed},
+        spec={"base": row.base, "method": row.method, "loop": row.resolved, "seed": row.seed},
         base_folder=str(base_folder),
         training_file=str(store.fetch_file(row.training_digest, folder / "training.jsonl")),
         validation_file=str(store.fetch_file(validation, folder / "validation.jsonl"))

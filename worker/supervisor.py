@@ -76,6 +76,9 @@ class Supervisor:
             log.warning("the job failed", code=error.code, reason=error.message)
             with self._database.unit_of_work() as session:
                 claims.fail(session, self._row, code=error.code, message=error.message)
+        except Exception:
+            log.exception("a bug of the supervisor")
+            self._retry("The worker met an unexpected error")
 
     def _train(self) -> None:
         write_order(

@@ -1,6 +1,7 @@
 """The first look at a job's files: every row is read once before a second of compute is spent."""
 
 import tempfile
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -30,20 +31,26 @@ def validate_files(row: Job, *, database: Database, store: Store) -> None:
         method = TypeAdapter[Any](AnyMethod).validate_python(row.method)
         loop = resolve(LoopRequest(**row.loop), method=method, rows=report["rows"])
         with database.unit_of_work() as session:
-            claims.validated(session, row, report=report, loop=loop.model_dump())
+            claims.validated(session, row, report=report, resolved=loop.model_dump())
     except (StaleFence, Unavailable):
         return  # cancelled meanwhile, or to be tried again when the lease is over
+    except InvalidData as error:
+        _refuse(row, error, database=database, problems=error.problems, report=error.report)
     except GraftworkError as error:
-        problems = error.problems if isinstance(error, InvalidData) else []
-        _refuse(row, error, database=database, problems=problems)
+        _refuse(row, error, database=database)
     except Exception:
         log.exception("validation failed unexpectedly", job=row.id)
         fault = GraftworkError("The job's files could not be checked; this is the server's fault.")
-        _refuse(row, fault, database=database, problems=[])
+        _refuse(row, fault, database=database)
 
 
 def _refuse(
-    row: Job, error: GraftworkError, *, database: Database, problems: list[dict[str, Any]]
+    row: Job,
+    error: GraftworkError,
+    *,
+    database: Database,
+    problems: Sequence[dict[str, Any]] = (),
+    report: dict[str, Any] | None = None,
 ) -> None:
     with suppress(StaleFence, Unavailable), database.unit_of_work() as session:
         claims.fail(
@@ -53,6 +60,7 @@ def _refuse(
             message=error.message,
             param=error.param,
             problems=problems,
+            report=report,
         )
 
 
@@ -62,5 +70,10 @@ def _inspect(digest: str, *, store: Store, param: str) -> dict[str, Any]:
         path = store.fetch_file(digest, Path(folder) / "rows.jsonl")
         report = dataset.inspect(path)
     if report.problem_counts:
-        raise InvalidData(report.summary(), param=param, problems=report.problem_dicts())
+        raise InvalidData(
+            report.summary(),
+            param=param,
+            problems=report.problem_dicts(),
+            report=report.as_dict(),
+        )
     return report.as_dict()

@@ -7,7 +7,6 @@ from pydantic import Field
 
 from api.schemas.common import Reply
 from api.schemas.jobs import HYPERPARAMETERS
-from models.nn.methods import parse_method
 from models.tables.checkpoint import Checkpoint
 from models.tables.event import Event
 from models.tables.job import Job
@@ -147,13 +146,13 @@ def _seconds(moment: float | None) -> int | None:
 
 
 def _hyperparameters(row: Job) -> dict[str, Any]:
-    """Return OpenAI's three: as asked for at first, as resolved once the data is known."""
-    shown = {name: row.loop.get(name, "auto") for name in HYPERPARAMETERS}
-    resolved = "learning_rate_multiplier" not in row.loop and row.loop.get("learning_rate")
-    if resolved:
-        own_rate = parse_method(row.method).learning_rate
-        shown["learning_rate_multiplier"] = float(f"{resolved / own_rate:.6g}")
-    return shown
+    """Return OpenAI's three: what was asked for, and numbers for `auto` once the data is known."""
+    numbers = {"learning_rate_multiplier": 1.0, **row.resolved} if row.resolved else {}
+    asked = {name: row.loop.get(name, "auto") for name in HYPERPARAMETERS}
+    return {
+        name: numbers.get(name, value) if value == "auto" else value
+        for name, value in asked.items()
+    }
 
 
 def _error(row: Job) -> JobError | None:
@@ -173,7 +172,11 @@ def _details(row: Job) -> JobDetails:
         tokens_per_second=row.tokens_per_second,
         eta_seconds=eta if eta is None else round(eta, 1),
         trained_parameters=row.trained_parameters,
-        training={key: value for key, value in row.loop.items() if key not in HYPERPARAMETERS},
+        training={
+            key: value
+            for key, value in (row.resolved or row.loop).items()
+            if key not in HYPERPARAMETERS
+        },
         data=row.report,
         attempts=row.attempts,
         started_at=_seconds(row.started_at),

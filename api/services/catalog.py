@@ -56,18 +56,16 @@ def find_card(session: Session, name: str, *, tenant: str, settings: Settings) -
 
 
 def delete(session: Session, name: str, *, tenant: str, settings: Settings) -> str | None:
-    """Delete an adapter; return its digest if nothing else has the same bytes."""
+    """Delete an adapter or a checkpoint; return its digest if nothing else has the same bytes."""
     if name == settings.base:
         raise InvalidRequest(
             "The base model cannot be deleted.", code="base_not_deletable", param="model"
         )
-    if checkpoint.find(session, name, tenant=tenant):
-        raise InvalidRequest(
-            "A checkpoint goes with its job; only tuned models can be deleted.",
-            code="checkpoint_not_deletable",
-            param="model",
-        )
-    digest = adapter.delete(session, name, tenant=tenant).digest
+    if saved := checkpoint.find(session, name, tenant=tenant):
+        checkpoint.delete(session, saved)
+        digest = saved.digest
+    else:
+        digest = adapter.delete(session, name, tenant=tenant).digest
     used = adapter.is_used(session, digest) or checkpoint.is_used(session, digest)
     return None if used else digest
 

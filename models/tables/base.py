@@ -70,7 +70,7 @@ def read_page(
     A cursor whose row is gone gives an empty page, which is how the SDK learns to stop.
     """
     if page.after is not None:
-        start = session.scalar(select(order).where(key == page.after))
+        start = session.scalar(query.with_only_columns(order).where(key == page.after))
         if start is None:
             return [], False
         query = query.where(order > start if page.ascending else order < start)

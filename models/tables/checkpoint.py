@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import JSON, ForeignKey, Integer, String, select
+from sqlalchemy import JSON, ForeignKey, Integer, String, select, update
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from models.tables.base import Base, Page, database_now, read_page
@@ -23,12 +23,15 @@ class Checkpoint(Base):
     digest: Mapped[str] = mapped_column(String(64), index=True)
     metrics: Mapped[dict[str, Any]] = mapped_column(JSON)
     created_at: Mapped[float] = mapped_column(default=database_now())
+    deleted_at: Mapped[float | None]
 
 
 def find(session: Session, name: str, *, tenant: str) -> Checkpoint | None:
-    """Return a tenant's checkpoint by its model name."""
+    """Return a tenant's living checkpoint by its model name."""
     return session.scalar(
-        select(Checkpoint).where(Checkpoint.name == name, Checkpoint.tenant == tenant)
+        select(Checkpoint).where(
+            Checkpoint.name == name, Checkpoint.tenant == tenant, Checkpoint.deleted_at.is_(None)
+        )
     )
 
 
@@ -40,12 +43,28 @@ def find_step(session: Session, job_id: str, *, step: int) -> Checkpoint | None:
 
 
 def list_page(session: Session, job_id: str, *, page: Page) -> tuple[Sequence[Checkpoint], bool]:
-    """Return a page of a job's checkpoints."""
-    query = select(Checkpoint).where(Checkpoint.job_id == job_id)
+    """Return a page of a job's living checkpoints."""
+    query = select(Checkpoint).where(Checkpoint.job_id == job_id, Checkpoint.deleted_at.is_(None))
     return read_page(session, query, page=page, order=Checkpoint.number, key=Checkpoint.id)
 
 
+def delete(session: Session, row: Checkpoint) -> None:
+    """Hide a checkpoint at once; its bytes go when nothing else has the same ones."""
+    session.execute(
+        update(Checkpoint).where(Checkpoint.number == row.number).values(deleted_at=database_now())
+    )
+
+
 def is_used(session: Session, digest: str) -> bool:
-    """Say whether a checkpoint has this tree."""
-    query = select(Checkpoint.number).where(Checkpoint.digest == digest)
+    """Say whether a living checkpoint has this tree."""
+    query = select(Checkpoint.number).where(
+        Checkpoint.digest == digest, Checkpoint.deleted_at.is_(None)
+    )
     return session.scalar(query.limit(1)) is not None
+
+
+def tombstones(session: Session, *, limit: int) -> Sequence[Checkpoint]:
+    """Return deleted checkpoints whose row is still there."""
+    return session.scalars(
+        select(Checkpoint).where(Checkpoint.deleted_at.is_not(None)).limit(limit)
+    ).all()

@@ -87,10 +87,12 @@ def renew(session: Session, row: Job, *, seconds: float) -> str:
     return session.scalar(select(Job.state).where(Job.id == row.id)) or "cancelled"
 
 
-def validated(session: Session, row: Job, *, report: dict[str, Any], loop: dict[str, Any]) -> None:
+def validated(
+    session: Session, row: Job, *, report: dict[str, Any], resolved: dict[str, Any]
+) -> None:
     """Put a job whose file is sound in line for training."""
     update_owned(
-        session, row, state="queued", owner=None, lease_until=None, report=report, loop=loop
+        session, row, state="queued", owner=None, lease_until=None, report=report, resolved=resolved
     )
     event.add(
         session,
@@ -122,12 +124,13 @@ def fail(
     message: str,
     param: str | None = None,
     problems: Sequence[dict[str, Any]] = (),
+    **values: Any,
 ) -> None:
     """End an owned job with a typed error; each problem of its data becomes an event."""
     error: dict[str, Any] = {"code": code, "message": message, "param": param}
     if problems:
         error["problems"] = list(problems)
-    finish(session, row, state="failed", error=error)
+    finish(session, row, state="failed", error=error, **values)
     for problem in problems:
         event.add(
             session,

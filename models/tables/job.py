@@ -24,6 +24,7 @@ from sqlalchemy import (
     update,
 )
 from sqlalchemy.orm import Mapped, Session, mapped_column
+from sqlalchemy.sql.elements import ColumnElement
 
 from core.errors import InvalidRequest, NotFound
 from core.queue import Ring
@@ -62,6 +63,7 @@ class Job(Base):
     labels: Mapped[dict[str, str] | None] = mapped_column("metadata", JSON(none_as_null=True))
     method: Mapped[dict[str, Any]] = mapped_column(JSON)
     loop: Mapped[dict[str, Any]] = mapped_column(JSON)
+    resolved: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
     idempotency_key: Mapped[str | None] = mapped_column(String(255))
     request_digest: Mapped[str] = mapped_column(String(64))
 
@@ -121,13 +123,23 @@ def list_page(
     if metadata == {}:
         query = query.where(Job.labels.is_(None))
     for key, value in (metadata or {}).items():
-        query = query.where(Job.labels[key].as_string() == value)
+        query = query.where(_has_label(session, key, value))
     return read_page(session, query, page=page, order=Job.number, key=Job.id)
+
+
+def _has_label(session: Session, key: str, value: str) -> ColumnElement[bool]:
+    """Compare one label with its key as a parameter: a JSON path would need the key escaped."""
+    if session.get_bind().dialect.name == "postgresql":
+        return func.json_extract_path_text(Job.labels, key) == value
+    pairs = func.json_each(Job.labels).table_valued("key", "value")
+    return select(1).select_from(pairs).where(pairs.c.key == key, pairs.c.value == value).exists()
 
 
 def cancel(session: Session, job_id: str, *, tenant: str) -> Job:
     """End a job now; whoever works on it is refused from here on and stops within a second."""
     row = _hold(session, job_id, tenant=tenant)
+    if row.state == "cancelled":
+        return row  # a client that lost the reply asks again
     _check(row, (*WAITING, *OWNED, "paused"), verb="cancelled")
     _take_away(session, row, state="cancelled", finished_at=database_now())
     event.add(session, row.id, message="The job was cancelled.")
@@ -137,6 +149,8 @@ def cancel(session: Session, job_id: str, *, tenant: str) -> Job:
 def pause(session: Session, job_id: str, *, tenant: str) -> Job:
     """Stop a job so that it can go on later: at once if nobody trains it, else after a save."""
     row = _hold(session, job_id, tenant=tenant)
+    if row.state in ("pausing", "paused"):
+        return row
     _check(row, (*WAITING, *OWNED), verb="paused")
     if row.state in OWNED:
         session.execute(update(Job).where(Job.id == row.id).values(state="pausing"))

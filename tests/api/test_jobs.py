@@ -205,7 +205,8 @@ def test_pause_resume_and_cancel(client: OpenAI, training_file: str) -> None:
     ended = jobs.cancel(made.id)
     assert ended.status == "cancelled"
     assert ended.finished_at
-    for act in (jobs.cancel, jobs.pause, jobs.resume):
+    assert jobs.cancel(made.id).status == "cancelled"
+    for act in (jobs.pause, jobs.resume):
         with pytest.raises(BadRequestError):
             act(made.id)
 
@@ -245,12 +246,12 @@ def test_resolved_values_and_errors_come_back(
     loop = {"n_epochs": 3, "batch_size": 4, "learning_rate": 1e-3, "scheduler": "linear"}
     with stack.database.unit_of_work() as session:
         row = session.query(job.Job).filter_by(id=made.id).one()
-        row.loop, row.report, row.state = loop, {"rows": 9, "kept": 8, "dropped": 1}, "running"
+        row.resolved, row.report, row.state = loop, {"rows": 9, "kept": 8, "dropped": 1}, "running"
         row.step, row.total_steps, row.trained_tokens = 2, 6, 100
         row.estimated_finish = row.created_at + 500
     shown = client.fine_tuning.jobs.retrieve(made.id)
     assert shown.hyperparameters.n_epochs == 3
-    assert shown.hyperparameters.learning_rate_multiplier == 2.0
+    assert shown.hyperparameters.learning_rate_multiplier == 1.0
     own = shown.model_extra["graftwork"]
     assert own["data"] == {"rows": 9, "kept": 8, "dropped": 1}
     assert (own["step"], own["total_steps"]) == (2, 6)

@@ -9,7 +9,7 @@ from openai import AsyncOpenAI, NotFoundError, OpenAI
 from tests.e2e.conftest import KEY, System, chat_rows, train, upload, wait_for_end
 
 # Enough for a tiny random network to learn one answer by heart.
-BY_HEART = {"n_epochs": 40, "batch_size": 1, "learning_rate_multiplier": 10}
+BY_HEART = {"n_epochs": 40, "batch_size": 1, "learning_rate_multiplier": 5}
 
 
 def learn(client: OpenAI, pairs: dict[str, str], *, suffix: str, kind: str = "lora") -> str:

@@ -8,8 +8,9 @@ from core.database import Database
 from core.errors import NotFound
 from core.ids import new_id
 from core.store import Store
-from models.tables import adapter, claims, file, job
+from models.tables import adapter, checkpoint, claims, file, job
 from models.tables.adapter import Adapter
+from models.tables.checkpoint import Checkpoint
 from models.tables.file import File
 from tests.factories import make_job, make_queued_job
 from worker.collect import collect
@@ -104,6 +105,34 @@ def test_equal_adapters_keep_their_tree_until_the_last_is_deleted(
         adapter.delete(session, first.name, tenant="acme")
     collect(database=database, store=store, work_folder=tmp_path / "work")
     assert store.read_tree(second.digest)
+
+
+def test_a_deleted_checkpoint_goes_unless_the_adapter_is_the_same(
+    database: Database, store: Store, tmp_path: Path
+) -> None:
+    final = add_adapter(database, store, tmp_path / "adapter", "ft:tiny:acme::1")
+    (tmp_path / "early").mkdir()
+    (tmp_path / "early" / "adapter_model.safetensors").write_bytes(b"early")
+    early = store.put_tree(tmp_path / "early")
+    with database.unit_of_work() as session:
+        row = make_job(session)
+        for step, digest in ((1, early), (2, final.digest)):
+            saved = Checkpoint(
+                id=new_id("ftckpt"),
+                job_id=row.id,
+                tenant="acme",
+                name=f"ft:tiny:acme::1:ckpt-step-{step}",
+                step=step,
+                digest=digest,
+                metrics={},
+            )
+            session.add(saved)
+            session.flush()
+            checkpoint.delete(session, saved)
+    collect(database=database, store=store, work_folder=tmp_path / "work")
+    assert store.read_tree(final.digest)
+    with pytest.raises(NotFound):
+        store.read_tree(early)
 
 
 def test_what_ended_jobs_would_have_gone_on_from_is_removed(

@@ -39,7 +39,7 @@ class Lora(Method):
         {"rank": 3, "alpha": 5, "use_rslora": True, "target_modules": ["o_proj", "lm_head"]},
         {"rank": 2, "dropout": 0.25, "target_modules": ["layers.1.mlp.down_proj"]},
     )
-    learning_rate: ClassVar[float] = 5e-4
+    learning_rate: ClassVar[float] = 1e-3
     peft_type: ClassVar[str | None] = "LORA"
 
     kind: Literal["lora"] = Field("lora", alias="type")

@@ -28,7 +28,9 @@ def test_a_job_goes_from_validation_to_success(database: Database) -> None:
     assert held is not None
     assert held.id == row.id
     with database.unit_of_work() as session:
-        claims.validated(session, held, report={"rows": 3, "format": "chat"}, loop={"n_epochs": 1})
+        claims.validated(
+            session, held, report={"rows": 3, "format": "chat"}, resolved={"n_epochs": 1}
+        )
     running = claim(database)
     assert running is not None
     assert running.state == "running"
@@ -104,8 +106,10 @@ def test_cancel_is_final_and_refuses_the_worker(database: Database) -> None:
         assert job.cancel(session, row.id, tenant="acme").state == "cancelled"
     with pytest.raises(StaleFence), database.unit_of_work() as session:
         claims.finish(session, running, state="succeeded")
+    with database.unit_of_work() as session:
+        assert job.cancel(session, row.id, tenant="acme").state == "cancelled"
     with pytest.raises(InvalidRequest) as refused, database.unit_of_work() as session:
-        job.cancel(session, row.id, tenant="acme")
+        job.resume(session, row.id, tenant="acme")
     assert refused.value.code == "invalid_job_state"
 
 
@@ -137,7 +141,7 @@ def test_pausing_a_job_that_is_being_validated_refuses_the_validator(database: D
     with database.unit_of_work() as session:
         assert job.pause(session, row.id, tenant="acme").state == "paused"
     with pytest.raises(StaleFence), database.unit_of_work() as session:
-        claims.validated(session, held, report={"rows": 1, "format": "chat"}, loop={})
+        claims.validated(session, held, report={"rows": 1, "format": "chat"}, resolved={})
     with database.unit_of_work() as session:
         assert job.resume(session, row.id, tenant="acme").state == "validating_files"
     with (
@@ -175,8 +179,23 @@ def test_pages_and_metadata_filters(database: Database) -> None:
         assert not more
         ones, _ = job.list_page(session, tenant="acme", page=Page(10), metadata={"n": "1"})
         assert [row.id for row in ones] == [rows[3].id, rows[1].id]
+        odd = {'a"b\\.$[0]': "x'y"}
+        oddly = make_job(session, labels=odd)
+        found, _ = job.list_page(session, tenant="acme", page=Page(10), metadata=odd)
+        assert [row.id for row in found] == [oddly.id]
         bare, _ = job.list_page(session, tenant="acme", page=Page(10), metadata={})
         assert [row.id for row in bare] == [rows[0].id]
+
+
+def test_a_cursor_of_somebody_else_gives_nothing(database: Database) -> None:
+    with database.unit_of_work() as session:
+        make_queued_job(session, tenant="acme")
+        foreign = make_queued_job(session, tenant="other")
+        rows, more = job.list_page(
+            session, tenant="acme", page=Page(10, after=foreign.id), metadata=None
+        )
+    assert not rows
+    assert not more
 
 
 def test_failing_keeps_each_problem_as_an_event(database: Database) -> None:
