@@ -64,7 +64,10 @@ class EngineClient:
                 headers={"content-type": "application/json"},
             ) as response:
                 if response.status_code != httpx.codes.OK:
-                    raise _refusal(response.status_code, await response.aread())
+                    refusal = _refusal(response.status_code, await response.aread())
+                    if request.messages is None and refusal.param == "messages":
+                        refusal.param = "prompt"
+                    raise refusal
                 yield _read_lines(response)
         except httpx.HTTPError as error:
             raise _unavailable() from error

@@ -13,7 +13,10 @@ from api.schemas.common import ErrorDetail, ErrorEnvelope
 from core.errors import GraftworkError, InvalidRequest, TooLarge, Unauthorized
 
 RETRY_AFTER_SECONDS = 2
+ENGINE_RESTART_SECONDS = 5
+"""So long the engine takes to come back; a client with two retries must outlast it."""
 SHOWN_PROBLEMS = 5
+SHOWN_PATH = 128
 
 log = structlog.get_logger(__name__)
 
@@ -53,7 +56,9 @@ def answer(error: GraftworkError) -> JSONResponse:
 
 def _headers(error: GraftworkError) -> dict[str, str]:
     if error.status in (429, 503):
-        return {"retry-after": str(RETRY_AFTER_SECONDS)}
+        restarting = error.code == "engine_unavailable"
+        seconds = ENGINE_RESTART_SECONDS if restarting else RETRY_AFTER_SECONDS
+        return {"retry-after": str(seconds)}
     headers = {"x-should-retry": "false"} if error.status < 500 else {}
     if isinstance(error, Unauthorized):
         headers["www-authenticate"] = "Bearer"
@@ -62,9 +67,14 @@ def _headers(error: GraftworkError) -> dict[str, str]:
     return headers
 
 
+def internal_fault() -> GraftworkError:
+    """Return what is told of a fault of ours; what it was stays in the log."""
+    return GraftworkError("Something went wrong on our side; the log says what.")
+
+
 def internal_error() -> JSONResponse:
-    """Return the response for a fault of ours; what it was stays in the log."""
-    return answer(GraftworkError("Something went wrong on our side; the log says what."))
+    """Return the response for a fault of ours."""
+    return answer(internal_fault())
 
 
 def add_handlers(app: FastAPI) -> None:
@@ -85,8 +95,14 @@ async def _on_invalid_request(_request: Request, error: RequestValidationError) 
 
 
 async def _on_http_error(request: Request, error: HTTPException) -> JSONResponse:
+    path = request.scope["path"]
+    not_found = (
+        f"{request.method} {path[:SHOWN_PATH]} is not offered."
+        if path.startswith("/v1/")
+        else "No such address; every route is under /v1."
+    )
     messages = {
-        404: ("No such address; every route is under /v1.", "not_found"),
+        404: (not_found, "not_found"),
         405: (f"{request.method} is not possible here.", "method_not_allowed"),
     }
     message, code = messages.get(error.status_code, (str(error.detail), "invalid_request"))

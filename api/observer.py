@@ -3,6 +3,7 @@
 from time import perf_counter
 
 import structlog
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.errors import internal_error
@@ -11,6 +12,8 @@ from core.ids import new_id
 
 QUIET = ("/livez", "/readyz", "/health", "/metrics")
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+
+CLIENT_GONE = 499
 
 log = structlog.get_logger(__name__)
 
@@ -45,6 +48,8 @@ class Observer:
         with structlog.contextvars.bound_contextvars(request_id=request_id):
             try:
                 await self._app(scope, receive, send_marked)
+            except ClientDisconnect:
+                status = status or CLIENT_GONE  # nobody is there to be answered
             except Exception:
                 log.exception("unexpected error")
                 if status == 0:

@@ -21,14 +21,18 @@ def chat(
     prompt: Annotated[str | None, typer.Option(help="Ask this once and end.")] = None,
     system: Annotated[str | None, typer.Option(help="What the model is told first.")] = None,
     temperature: Annotated[float, typer.Option(min=0, max=2)] = 0.0,
-    max_tokens: Annotated[int, typer.Option(min=1)] = 512,
+    max_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Of one answer; default: what the context leaves.")
+    ] = None,
     base_url: BaseUrl = DEFAULT_URL,
     api_key: ApiKey = None,
 ) -> None:
     """Chat with the base or a tuned model; answers stream."""
     from cli.client import Client
 
-    sampling = {"temperature": temperature, "max_tokens": max_tokens}
+    sampling: dict[str, Any] = {"temperature": temperature}
+    if max_tokens is not None:
+        sampling["max_tokens"] = max_tokens
     with Client(base_url, api_key=api_key) as client:
         name = model or client.base_model()
         talk = _Talk(client, model=name, system=system, sampling=sampling)

@@ -13,14 +13,14 @@ if TYPE_CHECKING:
 
 DataDir = Annotated[
     Path | None,
-    typer.Option(help="Everything lies here [default: ./.graftwork].", show_default=False),
+    typer.Option(help="Everything lies here; default: ./.graftwork.", show_default=False),
 ]
 Host = Annotated[
-    str | None, typer.Option(help="Address to listen on [default: 127.0.0.1].", show_default=False)
+    str | None, typer.Option(help="Address to listen on; default: 127.0.0.1.", show_default=False)
 ]
 Port = Annotated[
     int | None,
-    typer.Option(help="Port to listen on; 0 picks a free one [default: 8000].", show_default=False),
+    typer.Option(help="Port to listen on (0 picks a free one); default: 8000.", show_default=False),
 ]
 
 

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from cli.console import Commands, err, out
 from cli.environment import DataDir, configure
+from core.errors import NotFound
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
@@ -64,6 +65,11 @@ def revoke(
 def _session(data_dir: DataDir) -> "Iterator[Session]":
     """Open a unit of work on a database that has its tables."""
     settings = configure(data_dir=data_dir)
+    folder = settings.data_folder
+    if settings.database_url is None and not folder.is_dir():
+        raise NotFound(
+            f"There is no data directory {folder}; `graftwork serve --data-dir {folder}` makes it."
+        )
     from cli.database import require_current
     from core.database import Database
 

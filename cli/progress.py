@@ -60,6 +60,7 @@ class _Display:
         )
         self._task = self._bar.add_task("waiting", total=None, facts="")
         self._loss: float | None = None
+        self._problems: list[str] = []
         self._next_line = 0.0
         self._last_step = 0
 
@@ -71,11 +72,17 @@ class _Display:
         self._bar.stop()
 
     def event(self, event: JSON) -> None:
-        """Print a message; remember a metric."""
+        """Print a message, less the problem it repeats; remember a metric."""
+        data = event.get("data") or {}
         if event["type"] == "metrics":
-            self._loss = (event.get("data") or {}).get("train_loss", self._loss)
+            self._loss = data.get("train_loss", self._loss)
             return
-        err.print(event["message"], style=STYLES.get(event["level"]), markup=False)
+        message = event["message"]
+        for problem in self._problems:
+            message = message.removesuffix(problem)
+        if "line" in data:
+            self._problems.append(f" First: l{message[1:]}")
+        err.print(message, style=STYLES.get(event["level"]), markup=False)
 
     def step(self, job: JSON) -> None:
         """Show how far the job is."""

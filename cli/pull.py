@@ -9,6 +9,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 
 from cli.console import err, fail, out
 from cli.environment import DataDir, configure
+from core.errors import NotFound
 
 STAGES = {"download": "Downloading", "convert": "Converting", "verify": "Verifying"}
 
@@ -33,6 +34,7 @@ def pull(
     settings = configure(data_dir=data_dir)
     name = base_id or settings.base
     folder = settings.data_folder / "bases" / name
+    settings.data_folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     if source is not None and folder.exists() and not force:
         fail(f"{folder} is there; adapters fit only the base that they grew on. --force replaces.")
     if source is None and force:
@@ -41,8 +43,11 @@ def pull(
     err.print(f"Base model {name}", markup=False)
     from models.nn.pull import pull as fetch
 
-    with _Display() as display:
-        fetch(name, settings=settings, source=source, progress=display.show)
+    try:
+        with _Display() as display:
+            fetch(name, settings=settings, source=source, progress=display.show)
+    except NotFound as error:
+        fail(f"{error.message} Run: graftwork pull {name} --from FOLDER")
     out.print(f"{name} is in {folder}, verified.", markup=False)
 
 

@@ -21,13 +21,19 @@ Options = Annotated[
     list[str] | None,
     typer.Option("--option", "-o", help="The method's own, e.g. rank=8; may be repeated."),
 ]
-Epochs = Annotated[int | None, typer.Option(min=1)]
-BatchSize = Annotated[int | None, typer.Option(min=1, help="Rows in one step.")]
+Epochs = Annotated[
+    int | None, typer.Option(min=1, help="Passes over the data; default: by its size.")
+]
+BatchSize = Annotated[
+    int | None, typer.Option(min=1, help="Rows in one step; default: by the data's size.")
+]
 Multiplier = Annotated[
-    float | None, typer.Option("--learning-rate-multiplier", help="Of the method's own rate.")
+    float | None,
+    typer.Option("--learning-rate-multiplier", help="Of the method's own rate; default: 1."),
 ]
 Base = Annotated[str | None, typer.Option("--model", help="Default: the server's base model.")]
 Suffix = Annotated[str | None, typer.Option(help="Goes into the new model's id.")]
+Seed = Annotated[int | None, typer.Option(min=0, help="Of all chance; default: drawn anew.")]
 Validation = Annotated[
     Path | None,
     typer.Option(exists=True, dir_okay=False, help="Rows to measure on, never trained."),
@@ -44,7 +50,7 @@ def train(
     multiplier: Multiplier = None,
     base: Base = None,
     suffix: Suffix = None,
-    seed: Annotated[int | None, typer.Option(min=0)] = None,
+    seed: Seed = None,
     validation: Validation = None,
     watching: Watch = False,
     base_url: BaseUrl = DEFAULT_URL,

@@ -14,6 +14,7 @@ router = APIRouter()
 
 
 @router.get("/livez")
+@router.head("/livez", include_in_schema=False)
 @router.get("/health", include_in_schema=False)
 async def live() -> Liveness:
     """Say that this process answers, whatever the state of others."""
@@ -21,6 +22,7 @@ async def live() -> Liveness:
 
 
 @router.get("/readyz", responses={503: {"model": Readiness}})
+@router.head("/readyz", include_in_schema=False)
 async def ready(
     response: Response,
     *,

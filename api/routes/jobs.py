@@ -3,16 +3,20 @@
 from typing import Annotated
 
 from fastapi import Header, Request
+from pydantic import TypeAdapter, ValidationError
 
 from api.deps import DatabaseDep, PageDep, SettingsDep, TenantDep
 from api.keyed_route import keyed_router
 from api.schemas.common import Listing, list_items
 from api.schemas.job_views import CheckpointObject, EventObject, JobObject
-from api.schemas.jobs import JobCreate
+from api.schemas.jobs import JobCreate, Metadata
 from api.services.submit import submit
+from core.errors import InvalidRequest
 from models.tables import checkpoint, event, job
 
 router = keyed_router()
+
+_metadata = TypeAdapter[dict[str, str]](Metadata)
 
 IdempotencyKey = Annotated[str | None, Header(min_length=1, max_length=255)]
 
@@ -98,11 +102,22 @@ def list_checkpoints(
 
 def _metadata_filter(request: Request) -> dict[str, str] | None:
     """Read `metadata[k]=v` pairs; the literal `metadata=null` asks for jobs without any."""
-    pairs = {
-        name[len("metadata[") : -1]: value
-        for name, value in request.query_params.multi_items()
-        if name.startswith("metadata[") and name.endswith("]")
-    }
-    if not pairs and request.query_params.get("metadata") == "null":
+    given = [item for item in request.query_params.multi_items() if item[0].startswith("metadata[")]
+    if not given and request.query_params.get("metadata") == "null":
         return {}
+    if any(not name.endswith("]") for name, _ in given):
+        raise _wrong_metadata("write each pair as 'metadata[key]=value'")
+    try:
+        pairs = _metadata.validate_python(
+            {name[len("metadata[") : -1]: value for name, value in given}
+        )
+    except ValidationError as error:
+        message = "at most 16 pairs, keys of 1 to 64 characters, values of at most 512"
+        raise _wrong_metadata(message) from error
     return pairs or None
+
+
+def _wrong_metadata(rule: str) -> InvalidRequest:
+    return InvalidRequest(
+        f"Invalid value for 'metadata': {rule}.", code="invalid_value", param="metadata"
+    )

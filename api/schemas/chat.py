@@ -56,10 +56,10 @@ class Message(Wire):
 
     @property
     def text(self) -> str:
-        """The content as one text."""
+        """The content as one text, joined as in training."""
         if isinstance(self.content, str):
             return self.content
-        return "\n".join(part.text for part in self.content)
+        return "".join(part.text for part in self.content)
 
 
 class ChatRequest(SamplingRequest):

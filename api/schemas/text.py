@@ -1,8 +1,8 @@
 """Text completions: request, whole answer, and chunks of a stream (the same shape)."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from api.schemas.common import Reply
 from api.schemas.sampling import FinishReason, SamplingRequest, Usage
@@ -23,6 +23,19 @@ class TextRequest(SamplingRequest):
     prompt: str | Texts | TokenIds | ListsOfIds
     logprobs: int | None = Field(default=None, ge=0, le=20)
     echo: bool | None = None
+
+    @field_validator("prompt", mode="before")
+    @classmethod
+    def _check_length(cls, value: Any) -> Any:
+        """Say it in one sentence; the union would complain of every item as well."""
+        if not isinstance(value, list) or not value:
+            return value
+        most, things = MAX_PROMPTS, "prompts"
+        if isinstance(value[0], int):
+            most, things = MAX_TOKEN_IDS, "token ids"
+        if len(value) > most:
+            raise ValueError(f"at most {most} {things}")
+        return value
 
     @property
     def prompts(self) -> list[str | list[int]]:

@@ -5,7 +5,10 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import Any
 
+import structlog
+
 from api.engine_client import EngineClient
+from api.errors import internal_fault
 from api.schemas.sampling import SamplingRequest, Usage
 from core.errors import GraftworkError, InvalidRequest, Unavailable
 from core.settings import LimitSettings
@@ -13,6 +16,8 @@ from models.spec import AnyGenerateLine, GenerateEnd, GenerateRequest, SamplingS
 
 QUEUED_LINES = 64
 MAX_CHOICES = 128
+
+log = structlog.get_logger(__name__)
 
 Line = tuple[int, AnyGenerateLine]
 Lines = AsyncGenerator[Line]
@@ -55,6 +60,10 @@ async def _pump(
         raise Unavailable("The engine stopped in mid-answer.", code="engine_unavailable")
     except GraftworkError as error:
         await queue.put(error)
+    except Exception as error:
+        # An error lost in this task would leave the reader waiting for ever.
+        log.error("generation failed", exc_info=error)
+        await queue.put(internal_fault())
 
 
 async def admitted(lines: Lines) -> Lines:

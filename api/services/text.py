@@ -1,5 +1,6 @@
 """Use case: go on with texts."""
 
+import codecs
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from time import time
@@ -47,19 +48,21 @@ class _Answer:
         self.tokens: list[TokenChoice] = []
         self.finish_reason: FinishReason | None = None
         self._with_logprobs = with_logprobs
-        self._offset = 0
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._length = 0
+        self._offsets: list[int] = []
 
     def add(self, line: GenerateDelta) -> TextChoice:
         """Take in a piece and return it as a chunk's choice."""
         self.text += line.text
         self.finish_reason = line.finish_reason or self.finish_reason
         self.tokens += line.tokens
-        logprobs = self._logprobs(line.tokens, offset=self._offset)
-        self._offset += sum(len(token.text) for token in line.tokens)
+        offsets = [self._advance(token) for token in line.tokens]
+        self._offsets += offsets
         return TextChoice(
             index=self.index,
             text=line.text,
-            logprobs=logprobs,
+            logprobs=self._logprobs(line.tokens, offsets=offsets),
             finish_reason=line.finish_reason,
         )
 
@@ -68,17 +71,19 @@ class _Answer:
         return TextChoice(
             index=self.index,
             text=self.text,
-            logprobs=self._logprobs(self.tokens, offset=0),
+            logprobs=self._logprobs(self.tokens, offsets=self._offsets),
             finish_reason=self.finish_reason or "stop",
         )
 
-    def _logprobs(self, tokens: list[TokenChoice], *, offset: int) -> TextLogprobs | None:
+    def _advance(self, token: TokenChoice) -> int:
+        """Return where a token begins; a character split by tokens counts once, at its end."""
+        begin = self._length
+        self._length += len(self._decoder.decode(bytes(token.bytes)))
+        return begin
+
+    def _logprobs(self, tokens: list[TokenChoice], *, offsets: list[int]) -> TextLogprobs | None:
         if not self._with_logprobs:
             return None
-        offsets = []
-        for token in tokens:
-            offsets.append(offset)
-            offset += len(token.text)
         return TextLogprobs(
             tokens=[token.text for token in tokens],
             token_logprobs=[

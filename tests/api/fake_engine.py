@@ -84,7 +84,8 @@ class FakeEngine:
             )
         if text in REFUSALS:
             status, code, message = REFUSALS[text]
-            detail = {"code": code, "message": message, "param": None}
+            param = "messages" if status == 400 else None
+            detail = {"code": code, "message": message, "param": param}
             return JSONResponse({"error": detail}, status_code=status)
         return StreamingResponse(self._lines(asked, text), media_type="application/x-ndjson")
 
@@ -101,6 +102,10 @@ class FakeEngine:
         who = asked.adapter.digest[:4] if asked.adapter else "base"
         words = [f"[{who}]", *(f" {word}" for word in text.split())]
         yield GenerateStart(prompt_tokens=3)
+        if text == "split":
+            for spelled, shown in ((b"\xc3", ""), (b"\xbc", "\u00fc")):
+                piece = TokenChoice(id=1, text="\ufffd", bytes=list(spelled), logprob=-0.5, top=[])
+                yield GenerateDelta(index=0, text=shown, tokens=[piece])
         for index in range(asked.sampling["n"]):
             for word in words:
                 yield GenerateDelta(index=index, text=word, tokens=[token(word)])

@@ -4,8 +4,9 @@ import os
 import socket
 import time
 from collections.abc import Callable
+from contextlib import aclosing
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 import httpx
@@ -20,6 +21,10 @@ from openai import (
     OpenAI,
 )
 
+from api.engine_client import EngineClient
+from api.services.generation import generate
+from core.errors import GraftworkError
+from models.spec import GenerateRequest
 from tests.api.conftest import MIB, Stack, add_adapter, tenant_of
 
 
@@ -71,7 +76,7 @@ def test_messages_are_passed_on_as_text(stack: Stack, client: OpenAI) -> None:
     client.chat.completions.create(model="tiny", messages=turns)
     assert stack.engine.requests[-1].messages == [
         {"role": "system", "content": "rules"},
-        {"role": "user", "content": "a\nb"},
+        {"role": "user", "content": "ab"},
     ]
 
 
@@ -270,6 +275,28 @@ def test_bad_prompts_are_refused(http: httpx.Client, prompt: Any) -> None:
     assert response.json()["error"]["param"].startswith("prompt")
 
 
+def test_too_many_prompts_are_told_the_bound(http: httpx.Client) -> None:
+    response = http.post("/v1/completions", json={"model": "tiny", "prompt": ["a"] * 129})
+    error = response.json()["error"]
+    assert error["param"] == "prompt"
+    assert "at most 128 prompts" in error["message"]
+
+
+def test_offsets_count_a_split_character_once(client: OpenAI) -> None:
+    reply = client.completions.create(model="tiny", prompt="split", logprobs=0)
+    assert reply.choices[0].text == "ü[base] split"
+    assert reply.choices[0].logprobs.text_offset == [0, 0, 1, 7]
+
+
+def test_a_context_too_long_names_what_was_sent(client: OpenAI) -> None:
+    with pytest.raises(BadRequestError) as refused:
+        client.completions.create(model="tiny", prompt="refuse")
+    assert refused.value.param == "prompt"
+    with pytest.raises(BadRequestError) as refused:
+        client.chat.completions.create(model="tiny", messages=user("refuse"))
+    assert refused.value.param == "messages"
+
+
 def test_prompts_times_choices_are_bounded(http: httpx.Client) -> None:
     body = {"model": "tiny", "prompt": ["a"] * 20, "n": 10}
     response = http.post("/v1/completions", json=body)
@@ -308,12 +335,30 @@ def test_an_error_in_mid_answer_is_never_a_whole_answer(
     with pytest.raises(InternalServerError) as failed:
         client.chat.completions.create(model="tiny", messages=user(text))
     assert failed.value.code == code
+    waits = failed.value.response.headers.get("retry-after")
+    assert waits == ("5" if code == "engine_unavailable" else None)
     stream = client.chat.completions.create(model="tiny", messages=user(text), stream=True)
     got: list[str] = []
     with pytest.raises(APIError) as failed:
         got.extend(chunk.choices[0].delta.content or "" for chunk in stream)
     assert failed.value.code == code
     assert "".join(got) == f"[base] {text}"
+
+
+def test_a_fault_of_ours_is_told_without_its_text() -> None:
+    class Faulty:
+        def generate(self, _request: GenerateRequest) -> Any:
+            raise ValueError("secret")
+
+    async def ask() -> None:
+        request = GenerateRequest(prompt="a", sampling={})
+        async with aclosing(generate(cast("EngineClient", Faulty()), [request])) as lines:
+            await asyncio.wait_for(anext(lines), 5)
+
+    with pytest.raises(GraftworkError) as failed:
+        asyncio.run(ask())
+    assert (failed.value.status, failed.value.code) == (500, "internal_error")
+    assert "secret" not in failed.value.message
 
 
 def test_one_bad_prompt_of_many_ends_all(stack: Stack, client: OpenAI) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import socket
+import time
 from urllib.parse import urlsplit
 
 import httpx
@@ -46,6 +47,8 @@ def check_envelope(response: httpx.Response, status: int) -> dict:
         ("GET", f"/v1/fine_tuning/jobs/{2**70}", 404),
         ("GET", "/v1/fine_tuning/jobs?metadata[%00]=x", 400),
         ("GET", "/v1/fine_tuning/jobs?metadata[a%22b]=x", 200),
+        ("HEAD", "/livez", 200),
+        ("HEAD", "/readyz", 200),
     ],
 )
 def test_wrong_addresses(http: httpx.Client, method: str, path: str, status: int) -> None:
@@ -54,6 +57,43 @@ def test_wrong_addresses(http: httpx.Client, method: str, path: str, status: int
         assert response.status_code == 200
     else:
         check_envelope(response, status)
+
+
+def test_what_is_not_offered_is_named(http: httpx.Client) -> None:
+    error = check_envelope(http.post("/v1/embeddings", json={}), 404)
+    assert error["message"] == "POST /v1/embeddings is not offered."
+
+
+@pytest.mark.parametrize(
+    "names",
+    [["[]"], ["[a"], ["[" + "k" * 65 + "]"], [f"[k{n}]" for n in range(17)]],
+)
+def test_wrong_metadata_filters_are_refused(http: httpx.Client, names: list[str]) -> None:
+    error = check_envelope(http.get(JOBS, params={f"metadata{name}": "v" for name in names}), 400)
+    assert (error["code"], error["param"]) == ("invalid_value", "metadata")
+
+
+def test_a_long_metadata_value_is_refused(http: httpx.Client) -> None:
+    error = check_envelope(http.get(JOBS, params={"metadata[a]": "v" * 513}), 400)
+    assert error["param"] == "metadata"
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"), [(CHAT, "application/json"), ("/v1/files", "multipart/form-data; boundary=x")]
+)
+def test_who_hangs_up_in_mid_body_is_one_line(stack: Stack, key: str, path: str, kind: str) -> None:
+    parts = urlsplit(stack.url)
+    before = len(stack.log.read_text())
+    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {key}\r\n"
+    with socket.create_connection((parts.hostname, parts.port)) as connection:
+        connection.sendall(f"{head}Content-Type: {kind}\r\nContent-Length: 999\r\n\r\n".encode())
+        time.sleep(0.3)
+    deadline = time.monotonic() + 5
+    while "499" not in (said := stack.log.read_text()[before:]) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert "499" in said
+    assert len(said.splitlines()) == 1
+    assert "error" not in said
 
 
 TRAPS = {

@@ -96,6 +96,29 @@ def test_an_imported_base_is_replaced_only_by_force(installation: Installation) 
     assert installation.run("pull", "--from", source, "tiny", "--force").returncode == 0
 
 
+def test_the_data_directory_is_its_owners_alone(installation: Installation) -> None:
+    assert (installation.folder / "data").stat().st_mode & 0o777 == 0o700
+
+
+def test_keys_of_a_missing_folder_make_nothing(installation: Installation, tmp_path: Path) -> None:
+    missing = tmp_path / "missing"
+    listed = installation.run("keys", "list", "--data-dir", str(missing))
+    assert listed.returncode == 1
+    assert "graftwork serve" in listed.stderr
+    assert not missing.exists()
+
+
+def test_an_unknown_base_names_the_way_in(installation: Installation) -> None:
+    refused = installation.run("pull", "nosuchmodel")
+    assert refused.returncode == 1
+    assert "--from FOLDER" in refused.stderr
+
+
+@pytest.mark.parametrize("default", ["./.graftwork", "127.0.0.1", "8000"])
+def test_help_shows_the_defaults(installation: Installation, default: str) -> None:
+    assert default in installation.run("serve", "--help").stdout
+
+
 def test_first_start_shows_a_key_that_opens_the_api(served) -> None:
     installation, _ = served
     found = KEY.findall(installation.said)
@@ -184,7 +207,8 @@ def test_a_bad_file_is_told_line_by_line(served, tmp_path: Path) -> None:
     data.write_text('{"messages": []}\nnot json\n')
     refused = installation.run("train", str(data), "--watch")
     assert refused.returncode == 1
-    assert "Line 2" in refused.stderr or "line 2" in refused.stderr
+    assert refused.stderr.lower().count("line 1:") == 1
+    assert refused.stderr.lower().count("line 2:") == 1
 
 
 def test_an_unknown_option_is_refused_by_name(served, tmp_path: Path) -> None:
