@@ -18,7 +18,7 @@ from typing import Annotated, Any, BinaryIO, ClassVar, Literal
 
 import msgspec
 
-from models.dataset_problems import Problem, examine
+from models.dataset_problems import MOST_TURNS, Problem, examine
 
 LONGEST_LINE = 8 * 1024 * 1024
 REPORTED_PROBLEMS = 50
@@ -209,6 +209,8 @@ def _is_plain(row: Row, *, line: bytes) -> bool:
         return False
     if isinstance(row, ChatRow):
         count = len(row.messages)
+        if count > MOST_TURNS:
+            return False
         if line.count(b'"role"') != count or line.count(b'"content"') != count:
             return False
         for turn in reversed(row.messages):

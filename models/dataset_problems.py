@@ -10,6 +10,9 @@ from typing import Any
 
 import msgspec
 
+MOST_TURNS = 256
+"""Whoever renders an example renders it up to each of its answers: time grows with the square."""
+
 ROLES = ("system", "developer", "user", "assistant")
 _TURN_KEYS = ("role", "content", "name", "weight")
 _FORMAT_KEYS = (("messages",), ("prompt", "completion"), ("text",))
@@ -134,6 +137,13 @@ def _check_messages(value: Any) -> list[dict[str, Any]]:
         raise _Fault("missing_messages", '"messages" must be a list.', param="messages")
     if not value:
         raise _Fault("empty_messages", '"messages" is empty; remove the line.', param="messages")
+    if len(value) > MOST_TURNS:
+        raise _Fault(
+            "too_many_turns",
+            f"The example has {len(value)} messages; split it into examples of at most "
+            f"{MOST_TURNS}.",
+            param="messages",
+        )
     turns = [_check_turn(turn, param=f"messages[{i}]") for i, turn in enumerate(value)]
     weights = [turn.get("weight") for turn in turns if turn["role"] == "assistant"]
     if not weights:

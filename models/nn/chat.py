@@ -86,8 +86,8 @@ class Renderer:
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
         """Return the ids after which the next answer is to be written."""
-        rendering, mark = self._render(normalise(messages), is_prompt=True)
-        return self._tokenise(rendering, mark)[0].ids
+        template, turns, mark = self._prepare(normalise(messages))
+        return self._tokenise(template.prompt(turns), mark)[0].ids
 
     def example(self, messages: Sequence[Message]) -> Example:
         """Return a conversation's ids, labelled in the answers whose weight is not zero.
@@ -97,7 +97,8 @@ class Renderer:
         breaks this is an `InvalidRequest`, since serving would differ from training.
         """
         turns = normalise(messages)
-        rendering, mark = self._render(turns, is_prompt=False)
+        template, defused, mark = self._prepare(turns)
+        rendering = template.conversation(defused)
         tokens, positions = self._tokenise(rendering, mark)
         labelled = [False] * len(tokens.ids)
         for answer in rendering.answers:
@@ -109,10 +110,14 @@ class Renderer:
     def completion_example(self, prompt: str, completion: str) -> Example:
         """Return a prompt and its completion; the completion and the eos after it are labelled."""
         mark = unused_character((prompt, completion))
-        head = self.encode(prompt)
+        head = self.completion_prompt(prompt)
         tail = self._continue(self._defuse(prompt, mark), self._defuse(completion, mark), mark)
         ids = [*head, *tail.ids, self.eos_id]
-        return Example(ids, [len(head) <= index > 0 for index in range(len(ids))])
+        return Example(ids, [index >= len(head) for index in range(len(ids))])
+
+    def completion_prompt(self, prompt: str) -> list[int]:
+        """Return a prompt's ids; an empty one begins as a text does after another's end."""
+        return self.encode(prompt) or [self.eos_id]
 
     def text_example(self, text: str) -> Example:
         """Return a text and eos; all but the first token are labelled, as nothing is before it."""
@@ -127,6 +132,11 @@ class Renderer:
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of ids, control tokens included."""
         return str(self.tokenizer.decode(ids, clean_up_tokenization_spaces=False))
+
+    @cached_property
+    def longest_token(self) -> int:
+        """A bound of the bytes that one token stands for: those of the longest written form."""
+        return max(len(piece.encode()) for piece in self.tokenizer.get_vocab())
 
     def token_bytes(self, token_id: int) -> bytes:
         """Return the bytes that one token stands for, which need not be whole characters."""
@@ -154,11 +164,12 @@ class Renderer:
         """Return the control token with which the template closes an answer."""
         if self._template is None:
             return frozenset()
-        turns = [
+        probes = [
             Turn("user", "probe", is_learned=False),
             Turn("assistant", "probe", is_learned=True),
         ]
-        rendering, mark = self._render(turns, is_prompt=False)
+        template, turns, mark = self._prepare(probes)
+        rendering = template.conversation(turns)
         start = rendering.answers[0].start
         if start is None:
             return frozenset()
@@ -167,7 +178,8 @@ class Renderer:
         found = [index for index in after if index in self._added and self._added[index].special]
         return frozenset(found[:1])
 
-    def _render(self, turns: Sequence[Turn], *, is_prompt: bool) -> tuple[Rendering, str]:
+    def _prepare(self, turns: Sequence[Turn]) -> tuple[ChatTemplate, list[Turn], str]:
+        """Return the template, the turns for it with a mark in every control string, the mark."""
         if self._template is None:
             raise InvalidRequest(
                 "This base has no chat template; use prompts and completions.",
@@ -176,7 +188,7 @@ class Renderer:
             )
         mark = unused_character(turn.content for turn in turns)
         defused = [turn._replace(content=self._defuse(turn.content, mark)) for turn in turns]
-        return self._template.render(defused, is_prompt=is_prompt), mark
+        return self._template, defused, mark
 
     def _defuse(self, text: str, mark: str) -> str:
         """Put the mark behind the first character of every control string."""

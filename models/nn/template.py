@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any, NamedTuple
 
 from jinja2 import TemplateError
@@ -18,23 +19,20 @@ class Answer(NamedTuple):
 
     turn: int
     start: int | None
-    """Where the text ends that serving sends to get this answer; None if it is not a prefix."""
+    """Where the text ends that serving sends to get this answer; None if that is no cut of it."""
     spans: list[tuple[int, int]]
     """What `{% generation %}` marks as written by the assistant; empty without marks."""
 
 
 class Rendering(NamedTuple):
-    """Text of a conversation and its answers in order."""
+    """Text of a conversation, its answers in order, and where tokens must not span.
+
+    The cuts follow from the text alone, so that the text up to a cut has the cuts before it.
+    """
 
     text: str
     answers: list[Answer]
-
-    @property
-    def cuts(self) -> list[int]:
-        """Where tokens must not span: the starts of answers and of marks."""
-        starts = {answer.start for answer in self.answers if answer.start is not None}
-        starts |= {start for answer in self.answers for start, _ in answer.spans}
-        return sorted(starts - {0, len(self.text)})
+    cuts: list[int]
 
 
 class ChatTemplate:
@@ -45,32 +43,60 @@ class ChatTemplate:
         self._special_tokens = dict(special_tokens)
         self._has_marks = _GENERATION.search(source) is not None
 
-    def render(self, turns: Sequence[Turn], *, is_prompt: bool) -> Rendering:
-        """Render a conversation, as a prompt for the next answer or as it stands.
+    def prompt(self, turns: Sequence[Turn]) -> Rendering:
+        """Render what serving sends to get the next answer, in time linear in its length.
 
         `InvalidRequest` carries the template's own complaint, such as roles in a wrong order.
         """
-        text, marks = self._text(turns, is_prompt=is_prompt)
+        text, marks = self._text(turns, is_prompt=True)
+        return Rendering(text, [], self._cuts(text, marks))
+
+    def conversation(self, turns: Sequence[Turn]) -> Rendering:
+        """Render a conversation as it stands, and once more up to each answer; see `prompt`."""
+        text, marks = self._text(turns, is_prompt=False)
+        cuts = self._cuts(text, marks)
+        places = {0, *cuts, len(text)}
         starts: list[tuple[int, int | None]] = []
         for index, turn in enumerate(turns):
             if turn.role == "assistant":
-                prompt = self._prompt_before(turns[:index])
-                is_prefix = prompt is not None and text.startswith(prompt)
-                starts.append((index, len(prompt) if prompt is not None and is_prefix else None))
+                start = self._end_of_prompt(turns[:index], text)
+                starts.append((index, start if start in places else None))
         answers = []
         for position, (index, start) in enumerate(starts):
             following = [later for _, later in starts[position + 1 :] if later is not None]
             stop = following[0] if following else len(text)
             spans = [] if start is None else [m for m in marks if start <= m[0] < stop]
             answers.append(Answer(index, start, spans))
-        return Rendering(text, answers)
+        return Rendering(text, answers, cuts)
 
-    def _prompt_before(self, turns: Sequence[Turn]) -> str | None:
+    def _end_of_prompt(self, turns: Sequence[Turn], text: str) -> int | None:
+        """Return where these turns' prompt ends in a text that it begins, if it does."""
         try:
-            return self._text(turns, is_prompt=True)[0]
+            prompt, _ = self._text(turns, is_prompt=True)
         except InvalidRequest:
             # Half a conversation can break a template's rules that the whole keeps.
             return None
+        return len(prompt) if text.startswith(prompt) else None
+
+    def _cuts(self, text: str, marks: Sequence[tuple[int, int]]) -> list[int]:
+        """Return the ends of all headers of answers, and the starts of all marks."""
+        places = {start for start, _ in marks}
+        if self._header:
+            places |= {found.end() for found in re.finditer(re.escape(self._header), text)}
+        return sorted(places - {0, len(text)})
+
+    @cached_property
+    def _header(self) -> str:
+        """What the template writes right before an answer; empty if that cannot be told."""
+        turns = [Turn("user", "probe", is_learned=False)]
+        try:
+            prompt, plain = (self._text(turns, is_prompt=value)[0] for value in (True, False))
+        except InvalidRequest:
+            return ""
+        if prompt != plain and prompt.startswith(plain):
+            return prompt.removeprefix(plain)
+        # Some templates end a user's turn in words that call for the answer, asked to or not.
+        return prompt.rpartition("probe")[2]
 
     def _text(self, turns: Sequence[Turn], *, is_prompt: bool) -> tuple[str, list[tuple[int, int]]]:
         messages = [{"role": turn.role, "content": turn.content} for turn in turns]

@@ -103,6 +103,7 @@ def chat(*turns):
         ("missing_messages", {"messages": "a"}),
         ("missing_messages", {"messages": {"0": USER}}),
         ("empty_messages", {"messages": []}),
+        ("too_many_turns", chat(*[USER, ANSWER] * 128, USER)),
         ("invalid_role", chat("Hello")),
         ("invalid_role", chat({"content": "a"})),
         ("invalid_role", chat({"role": "bot", "content": "a"})),
@@ -208,6 +209,17 @@ def test_memory_does_not_grow_with_the_file(tmp_path):
     tracemalloc.stop()
     assert report.problem_counts == {"line_too_long": 1}
     assert peak < 3 * LONGEST_LINE
+
+
+def test_memory_does_not_grow_with_the_rows(tmp_path):
+    path = tmp_path / "many.jsonl"
+    path.write_bytes((json.dumps(GOOD).encode() + b"\n") * 30_000)
+    tracemalloc.start()
+    report = inspect(path)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert report.rows == 30_000
+    assert peak < 100_000
 
 
 def test_torch_is_not_imported():

@@ -81,6 +81,8 @@ class AdapterCache:
         self._evicted = evicted
         self._resident: OrderedDict[str, Resident] = OrderedDict()
         self._fetching: set[str] = set()
+        self._doomed: set[str] = set()
+        """Those of them that were dropped meanwhile."""
         self._parked: dict[str, Resident] = {}
         self._helpers = ThreadPoolExecutor(FETCHES_AT_ONCE, thread_name_prefix="fetch")
         self._scratch = tempfile.TemporaryDirectory(prefix="graftwork-engine-")
@@ -110,13 +112,18 @@ class AdapterCache:
         any(self._settle(waiting) for waiting in list(self._parked))
 
     def drop(self, digest: str) -> None:
-        """Free a version now, or when its last row ends; one that is not here is fine."""
-        resident = self._resident.get(digest)
-        if resident is None:
-            return
-        resident.doomed = True
-        if resident.pins == 0:
-            self._evict(digest)
+        """Free a version now, or when its last row ends; one that is not here is fine.
+
+        One that is on its way has a row that waits for it: it comes, serves that row and goes.
+        """
+        if digest in self._fetching:
+            self._doomed.add(digest)
+        elif digest in self._parked:
+            self._parked[digest].doomed = True
+        elif digest in self._resident:
+            self._resident[digest].doomed = True
+            if self._resident[digest].pins == 0:
+                self._evict(digest)
 
     def terms(self, digests: Iterable[str]) -> dict[str, Terms]:
         """Return the terms of resident versions by digest."""
@@ -150,8 +157,8 @@ class AdapterCache:
         finally:
             shutil.rmtree(folder.parent, ignore_errors=True)
         self._metrics.adapter_loads.inc()
-        self._fetching.discard(digest)
-        self._parked[digest] = Resident(terms, terms.bytes)
+        self._parked[digest] = Resident(terms, terms.bytes, doomed=digest in self._doomed)
+        self._forget_fetch(digest)
         self._settle(digest)
 
     def _read(self, adapter: AdapterRef, folder: Path) -> Terms:
@@ -204,8 +211,12 @@ class AdapterCache:
         del self._resident[digest]
         self._evicted()
 
-    def _fail(self, digest: str, error: GraftworkError) -> None:
+    def _forget_fetch(self, digest: str) -> None:
         self._fetching.discard(digest)
+        self._doomed.discard(digest)
+
+    def _fail(self, digest: str, error: GraftworkError) -> None:
+        self._forget_fetch(digest)
         self._failed(digest, error)
 
 

@@ -40,9 +40,10 @@ class Blocks:
         self.values = [_zeros(size, dtype=dtype, device=device) for _ in range(shape.layers)]
 
     def move(self, source: int, target: int, *, length: int) -> None:
-        """Copy the first `length` positions of one slot to another."""
+        """Move the first `length` positions of one slot to another; nothing stays behind."""
         for cache_rkch in (*self.keys, *self.values):
             cache_rkch[target, :, :length] = cache_rkch[source, :, :length]
+        self.wipe(source, length=length)
 
     def wipe(self, slot: int, *, length: int) -> None:
         """Zero the first positions of a slot.

@@ -141,7 +141,11 @@ class Engine:
         """Tokenise in a thread of its own, for a long prompt takes a while."""
         loop = asyncio.get_running_loop()
         read = partial(
-            read_prompt, request, renderer=opened.renderer, vocab=opened.backbone.shape.vocab
+            read_prompt,
+            request,
+            renderer=opened.renderer,
+            vocab=opened.backbone.shape.vocab,
+            context=opened.context,
         )
         prompt = await loop.run_in_executor(self._intake, read)
         limit = token_limit(prompt, sampling=sampling, context=opened.context)

@@ -6,6 +6,7 @@ from pydantic import ValidationError
 
 from core.errors import InvalidRequest
 from models.nn.chat import Renderer
+from models.nn.messages import check_text, normalise
 from models.spec import GenerateRequest, SamplingSpec
 
 
@@ -17,21 +18,29 @@ def read_sampling(block: dict[str, Any]) -> SamplingSpec:
         raise _refusal(error) from error
 
 
-def read_prompt(request: GenerateRequest, *, renderer: Renderer, vocab: int) -> list[int]:
-    """Return the prompt's token ids; an empty prompt begins as a text does after another's end.
+def read_prompt(
+    request: GenerateRequest, *, renderer: Renderer, vocab: int, context: int
+) -> list[int]:
+    """Return the prompt's token ids, as training would see them; at least one.
 
-    Raises `InvalidRequest` unless exactly one form of prompt is given and it is well formed.
+    Raises `InvalidRequest` unless exactly one form of prompt is given and it is well formed; and
+    before it is tokenised if its text cannot fit whatever its tokens are.
     """
     forms = (request.messages, request.prompt, request.prompt_ids)
     if sum(form is not None for form in forms) != 1:
         raise InvalidRequest(
             "Give exactly one of messages, prompt and prompt_ids.", code="invalid_prompt"
         )
+    most_bytes = context * renderer.longest_token
     if request.messages is not None:
+        text = "".join(turn.content for turn in normalise(request.messages))
+        _check_size(text, most_bytes=most_bytes, param="messages")
         return renderer.prompt(request.messages)
-    ids = request.prompt_ids
-    if ids is None:
-        ids = renderer.encode(request.prompt or "")
+    if request.prompt is not None:
+        text = check_text(request.prompt, param="prompt")
+        _check_size(text, most_bytes=most_bytes, param="prompt")
+        return renderer.completion_prompt(text)
+    ids = request.prompt_ids or []
     if any(not 0 <= token < vocab for token in ids):
         raise InvalidRequest(
             f"Token ids must be between 0 and {vocab - 1}.", code="invalid_prompt", param="prompt"
@@ -50,6 +59,16 @@ def token_limit(prompt: list[int], *, sampling: SamplingSpec, context: int) -> i
             param="messages" if len(prompt) >= context else "max_tokens",
         )
     return sampling.max_tokens or context - len(prompt)
+
+
+def _check_size(text: str, *, most_bytes: int, param: str) -> None:
+    size = len(text.encode())
+    if size > most_bytes:
+        raise InvalidRequest(
+            f"The prompt has {size} bytes; the context of this engine holds {most_bytes} at most.",
+            code="context_length_exceeded",
+            param=param,
+        )
 
 
 def _refusal(error: ValidationError) -> InvalidRequest:

@@ -1,14 +1,16 @@
-"""Rows of a data set as tokens: rendered once, kept flat, ordered by seed and epoch, packed.
+"""Rows of a data set as tokens: rendered once, kept flat on disk, ordered by seed, packed.
 
 Shapes: t rows of a packed stream, n rows whose next token is a label.
 """
 
 import hashlib
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from tempfile import TemporaryFile
+from typing import IO, TypeVar
 
 import msgspec
 import numpy as np
@@ -31,6 +33,8 @@ from models.dataset_problems import Problem
 from models.nn.chat import Example, Renderer
 from models.nn.messages import Message
 
+ScalarT = TypeVar("ScalarT", bound=np.generic)
+
 
 class DataCounts(msgspec.Struct, kw_only=True):
     """What became of the rows of a file; none is lost silently."""
@@ -47,7 +51,7 @@ class DataCounts(msgspec.Struct, kw_only=True):
 
 @dataclass(frozen=True)
 class Examples:
-    """Tokenised rows laid end to end: 5 bytes a token, 8 a row."""
+    """Tokenised rows laid end to end: 5 bytes a token on disk, 8 a row in memory."""
 
     ids: NDArray[np.int32]
     labelled: NDArray[np.bool_]
@@ -61,7 +65,7 @@ class Examples:
         """Return how many tokens a row has."""
         return int(self.offsets[row + 1] - self.offsets[row])
 
-    def labels(self, rows: Sequence[int]) -> int:
+    def labels(self, rows: Iterable[int]) -> int:
         """Return how many tokens of these rows are targets."""
         return sum(int(self.labelled[self._slice(row)][1:].sum()) for row in rows)
 
@@ -101,6 +105,7 @@ class Stream:
 def read_examples(
     path: Path,
     *,
+    folder: Path,
     renderer: Renderer,
     max_length: int,
     param: str,
@@ -108,43 +113,50 @@ def read_examples(
 ) -> Examples:
     """Tokenise a file; `InvalidData` names its problems, by line.
 
+    The tokens go to files of `folder` without names, which end with the process.
     Rows longer than `max_length` tokens are cut; those that keep no label are dropped; both are
     counted. A file of which nothing is left raises `InvalidRequest`.
     """
-    ids, labelled, offsets = array("i"), bytearray(), array("q", [0])
-    counts = DataCounts()
-    for line, row in iterate(path):
-        stay_alive()
-        example = _render(row, line=line, renderer=renderer)
-        if isinstance(example, Problem):
-            raise _invalid(path, problem=example, param=param)
-        kept = example.labelled[:max_length]
-        counts.rows_truncated += len(example.ids) > max_length
-        if not any(kept[1:]):
-            counts.rows_dropped += 1
-            if len(counts.dropped_lines) < REPORTED_PROBLEMS:
-                counts.dropped_lines.append(line)
-            continue
-        ids.extend(example.ids[:max_length])
-        labelled.extend(kept)
-        offsets.append(len(ids))
-        counts.rows_kept += 1
-        counts.labelled_tokens += sum(kept[1:])
-        counts.longest_row = max(counts.longest_row, len(kept))
-    counts.tokens = len(ids)
-    if not counts.rows_kept:
-        raise InvalidRequest(
-            f"No row of the file keeps a token to learn within {max_length} tokens "
-            f"(of all {counts.rows_dropped} rows); raise max_sequence_length or shorten the rows.",
-            code="no_trainable_tokens",
-            param=param,
+    offsets, counts = array("q", [0]), DataCounts()
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with TemporaryFile(dir=folder) as ids, TemporaryFile(dir=folder) as labelled:
+        for line, row in iterate(path):
+            stay_alive()
+            example = _render(row, line=line, renderer=renderer)
+            if isinstance(example, Problem):
+                raise _invalid(path, problem=example, param=param)
+            if kept := _cut(example, line=line, max_length=max_length, counts=counts):
+                ids.write(array("i", kept.ids))
+                labelled.write(bytes(kept.labelled))
+                offsets.append(offsets[-1] + len(kept.ids))
+        counts.tokens = offsets[-1]
+        if not counts.rows_kept:
+            raise _nothing_left(counts, max_length=max_length, param=param)
+        return Examples(
+            _map(ids, np.int32), _map(labelled, np.bool_), np.frombuffer(offsets, np.int64), counts
         )
-    return Examples(
-        np.frombuffer(ids, dtype=np.int32),
-        np.frombuffer(labelled, dtype=np.bool_),
-        np.frombuffer(offsets, dtype=np.int64),
-        counts,
-    )
+
+
+def _map(file: IO[bytes], dtype: type[ScalarT]) -> NDArray[ScalarT]:
+    """Return a file's numbers; its pages come at need, and the kernel may take them back."""
+    file.flush()
+    return np.memmap(file, dtype=dtype, mode="r")
+
+
+def _cut(example: Example, *, line: int, max_length: int, counts: DataCounts) -> Example | None:
+    """Return and count what is kept of an example, if that has anything to learn."""
+    kept = Example(example.ids[:max_length], example.labelled[:max_length])
+    labels = sum(kept.labelled[1:])
+    counts.rows_truncated += len(example.ids) > max_length
+    if not labels:
+        counts.rows_dropped += 1
+        if len(counts.dropped_lines) < REPORTED_PROBLEMS:
+            counts.dropped_lines.append(line)
+        return None
+    counts.rows_kept += 1
+    counts.labelled_tokens += labels
+    counts.longest_row = max(counts.longest_row, len(kept.ids))
+    return kept
 
 
 def _render(row: Row | Problem, *, line: int, renderer: Renderer) -> Example | Problem:
@@ -166,6 +178,15 @@ def _message(turn: AnyTurn) -> Message:
     return {"role": turn.role, "content": turn.text, "weight": weight}
 
 
+def _nothing_left(counts: DataCounts, *, max_length: int, param: str) -> InvalidRequest:
+    return InvalidRequest(
+        f"No row of the file keeps a token to learn within {max_length} tokens "
+        f"(of all {counts.rows_dropped} rows); raise max_sequence_length or shorten the rows.",
+        code="no_trainable_tokens",
+        param=param,
+    )
+
+
 def _invalid(path: Path, *, problem: Problem, param: str) -> InvalidData:
     """Prefer the report on the whole file; a template's refusal is only known here."""
     report = inspect(path)
@@ -178,22 +199,23 @@ def _invalid(path: Path, *, problem: Problem, param: str) -> InvalidData:
     )
 
 
-def epoch_order(rows: int, *, seed: int, epoch: int) -> list[int]:
+def epoch_order(rows: int, *, seed: int, epoch: int) -> NDArray[np.int64]:
     """Return the order of rows in an epoch, a function of seed and epoch alone."""
     digest = hashlib.blake2b(f"{seed}/{epoch}".encode(), digest_size=8).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
-    order: list[int] = torch.randperm(rows, generator=generator).tolist()
+    order: NDArray[np.int64] = torch.randperm(rows, generator=generator).numpy()
     return order
 
 
 def micro_batches(
-    examples: Examples, rows: Sequence[int], *, max_tokens: int, device: str
+    examples: Examples, rows: NDArray[np.int64], *, max_tokens: int, device: str
 ) -> Iterator[Stream]:
     """Pack rows, long ones first, into streams of at most `max_tokens` (a longer row is alone)."""
     pending: list[int] = []
     tokens = 0
-    for row in sorted(rows, key=lambda row: (-examples.length(row), row)):
-        length = examples.length(row)
+    lengths = examples.offsets[rows + 1] - examples.offsets[rows]
+    for index in np.lexsort((rows, -lengths)):
+        row, length = int(rows[index]), int(lengths[index])
         if pending and tokens + length > max_tokens:
             yield examples.pack(pending, device=device)
             pending, tokens = [], 0

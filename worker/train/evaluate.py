@@ -6,6 +6,7 @@ Shapes: t rows of the stream, d hidden, n rows whose next token is a label, v vo
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from models.nn.attention import PackedCausal
@@ -85,7 +86,7 @@ def evaluate(
 ) -> Score:
     """Return the sums over a whole data set, without dropout; `check` may interrupt it."""
     total = Score()
-    rows = range(len(examples))
+    rows = np.arange(len(examples))
     for stream in micro_batches(examples, rows, max_tokens=max_tokens, device=str(backbone.device)):
         check()
         with torch.no_grad():

@@ -7,6 +7,8 @@ from math import isfinite
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from core.errors import InvalidRequest
@@ -128,7 +130,7 @@ class Loop:
                 self._save_resume_if_possible()
                 self._speed.restart()
 
-    def _train_step(self, rows: list[int]) -> None:
+    def _train_step(self, rows: NDArray[np.int64]) -> None:
         """One optimiser step on the mean loss of all labelled tokens of a batch."""
         run, progress = self._run, self.progress
         total = Score()

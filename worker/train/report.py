@@ -13,7 +13,6 @@ from models.spec import Alive, TrainerMessage
 
 ALIVE_SECONDS = 10.0
 EXIT_ORPHANED = 3
-EXIT_CANCELLED = 4
 COLUMNS = ("step", "train_loss", "train_accuracy", "valid_loss", "valid_mean_token_accuracy")
 _CSV_NAMES = {"train_mean_token_accuracy": "train_accuracy"}
 
@@ -26,9 +25,9 @@ class Channel:
     """The pipe to the supervisor.
 
     It takes the real standard output for itself and sends whatever a library prints to stderr, so
-    that no stray line can be taken for a message. A thread listens: `cancel`, and the end of the
-    input (the supervisor is dead), end this process where it stands; every file that matters is
-    written so that this is safe. `pause` and `stop` wait until the loop asks.
+    that no stray line can be taken for a message. A thread listens: the end of the input (the
+    supervisor is dead, or done with this run) ends this process where it stands; every file that
+    matters is written so that this is safe. `pause` and `stop` wait until the loop asks.
     """
 
     def __init__(self) -> None:
@@ -64,11 +63,8 @@ class Channel:
     def _listen(self) -> None:
         with os.fdopen(os.dup(0), "rb") as commands:
             for line in commands:
-                command = line.strip()
-                if command in (b"pause", b"stop"):
+                if line.strip() in (b"pause", b"stop"):
                     self._asked = True
-                elif command == b"cancel":
-                    os._exit(EXIT_CANCELLED)
         if not self._closed:
             os._exit(EXIT_ORPHANED)
 

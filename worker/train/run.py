@@ -93,18 +93,20 @@ def train(order: TrainOrder, channel: Channel) -> None:
     except Interrupted:
         channel.say(Stopped(step=loop.progress.step))
         return
+    channel.say(conclude(order, loop.progress, adapter_folder))
 
+
+def conclude(order: TrainOrder, progress: Progress, adapter_folder: Path) -> Succeeded:
+    """Write the results of a run that has come to its end; return what is said of it."""
     results = Path(order.work_folder) / "results.csv"
-    write_results(results, loop.progress.history)
+    write_results(results, progress.history)
     crash_point("before-succeeded")
-    channel.say(
-        Succeeded(
-            step=loop.progress.step,
-            adapter_folder=str(adapter_folder),
-            results_file=str(results),
-            metrics=loop.progress.latest(),
-            trained_tokens=loop.progress.trained_tokens,
-        )
+    return Succeeded(
+        step=progress.step,
+        adapter_folder=str(adapter_folder),
+        results_file=str(results),
+        metrics=progress.latest(),
+        trained_tokens=progress.trained_tokens,
     )
 
 
@@ -145,6 +147,7 @@ def read_data(
     def read(path: str, param: str) -> Examples:
         return read_examples(
             Path(path),
+            folder=Path(order.work_folder),
             renderer=renderer,
             max_length=max_length,
             param=param,

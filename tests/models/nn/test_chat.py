@@ -1,8 +1,12 @@
+import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from api.schemas.chat import Message
 from core.errors import InvalidRequest
+from models.dataset import ChatRow
+from models.nn import template as template_module
 from models.nn.chat import Renderer
 
 PLAIN = (
@@ -125,6 +129,49 @@ def test_for_any_text_prompts_are_prefixes_and_no_text_becomes_control(
     assert _labelled(renderer, example) == f"{parts[1]}<|im_end|>{parts[3]}<|im_end|>"
 
 
+ANSWERED_AFTER_INSTRUCTIONS = (
+    "{% for m in messages %}{% if m['role'] == 'user' %}[INST] {{ m['content'] }} [/INST]"
+    "{% else %} {{ m['content'] }}<|im_end|>{% endif %}{% endfor %}"
+)
+
+
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(contents=st.lists(CONTENT, min_size=4, max_size=4))
+def test_prompts_are_prefixes_where_nothing_is_added_for_an_answer(byte_tokenizer, contents):
+    renderer = _renderer(byte_tokenizer, ANSWERED_AFTER_INSTRUCTIONS)
+    roles = ("user", "assistant", "user", "assistant")
+    chat = [{"role": r, "content": c} for r, c in zip(roles, contents, strict=True)]
+    example = renderer.example(chat)
+    for turn in (1, 3):
+        prompt = renderer.prompt(chat[:turn])
+        assert example.ids[: len(prompt)] == prompt
+    assert _labelled(renderer, example) == f" {contents[1]}<|im_end|> {contents[3]}<|im_end|>"
+
+
+def test_a_prompt_is_rendered_once_however_many_turns_it_has(renderer, monkeypatch):
+    renderer.prompt(CHAT)
+    rendered = []
+    render = template_module.render_jinja_template
+    monkeypatch.setattr(
+        template_module,
+        "render_jinja_template",
+        lambda *args, **options: rendered.append(1) or render(*args, **options),
+    )
+    renderer.prompt([CHAT[1], CHAT[2]] * 100 + [CHAT[3]])
+    assert len(rendered) == 1
+
+
+def test_parts_are_joined_alike_in_training_and_serving(byte_tokenizer):
+    parts = [{"type": "text", "text": text} for text in ("Hel", "lo\n", "", "there")]
+    message = {"role": "user", "content": parts}
+    [trained] = msgspec.convert({"messages": [message]}, ChatRow).messages
+    assert trained.text == Message.model_validate(message).text == "Hello\nthere"
+    renderer = _renderer(byte_tokenizer, PLAIN)
+    assert renderer.prompt([message]) == renderer.prompt([message | {"content": trained.text}])
+
+
 def test_overlapping_control_strings_are_defused_too(byte_tokenizer):
     byte_tokenizer.add_special_tokens({"additional_special_tokens": ["[A]", "A]B"]})
     renderer = _renderer(byte_tokenizer, PLAIN)
@@ -232,11 +279,11 @@ def test_texts_end_with_eos_and_are_labelled_from_the_second_token(byte_tokenize
 def test_completions_follow_the_prompt_that_serving_sends(tokenizer, prompt, completion):
     renderer = Renderer(tokenizer)
     example = renderer.completion_example(prompt, completion)
-    head = renderer.encode(prompt)
+    head = renderer.completion_prompt(prompt)
+    assert head == (renderer.encode(prompt) if prompt else [renderer.eos_id])
     assert example.ids[: len(head)] == head
-    assert example.ids.count(renderer.eos_id) == 1
-    first = max(len(head), 1)
-    assert example.labelled == [index >= first for index in range(len(example.ids))]
+    assert example.ids[len(head) :].count(renderer.eos_id) == 1
+    assert example.labelled == [index >= len(head) for index in range(len(example.ids))]
 
 
 def test_a_tokenizer_that_begins_texts_begins_ours(byte_tokenizer):

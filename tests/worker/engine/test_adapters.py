@@ -123,6 +123,47 @@ def test_an_adapter_is_dropped_when_its_rows_have_ended(
     assert ids(engine, adapter) == expected
 
 
+def test_one_that_is_dropped_on_its_way_serves_who_waits_and_goes(
+    world: World, start_engine: Callable[..., Engine]
+) -> None:
+    store = SlowStore(world)
+    engine = start_engine(fetch=store)
+
+    async def play() -> Any:
+        task = asyncio.create_task(ask(engine, order(PROMPT, adapter=world.adapters[0])))
+        await until(lambda: len(store.fetches) > 0)
+        engine.drop(world.adapters[0].digest)
+        await ask(engine, order(PROMPT))  # what was posted before has run when this ends
+        store.go.set()
+        return await task
+
+    assert asyncio.run(play()).reasons
+    assert resident(engine) == []
+    assert ids(engine, world.adapters[0])
+    assert resident(engine) == [world.adapters[0].digest]
+
+
+def test_one_that_is_dropped_while_it_waits_for_room_serves_and_goes(
+    world: World, start_engine: Callable[..., Engine]
+) -> None:
+    first, second = world.adapters[0], world.adapters[1]
+    engine = start_engine(adapter_bytes=max(size_of(world, a) for a in (first, second)))
+
+    async def play() -> Any:
+        long = order(PROMPT, adapter=first, max_tokens=150, ignore_eos=True)
+        running = asyncio.create_task(ask(engine, long))
+        await until(lambda: engine.health()["rows"] == 1)
+        waiting = asyncio.create_task(ask(engine, order(PROMPT, adapter=second)))
+        loads = engine.metrics.adapter_loads
+        await until(lambda: loads._value.get() == 2)
+        engine.drop(second.digest)
+        await running
+        return await waiting
+
+    assert asyncio.run(play()).reasons
+    assert resident(engine) == []
+
+
 def spoilt(world: World, name: str, **options: Any) -> AdapterRef:
     return put_adapter(
         world.store,

@@ -9,6 +9,7 @@ import torch
 
 from core.errors import GraftworkError, InvalidRequest
 from models.nn.attention import PackedCausal
+from models.nn.chat import Renderer
 from models.nn.executors import NOBODY
 from models.spec import GenerateEnd, GenerateRequest
 from tests.worker.engine.conftest import World, ask, ask_all, order, until
@@ -138,6 +139,20 @@ def test_messages_are_rendered_as_chat(world: World, engine: Engine) -> None:
     assert answer.prompt_tokens == len(world.renderer.prompt(messages))
 
 
+def test_a_text_that_cannot_fit_is_refused_unread(
+    world: World, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Renderer, "_pieces", None)
+    text = "a" * (256 * world.renderer.longest_token + 1)
+    messages = [{"role": "user", "content": text}]
+    for refused, param in zip(
+        ask_all(engine, [order(text), GenerateRequest(sampling={}, messages=messages)]),
+        ("prompt", "messages"),
+        strict=True,
+    ):
+        assert (refused.code, refused.param) == ("context_length_exceeded", param)
+
+
 def test_an_empty_prompt_begins_a_text(engine: Engine) -> None:
     answers = ask_all(engine, [order(""), order([])])
     assert [answer.prompt_tokens for answer in answers] == [1, 1]
@@ -148,6 +163,7 @@ def test_an_empty_prompt_begins_a_text(engine: Engine) -> None:
     [
         (order([5] * 256), "context_length_exceeded", "messages"),
         (order([5] * 250, max_tokens=7), "context_length_exceeded", "max_tokens"),
+        (order("é" * 256), "context_length_exceeded", "messages"),
         (order([5], temperature=9), "invalid_request", "temperature"),
         (order([5], tempo=1), "invalid_request", "tempo"),
         (order([5, 10**6]), "invalid_prompt", "prompt"),

@@ -1,4 +1,6 @@
 import json
+import tracemalloc
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +14,13 @@ def read(tmp_path, renderer):
     def read(rows, *, max_length=512):
         path = tmp_path / "rows.jsonl"
         path.write_text(rows if isinstance(rows, str) else "\n".join(map(json.dumps, rows)))
-        return read_examples(path, renderer=renderer, max_length=max_length, param="training_file")
+        return read_examples(
+            path,
+            folder=tmp_path / "work",
+            renderer=renderer,
+            max_length=max_length,
+            param="training_file",
+        )
 
     return read
 
@@ -98,14 +106,30 @@ def test_a_stream_predicts_labels_within_each_sequence(read):
 
 def test_the_first_token_of_a_row_is_no_label(read):
     examples = read([{"text": "ab"}, {"text": "cd"}])
-    examples.labelled[examples.offsets[:-1]] = True
+    examples = replace(examples, labelled=np.ones(len(examples.ids), dtype=np.bool_))
     stream = examples.pack([0, 1], device="cpu")
     assert stream.rows_n.tolist() == [0, 1, 3, 4]
     assert examples.labels([0, 1]) == 4
 
 
+def test_memory_does_not_grow_with_the_tokens(read, tmp_path):
+    read([{"text": "warm up"}])
+    rows = "\n".join([json.dumps({"text": "a" * 500})] * 2000)
+    tracemalloc.start()
+    examples = read(rows)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert examples.counts.tokens == 2000 * 501
+    assert peak - 2 * len(rows) < 500_000  # the text of the test itself, and a byte for two tokens
+    assert not list((tmp_path / "work").iterdir())
+
+
+def test_an_order_takes_eight_bytes_a_row():
+    assert epoch_order(1000, seed=1, epoch=0).nbytes == 8000
+
+
 def test_order_is_a_function_of_seed_and_epoch():
-    assert epoch_order(50, seed=1, epoch=0) == epoch_order(50, seed=1, epoch=0)
+    assert np.array_equal(epoch_order(50, seed=1, epoch=0), epoch_order(50, seed=1, epoch=0))
     orders = {tuple(epoch_order(50, seed=s, epoch=e)) for s in range(2) for e in range(2)}
     assert len(orders) == 4
     assert all(sorted(order) == list(range(50)) for order in orders)
@@ -113,7 +137,7 @@ def test_order_is_a_function_of_seed_and_epoch():
 
 def test_micro_batches_keep_to_their_budget(read):
     examples = read([{"text": "a" * n} for n in (5, 90, 30, 31, 1, 7)])
-    streams = list(micro_batches(examples, range(6), max_tokens=64, device="cpu"))
+    streams = list(micro_batches(examples, np.arange(6), max_tokens=64, device="cpu"))
     assert [len(stream.ids_t) for stream in streams] == [91, 63, 16]
     tokens = np.concatenate([stream.ids_t.numpy() for stream in streams])
     assert sorted(tokens) == sorted(examples.ids)

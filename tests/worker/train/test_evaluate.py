@@ -1,5 +1,6 @@
 import json
 
+import numpy as np
 import pytest
 import torch
 
@@ -16,7 +17,9 @@ from worker.train.evaluate import Score, evaluate, score
 def examples(tmp_path, renderer):
     path = tmp_path / "rows.jsonl"
     path.write_text("\n".join(map(json.dumps, ROWS)))
-    return read_examples(path, renderer=renderer, max_length=512, param="training_file")
+    return read_examples(
+        path, folder=path.parent, renderer=renderer, max_length=512, param="training_file"
+    )
 
 
 def perturbed(backbone: Backbone, **config):
@@ -40,7 +43,7 @@ def gradients(examples, backbone, rows, *, max_tokens, **config):
 
 @pytest.mark.parametrize("targets", ["all-linear", ["q_proj", "lm_head"], ["lm_head"]])
 def test_micro_batches_add_up_to_the_batch(examples, backbone, monkeypatch, targets):
-    rows = range(8)
+    rows = np.arange(8)
     whole, expected = gradients(examples, backbone, rows, max_tokens=10**6, target_modules=targets)
     monkeypatch.setattr(module, "LOGIT_ROWS", 7)
     pieces, found = gradients(examples, backbone, rows, max_tokens=64, target_modules=targets)
@@ -68,7 +71,7 @@ def test_loss_is_that_of_transformers(examples, backbone, base_folder):
 
     network = AutoModelForCausalLM.from_pretrained(base_folder)
     stream = examples.pack([3], device="cpu")
-    labels = torch.where(torch.from_numpy(examples.labelled), torch.from_numpy(examples.ids), -100)
+    labels = torch.where(torch.tensor(examples.labelled), torch.tensor(examples.ids), -100)
     row = slice(int(examples.offsets[3]), int(examples.offsets[4]))
     with torch.no_grad():
         expected = network(stream.ids_t[None], labels=labels[row].long()[None]).loss.item()
