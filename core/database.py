@@ -20,7 +20,6 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from core.errors import Unavailable
 from core.queue import ring
-from core.settings import get_settings
 
 SAFE_WAL = (3, 51, 3)
 BUSY_SECONDS = 10
@@ -84,11 +83,6 @@ class Database:
     def __init__(self, url: str) -> None:
         self.engine = open_database(url)
         self._sessions = sessionmaker(self.engine, expire_on_commit=False)
-
-    @classmethod
-    def from_settings(cls) -> "Database":
-        """Open the database that the settings name."""
-        return cls(get_settings().database)
 
     @contextmanager
     def unit_of_work(self) -> Iterator[Session]:
