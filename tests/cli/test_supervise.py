@@ -28,7 +28,9 @@ with Supervisor([part("first"), part("second")], say=print) as supervisor:
 @pytest.fixture
 def driver(tmp_path: Path):
     process = subprocess.Popen(
-        [sys.executable, "-c", DRIVER, str(tmp_path)], start_new_session=True
+        [sys.executable, "-c", DRIVER, str(tmp_path)],
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # noqa: PLW1509 - below nohup too
     )
     wait_for(lambda: all(_pid(tmp_path, name) for name in ("first", "second")))
     yield process

@@ -190,4 +190,5 @@ def test_jobs_in_one_stream_get_the_gradients_they_get_alone(method, backbone):
     for part, tensors in zip(ids.split(lengths), own, strict=True):
         logits = run_alone(backbone, part, method=method, tensors=tensors)
         alone += torch.autograd.grad(next_token_loss(logits[:-1], part[1:]), tensors.values())
-    torch.testing.assert_close(together, tuple(alone), atol=1e-4, rtol=1e-4)
+    largest = max(gradient.abs().max().item() for gradient in alone)
+    torch.testing.assert_close(together, tuple(alone), atol=1e-5 * max(largest, 1.0), rtol=1e-4)
