@@ -4,11 +4,10 @@ Starlette's own parser spools to the system's temporary folder, which is often m
 writes where the store is, a mebibyte at a time in a thread, and counts while it writes.
 """
 
-import errno
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -17,8 +16,9 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.concurrency import run_in_threadpool
 
 from api.keyed_route import StrictRequest
-from core.errors import InvalidRequest, StorageFull, TooLarge
+from core.errors import InvalidRequest, TooLarge
 from core.settings import MEBIBYTE
+from core.store import full_disk
 
 PIECE = MEBIBYTE
 FRAMING_BYTES = MEBIBYTE
@@ -55,7 +55,7 @@ class UploadForm:
         boundary = _boundary(request)
         await run_in_threadpool(folder.mkdir, parents=True, exist_ok=True, mode=0o700)
         request.limit = limit + FRAMING_BYTES
-        with _full_disk(), tempfile.NamedTemporaryFile(dir=folder, prefix=PREFIX) as target:
+        with full_disk(), tempfile.NamedTemporaryFile(dir=folder, prefix=PREFIX) as target:
             form = cls(target, limit=limit)
             try:
                 await form._read(request, boundary=boundary)
@@ -153,17 +153,6 @@ def remove_stale(folder: Path) -> None:
         with suppress(FileNotFoundError):  # another api may be doing the same
             if path.stat().st_mtime < time.time() - STALE_SECONDS:
                 path.unlink()
-
-
-@contextmanager
-def _full_disk() -> Iterator[None]:
-    """Turn "no space left", wherever a buffered write says it, into the typed error."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise StorageFull("There is no space left for uploads.") from error
-        raise
 
 
 def _boundary(request: StrictRequest) -> bytes:

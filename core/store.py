@@ -124,7 +124,7 @@ class Store:
         seen = hashlib.sha256()
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=".fetch-")
         try:
-            with os.fdopen(handle, "wb") as target, _full_disk():
+            with os.fdopen(handle, "wb") as target, full_disk():
                 for piece in self._stream(key):
                     seen.update(piece)
                     target.write(piece)
@@ -166,7 +166,7 @@ def _tree(digest: str, name: str) -> str:
 
 def _put_local(source: Path, target: Path) -> None:
     """Copy, force to disk, rename: a crash leaves the whole object or none."""
-    with _full_disk():
+    with full_disk():
         target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         handle, name = tempfile.mkstemp(dir=target.parent, prefix=".put-")
         try:
@@ -191,11 +191,11 @@ def _typed_errors(key: str) -> Iterator[None]:
 
 
 @contextmanager
-def _full_disk() -> Iterator[None]:
-    """Turn "no space left" into the typed error."""
+def full_disk() -> Iterator[None]:
+    """Turn "no space left", wherever a buffered write says it, into the typed error."""
     try:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise StorageFull("The store has no space left.") from error
+            raise StorageFull("There is no space left on the disk.") from error
         raise

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -188,3 +189,8 @@ def add_adapter(session: Session, tenant: str, **values: object) -> Adapter:
     session.add(row)
     session.flush()
     return row
+
+
+def user(text: Any) -> list[dict[str, Any]]:
+    """Return the messages of a chat in which only the user has spoken."""
+    return [{"role": "user", "content": text}]
