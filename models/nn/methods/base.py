@@ -7,26 +7,51 @@ cache; `docs/add-a-method.md` walks through an example. Nothing here needs torch
 from __future__ import annotations
 
 from math import prod
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict
 
 from models.nn.shape import Shape
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     import torch
     from torch import Tensor
 
     from models.nn.backbone import Base
-    from models.nn.terms import LinearTerm
+    from models.nn.problem import Pair, Problem, Query
+    from models.nn.terms import (
+        AttentionTerm,
+        HeadTerm,
+        HiddenTerm,
+        KeysValues,
+        LinearTerm,
+        NormTerm,
+    )
 
-Site = Literal["linear"]
+Site = Literal[
+    "demonstrations",
+    "tokens",
+    "embeddings",
+    "keys_values",
+    "attention",
+    "linear",
+    "hidden",
+    "norm",
+    "head",
+    "weights",
+]
+SITES: tuple[str, ...] = get_args(Site)
 
 
 class Method(BaseModel):
-    """Fields are the configuration that users post; functions say how it acts on a base."""
+    """Fields are the configuration that users post; functions say how it acts on a base.
+
+    In all functions `t` holds the tensors by name: those of `tensors` while training, those of
+    `served` afterwards. Site functions are differentiable in `t` and return None where the method
+    does not act.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", serialize_by_alias=True)
 
@@ -36,9 +61,6 @@ class Method(BaseModel):
     """Configurations that the contract tests run."""
     shares_batch: ClassVar[bool] = True
     """Whether rows of other adapters may sit in the same batch."""
-    starts_as_base: ClassVar[bool] = True
-    """Whether freshly initialised tensors change nothing, to the bit."""
-    objective: ClassVar[Literal["next_token", "classify"]] = "next_token"
     learning_rate: ClassVar[float] = 1e-3
     """What a job's learning-rate multiplier multiplies."""
     peft_type: ClassVar[str | None] = None
@@ -47,21 +69,107 @@ class Method(BaseModel):
     kind: str
     """Overridden by `Literal["name"] = Field("name", alias="type")`."""
 
+    @property
+    def starts_as_base(self) -> bool:
+        """Whether freshly initialised tensors change nothing, to the bit."""
+        return True
+
+    @property
+    def class_labels(self) -> tuple[str, ...] | None:
+        """The labels of a classifier, in the order of its scores; None for what generates text."""
+        return None
+
+    @property
+    def search_steps(self) -> int:
+        """How many steps `search` takes; 0 for what is trained by gradient."""
+        return 0
+
+    # --- tensors -----------------------------------------------------------------------------
+
     def tensors(self, shape: Shape) -> dict[str, tuple[int, ...]]:
-        """Return the trained tensors' names and dimensions."""
+        """Return the tensors' names and dimensions while training."""
         raise NotImplementedError
+
+    def is_trained(self, name: str) -> bool:  # noqa: ARG002
+        """Say whether a tensor is trained; one that is not is kept and saved as it began."""
+        return True
 
     def init(self, base: Base, generator: torch.Generator) -> dict[str, Tensor]:
         """Return fresh float32 tensors of exactly those names, on the CPU."""
         raise NotImplementedError
 
-    def linear(self, t: Mapping[str, Tensor], place: str, base: Base) -> LinearTerm | None:  # noqa: ARG002
-        """Return the term at a linear place, differentiable in `t`; None where nothing acts."""
-        return None
-
     def learning_rate_scale(self, name: str) -> float:  # noqa: ARG002
         """Return what the learning rate of one tensor is multiplied by."""
         return 1.0
+
+    def parameters(self, shape: Shape) -> int:
+        """Return how many numbers are trained."""
+        named = self.tensors(shape).items()
+        return sum(prod(dimensions) for name, dimensions in named if self.is_trained(name))
+
+    # --- what the data decide ----------------------------------------------------------------
+
+    def adapt(self, problem: Problem, generator: torch.Generator) -> Self:  # noqa: ARG002
+        """Return the method with the fields filled that the training data decide."""
+        return self
+
+    def search(
+        self, t: Mapping[str, Tensor], problem: Problem, *, step: int, generator: torch.Generator
+    ) -> tuple[dict[str, Tensor], dict[str, float]]:
+        """Return the tensors after step `step` (from 0) of a search, and what it measured."""
+        raise NotImplementedError
+
+    # --- sites -------------------------------------------------------------------------------
+
+    def demonstrations(self, t: Mapping[str, Tensor], query: Query | None) -> Sequence[Pair]:  # noqa: ARG002
+        """Return solved examples to show before a query; `query` None asks for what all share."""
+        return ()
+
+    def tokens(self, t: Mapping[str, Tensor]) -> Tensor | None:  # noqa: ARG002
+        """Return ids (p,) int64 that stand before every sequence."""
+        return None
+
+    def embeddings(self, t: Mapping[str, Tensor], base: Base) -> Tensor | None:  # noqa: ARG002
+        """Return rows (p, d) that stand before every sequence, in the space of `base.embed`."""
+        return None
+
+    def keys_values(self, t: Mapping[str, Tensor], layer: int, base: Base) -> KeysValues | None:  # noqa: ARG002
+        """Return keys and values that stand before every sequence; all layers or none."""
+        return None
+
+    def attention(self, t: Mapping[str, Tensor], layer: int, base: Base) -> AttentionTerm | None:  # noqa: ARG002
+        """Return a second attention of one layer."""
+        return None
+
+    def linear(self, t: Mapping[str, Tensor], place: str, base: Base) -> LinearTerm | None:  # noqa: ARG002
+        """Return the term at a linear place."""
+        return None
+
+    def hidden(self, t: Mapping[str, Tensor], place: str, base: Base) -> HiddenTerm | None:  # noqa: ARG002
+        """Return the bottleneck at a sublayer, of `shape.sublayers`."""
+        return None
+
+    def norm(self, t: Mapping[str, Tensor], place: str, base: Base) -> NormTerm | None:  # noqa: ARG002
+        """Return the gain of a norm, of `shape.norms`."""
+        return None
+
+    def head(self, t: Mapping[str, Tensor], base: Base) -> HeadTerm | None:  # noqa: ARG002
+        """Return the head of a classifier."""
+        return None
+
+    def weights(self, t: Mapping[str, Tensor], base: Base) -> Mapping[str, Tensor] | None:  # noqa: ARG002
+        """Return tensors that replace the network's own parameters, by their names in it."""
+        return None
+
+    # --- stored form -------------------------------------------------------------------------
+
+    def served(self, shape: Shape) -> dict[str, tuple[int, ...]]:
+        """Return the names and dimensions of what `finish` gives."""
+        return self.tensors(shape)
+
+    def finish(self, t: Mapping[str, Tensor], base: Base) -> dict[str, Tensor]:  # noqa: ARG002
+        """Return the tensors to serve from those that were trained; the same function of a row."""
+        return dict(t)
 
     def to_peft(
         self,
@@ -72,7 +180,7 @@ class Method(BaseModel):
         return None
 
     def unpack(self, t: Mapping[str, Tensor], shape: Shape) -> dict[str, Tensor]:  # noqa: ARG002
-        """Return our tensors from those that `to_peft` gave; unknown names stay as they are."""
+        """Return served tensors from those that `to_peft` gave; unknown names stay as they are."""
         return dict(t)
 
     @classmethod
@@ -81,7 +189,3 @@ class Method(BaseModel):
     ) -> tuple[Self, dict[str, Tensor]]:
         """Read a file of `peft_type`; `InvalidRequest` names what it uses that this cannot do."""
         raise NotImplementedError
-
-    def parameters(self, shape: Shape) -> int:
-        """Return how many numbers are trained."""
-        return sum(prod(dimensions) for dimensions in self.tensors(shape).values())

@@ -1,0 +1,84 @@
+"""The training data as a method may look at it, where the data decide more than gradients do.
+
+Importing this loads no torch.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+from core.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from torch import Tensor
+
+    from models.nn.backbone import Base
+    from models.nn.terms import Pooling
+
+MOST_LABELS = 1000
+
+
+class Pair(NamedTuple):
+    """A row as question and answer: the last turn of the user and the answer to it."""
+
+    prompt: str
+    answer: str
+
+
+class Query(Protocol):
+    """One prompt that waits for demonstrations."""
+
+    @property
+    def text(self) -> str:
+        """The last thing that the user said."""
+
+    def features(self, pooling: Pooling) -> Tensor:
+        """Return (d,) float32: the base's own pooled hidden states of the text."""
+
+
+class Problem(Protocol):
+    """A data set over a base; N rows, d hidden."""
+
+    @property
+    def base(self) -> Base:
+        """The frozen base."""
+
+    @property
+    def pairs(self) -> Sequence[Pair]:
+        """Every row; `InvalidRequest` where a row has no answer apart from its prompt."""
+
+    def features(self, pooling: Pooling) -> Tensor:
+        """Return (N, d) float32: the base's pooled final hidden states of the rows' prompts."""
+
+    def text_features(self, texts: Sequence[str], pooling: Pooling) -> Tensor:
+        """Return (n, d) float32 of bare texts, comparable with `Query.features`."""
+
+    def loss(self, t: Mapping[str, Tensor], *, step: int) -> Tensor:
+        """Return the mean loss of a batch under these tensors, differentiable in them.
+
+        The batch is a function of the seed and of `step`.
+        """
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of a text, without a begin token."""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of ids."""
+
+    def check(self) -> None:
+        """Say that work goes on; raises if it is to stop. For long searches."""
+
+
+def find_labels(pairs: Sequence[Pair]) -> tuple[str, ...]:
+    """Return the distinct answers, sorted; `InvalidRequest` where they are no label set."""
+    labels = sorted({pair.answer for pair in pairs})
+    if not 2 <= len(labels) <= MOST_LABELS:
+        raise InvalidRequest(
+            f"The answers of the training file are {len(labels)} different texts; a classifier "
+            f"needs rows whose last answer is one of 2 to {MOST_LABELS} labels.",
+            code="no_label_set",
+            param="training_file",
+        )
+    return tuple(labels)
