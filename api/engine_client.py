@@ -2,18 +2,31 @@
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 import msgspec
 
 from api.errors import Refused
 from core.errors import Unavailable
-from models.spec import AnyGenerateLine, GenerateError, GenerateRequest
+from models.spec import (
+    AnyGenerateLine,
+    ClassifyReply,
+    ClassifyRequest,
+    EmbedReply,
+    EmbedRequest,
+    GenerateError,
+    GenerateRequest,
+    InspectReply,
+    InspectRequest,
+)
 
 CONNECT_SECONDS = 5.0
 SILENCE_SECONDS = 600.0
 PROBE_SECONDS = 2.0
+JSON = {"content-type": "application/json"}
+
+ReplyT = TypeVar("ReplyT", bound=msgspec.Struct)
 
 _encoder = msgspec.json.Encoder()
 _lines = msgspec.json.Decoder(AnyGenerateLine)
@@ -61,7 +74,7 @@ class EngineClient:
                 "POST",
                 "/generate",
                 content=_encoder.encode(request),
-                headers={"content-type": "application/json"},
+                headers=JSON,
             ) as response:
                 if response.status_code != httpx.codes.OK:
                     refusal = _refusal(response.status_code, await response.aread())
@@ -71,6 +84,18 @@ class EngineClient:
                 yield _read_lines(response)
         except httpx.HTTPError as error:
             raise _unavailable() from error
+
+    async def embed(self, request: EmbedRequest) -> EmbedReply:
+        """Return the vectors of a few inputs."""
+        return await self._ask("/embed", request, reply=EmbedReply)
+
+    async def classify(self, request: ClassifyRequest) -> ClassifyReply:
+        """Return the scores of a few inputs."""
+        return await self._ask("/classify", request, reply=ClassifyReply)
+
+    async def inspect(self, request: InspectRequest) -> InspectReply:
+        """Return what the engine finds in a stored adapter."""
+        return await self._ask("/inspect", request, reply=InspectReply)
 
     async def health(self) -> EngineHealth:
         """Return the engine's own report, ready or not."""
@@ -85,6 +110,17 @@ class EngineClient:
         try:
             await self._client.delete(f"/adapters/{digest}", timeout=PROBE_SECONDS)
         except httpx.HTTPError as error:
+            raise _unavailable() from error
+
+    async def _ask(self, path: str, request: msgspec.Struct, *, reply: type[ReplyT]) -> ReplyT:
+        """Send one message and decode the answer; giving up closes the connection."""
+        try:
+            content = _encoder.encode(request)
+            response = await self._client.post(path, content=content, headers=JSON)
+            if response.status_code != httpx.codes.OK:
+                raise _refusal(response.status_code, response.content)
+            return msgspec.json.decode(response.content, type=reply)
+        except (httpx.HTTPError, msgspec.DecodeError) as error:
             raise _unavailable() from error
 
 

@@ -1,8 +1,11 @@
 """What a comparison of methods finds: a row a method, as stored, shown, printed and drawn."""
 
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 import msgspec
+
+BASE_LABEL = "base"
 
 
 class Measured(msgspec.Struct, frozen=True):
@@ -13,16 +16,26 @@ class Measured(msgspec.Struct, frozen=True):
     high: float
 
 
+class Evaluated(msgspec.Struct, frozen=True, kw_only=True):
+    """What asking one model told of it; `error` says why it could not be asked."""
+
+    quality: Measured | None = None
+    serving_overhead: float | None = None
+    answers: str | None = None
+    error: str | None = None
+
+
 class MethodResult(msgspec.Struct, frozen=True, kw_only=True):
     """One method on one data set, at the budget that all methods had."""
 
     label: str
-    """The kind and what sets it apart, as in `lora r=16`; distinct within a comparison."""
+    """The kind and what sets it apart, as in `lora rank=8`; distinct within a comparison."""
     method: dict[str, Any]
     job: str | None = None
     """None for the base as it is."""
     model: str | None = None
     status: str = "queued"
+    """The job's; then `evaluating`, and at last `done`, `failed` or `not_applicable`."""
     error: str | None = None
     quality: Measured | None = None
     loss: float | None = None
@@ -36,6 +49,8 @@ class MethodResult(msgspec.Struct, frozen=True, kw_only=True):
     peak_bytes: int | None = None
     serving_overhead: float | None = None
     """Time of a served batch under this adapter over that of the base."""
+    answers: str | None = None
+    """The file of what it answered, one JSON object a question."""
 
 
 class ComparisonResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -45,3 +60,29 @@ class ComparisonResult(msgspec.Struct, frozen=True, kw_only=True):
     """`accuracy`, `exact_match` or `bleu`; more is better."""
     rows: list[MethodResult]
     pareto: list[str] = []
+
+
+class Cost(NamedTuple):
+    """What a row costs and what it is worth."""
+
+    label: str
+    cost: float
+    quality: float
+
+
+def front(costs: Iterable[Cost]) -> list[str]:
+    """Return the labels of those than which no other is as cheap and as good, cheapest first."""
+    kept: list[Cost] = []
+    for one in sorted(costs, key=lambda item: (item.cost, -item.quality)):
+        if not kept or one.quality > kept[-1].quality:
+            kept.append(one)
+    return [one.label for one in kept]
+
+
+def pareto(rows: Sequence[MethodResult]) -> list[str]:
+    """Return the front of quality against trained parameters."""
+    return front(
+        Cost(row.label, row.parameters, row.quality.value)
+        for row in rows
+        if row.quality is not None
+    )

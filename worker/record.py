@@ -144,6 +144,8 @@ class Recorder:
                 result_file=result.id,
                 step=message.step,
                 trained_tokens=message.trained_tokens,
+                metrics=message.metrics,
+                usage=getattr(message, "usage", {}),
                 resume_digest=None,
             )
             session.add(result)

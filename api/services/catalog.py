@@ -8,6 +8,7 @@ from api.schemas.catalog import CardDetails, ModelCard
 from core.bases import MANIFEST
 from core.errors import InvalidRequest, NotFound
 from core.settings import Settings
+from models.nn.methods import parse_method
 from models.spec import AdapterRef
 from models.tables import adapter, checkpoint, job
 from models.tables.adapter import Adapter
@@ -23,6 +24,11 @@ class Target(NamedTuple):
     base: str
     adapter: AdapterRef | None = None
     method: dict[str, Any] | None = None
+
+    @property
+    def class_labels(self) -> tuple[str, ...] | None:
+        """A classifier's labels, as far as its row knows them; None for what generates text."""
+        return parse_method(self.method).class_labels if self.method else None
 
 
 def find_target(session: Session, name: str, *, tenant: str, settings: Settings) -> Target:

@@ -3,6 +3,7 @@
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from time import time
+from typing import Any
 
 from pydantic import BaseModel
 
@@ -15,6 +16,7 @@ from api.schemas.chat import (
     ChatMessage,
     ChatRequest,
     ChatToken,
+    Message,
     TopToken,
 )
 from api.schemas.sampling import FinishReason, Usage
@@ -33,10 +35,7 @@ def plan(body: ChatRequest, target: Target, *, limits: LimitSettings) -> Generat
     check_bounds(body, prompts=1, limits=limits)
     return GenerateRequest(
         adapter=target.adapter,
-        messages=[
-            {"role": "system" if turn.role == "developer" else turn.role, "content": turn.text}
-            for turn in body.messages
-        ],
+        messages=turns(body.messages),
         sampling=sampling(
             body,
             max_tokens=body.max_completion_tokens or body.max_tokens,
@@ -44,6 +43,14 @@ def plan(body: ChatRequest, target: Target, *, limits: LimitSettings) -> Generat
             top_logprobs=body.top_logprobs,
         ),
     )
+
+
+def turns(messages: Sequence[Message]) -> list[dict[str, Any]]:
+    """Return messages as the engine takes them."""
+    return [
+        {"role": "system" if turn.role == "developer" else turn.role, "content": turn.text}
+        for turn in messages
+    ]
 
 
 async def collect(lines: Lines, body: ChatRequest) -> ChatCompletion:

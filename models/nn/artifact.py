@@ -2,7 +2,8 @@
 
 import json
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,13 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from core.errors import Corrupt, InvalidRequest
+from models.nn.backbone import Base
 from models.nn.methods import METHODS, parse_method
 from models.nn.methods.base import Method
 from models.nn.shape import Shape
 
 TENSORS = "adapter_model.safetensors"
+TRAINING_TENSORS = "training.safetensors"
 PEFT_CONFIG = "adapter_config.json"
 PROVENANCE = "graftwork.json"
 FORMAT = 1
@@ -26,7 +29,7 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Artifact:
-    """A method, its float32 tensors, and where they come from."""
+    """A method, its float32 tensors as they are served, and where they come from."""
 
     method: Method
     tensors: dict[str, Tensor]
@@ -38,24 +41,28 @@ def save_artifact(
     *,
     method: Method,
     tensors: dict[str, Tensor],
-    shape: Shape,
+    base: Base,
     provenance: dict[str, Any],
 ) -> None:
     """Write an adapter into `folder`, durably; equal inputs give equal bytes.
 
-    `provenance` is the caller's: `base` (its id), `base_digest`, `renderer_digest`,
-    `data_digest`, `seed`, `metrics`, `parent`.
+    `tensors` are those of training; where they are served in another form, they are kept beside
+    it, so that a later job can go on from them. `provenance` is the caller's: `base` (its id),
+    `base_digest`, `renderer_digest`, `data_digest`, `seed`, `metrics`, `parent`, `prompt`.
     """
-    _check(tensors, method=method, shape=shape)
-    plain = {name: tensor.detach().cpu().float() for name, tensor in tensors.items()}
-    packed = method.to_peft(plain, shape)
-    config, stored = packed or (None, plain)
+    shape = base.shape
+    trained = {name: tensor.detach().cpu().float() for name, tensor in tensors.items()}
+    _check(trained, expected=method.tensors(shape))
+    served = method.finish(trained, base)
+    _check(served, expected=method.served(shape))
+    config, stored = method.to_peft(served, shape) or (None, served)
     folder.mkdir(parents=True, exist_ok=True)
-    contiguous = {name: tensor.contiguous() for name, tensor in stored.items()}
-    _write(folder / TENSORS, save_tensors(contiguous, metadata={"format": "pt"}))
+    _write(folder / TENSORS, _pack(stored))
+    if not _same(trained, served):
+        _write(folder / TRAINING_TENSORS, _pack(trained))
     if config is not None:
-        base = {"base_model_name_or_path": provenance.get("base")}
-        _write(folder / PEFT_CONFIG, _json(config | base))
+        named = {"base_model_name_or_path": provenance.get("base")}
+        _write(folder / PEFT_CONFIG, _json(config | named))
     ours = {"format": FORMAT, "method": method.model_dump(mode="json")}
     _write(folder / PROVENANCE, _json(provenance | ours))
     _sync_folder(folder)
@@ -67,7 +74,7 @@ def load_artifact(folder: Path, *, shape: Shape) -> Artifact:
     `Corrupt` for files that are not what they should be, to the name, dimension and finite value;
     `InvalidRequest` for a PEFT adapter that uses what we do not support.
     """
-    stored = _read_tensors(folder)
+    stored = _read_tensors(folder / TENSORS)
     if (folder / PROVENANCE).is_file():
         provenance = _read_json(folder / PROVENANCE)
         if provenance.get("format") != FORMAT:
@@ -77,8 +84,30 @@ def load_artifact(folder: Path, *, shape: Shape) -> Artifact:
     else:
         provenance = {}
         method, tensors = _from_peft(_read_json(folder / PEFT_CONFIG), stored, shape)
-    _check(tensors, method=method, shape=shape)
+    _check(tensors, expected=method.served(shape))
     return Artifact(method, tensors, provenance)
+
+
+def load_training_tensors(folder: Path, *, shape: Shape) -> Artifact:
+    """Read what a job can go on from: as `load_artifact`, but tensors as they are trained.
+
+    An adapter that came without its training form (from PEFT) is `InvalidRequest` where the
+    method trains another form than it serves.
+    """
+    artifact = load_artifact(folder, shape=shape)
+    expected = artifact.method.tensors(shape)
+    if (folder / TRAINING_TENSORS).is_file():
+        trained = _read_tensors(folder / TRAINING_TENSORS)
+        _check(trained, expected=expected)
+        return replace(artifact, tensors=trained)
+    if expected != artifact.method.served(shape):
+        raise InvalidRequest(
+            f"This {artifact.method.kind} adapter was stored in the form that is served; training "
+            "cannot go on from it.",
+            code="not_resumable",
+            param="model",
+        )
+    return artifact
 
 
 def _from_peft(
@@ -100,14 +129,13 @@ def _from_peft(
     raise refusal
 
 
-def _read_tensors(folder: Path) -> dict[str, Tensor]:
-    path = folder / TENSORS
+def _read_tensors(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
-        raise Corrupt(f"{TENSORS} is missing; pickled adapters are never read.")
+        raise Corrupt(f"{path.name} is missing; pickled adapters are never read.")
     try:
         stored = load_tensors(path.read_bytes())
     except SafetensorError as error:
-        raise Corrupt(f"{TENSORS} is not a whole safetensors file: {error}") from error
+        raise Corrupt(f"{path.name} is not a whole safetensors file: {error}") from error
     if odd := [name for name, tensor in stored.items() if not tensor.is_floating_point()]:
         raise Corrupt(f"Tensor {odd[0]!r} is not of a floating-point type.")
     return {name: tensor.to(torch.float32) for name, tensor in stored.items()}
@@ -123,8 +151,20 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _check(tensors: dict[str, Tensor], *, method: Method, shape: Shape) -> None:
-    expected = method.tensors(shape)
+def _same(tensors: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> bool:
+    return tensors.keys() == others.keys() and all(
+        tensor is others[name] or torch.equal(tensor, others[name])
+        for name, tensor in tensors.items()
+    )
+
+
+def _pack(tensors: Mapping[str, Tensor]) -> bytes:
+    contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    packed: bytes = save_tensors(contiguous, metadata={"format": "pt"})
+    return packed
+
+
+def _check(tensors: Mapping[str, Tensor], *, expected: Mapping[str, tuple[int, ...]]) -> None:
     if differing := sorted(expected.keys() ^ tensors.keys()):
         state = "missing" if differing[0] in expected else "not expected"
         raise Corrupt(f"Tensor {differing[0]!r} is {state}; {len(differing)} names differ.")

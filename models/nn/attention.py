@@ -1,16 +1,18 @@
 """Attention over flat streams: who may look at whom is decided here, not in the backbone.
 
 Shapes: T rows of the stream, H query heads, K key and value heads, h head dimension, n rows of
-one sequence, g query heads that share a key head.
+one sequence, s keys that it sees, g query heads that share a key head.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from models.nn.terms import KeysValues
 
 
 class Attention(Protocol):
@@ -35,22 +37,33 @@ class Attention(Protocol):
         """
 
 
+class Span(NamedTuple):
+    """Rows [start, stop) of one sequence and what stands before them, which all of them see."""
+
+    start: int
+    stop: int
+    static: Mapping[int, KeysValues] | None = None
+    """By layer: keys and values from elsewhere, first of all."""
+    before: tuple[int, int] | None = None
+    """Rows of the stream that come next, such as a prompt that several sequences share."""
+
+
 class PackedCausal:
     """Block-diagonal causal attention over sequences laid end to end; differentiable, no cache."""
 
-    def __init__(self, sequences: Sequence[tuple[int, int]]) -> None:
-        """Take (start, stop) of each sequence; together they must tile the stream."""
-        bounds = [(0, 0), *sequences]
+    def __init__(self, sequences: Sequence[tuple[int, int] | Span]) -> None:
+        """Take the spans of the sequences; together they must tile the stream."""
+        self.spans = tuple(Span(*sequence) for sequence in sequences)
+        bounds = [(0, 0), *((span.start, span.stop) for span in self.spans)]
         if any(before[1] != after[0] for before, after in pairwise(bounds)):
             raise ValueError("Sequences must follow each other without gap or overlap.")
-        if any(start >= stop for start, stop in sequences):
+        if any(span.start >= span.stop for span in self.spans):
             raise ValueError("A sequence must have at least one row.")
-        self.sequences = tuple(sequences)
-        self._masks: dict[tuple[int, int | None, torch.device], Tensor] = {}
+        self._masks: dict[tuple[int, int, int | None, torch.device], Tensor] = {}
 
     def attend(
         self,
-        layer: int,  # noqa: ARG002 - without a cache every layer is alike
+        layer: int,
         query_hth: Tensor,
         key_kth: Tensor,
         value_kth: Tensor,
@@ -60,29 +73,30 @@ class PackedCausal:
         softcap: float | None,
     ) -> Tensor:
         """See `Attention.attend`; raises ValueError where the sequences do not fill the rows."""
-        if query_hth.shape[1] != self.sequences[-1][1]:
-            raise ValueError(f"{query_hth.shape[1]} rows, but {self.sequences[-1][1]} in sequences")
+        if query_hth.shape[1] != self.spans[-1].stop:
+            raise ValueError(f"{query_hth.shape[1]} rows, but {self.spans[-1].stop} in sequences")
         outputs = []
-        for start, stop in self.sequences:
-            rows = (query_hth[:, start:stop], key_kth[:, start:stop], value_kth[:, start:stop])
-            mask_nn = None
-            if softcap is not None or (window is not None and window < stop - start):
-                mask_nn = self._mask(stop - start, window, query_hth.device)
+        for span in self.spans:
+            query_hnh = query_hth[:, span.start : span.stop]
+            key_ksh = _seen(key_kth, span, _static(span, layer, "keys"))
+            value_ksh = _seen(value_kth, span, _static(span, layer, "values"))
+            rows, seen = query_hnh.shape[1], key_ksh.shape[1]
+            mask_ns = None
+            if softcap is not None or seen > rows or (window is not None and window < rows):
+                mask_ns = self._mask(rows, seen, window, query_hth.device)
+            sides = (query_hnh, key_ksh, value_ksh)
             if softcap is None:
-                outputs.append(_attend_plain(*rows, scale=scale, mask_nn=mask_nn))
+                outputs.append(_attend_plain(*sides, scale=scale, mask_ns=mask_ns))
             else:
-                outputs.append(_attend_capped(*rows, scale=scale, mask_nn=mask_nn, cap=softcap))
+                outputs.append(_attend_capped(*sides, scale=scale, mask_ns=mask_ns, cap=softcap))
         return torch.cat(outputs, dim=1).transpose(0, 1)
 
-    def _mask(self, length: int, window: int | None, device: torch.device) -> Tensor:
-        """Return (n, n) bool, true where row may see column; built once per length."""
-        key = (length, window, device)
+    def _mask(self, rows: int, seen: int, window: int | None, device: torch.device) -> Tensor:
+        """Return (n, s) bool, true where a row may see a key; built once per pair of lengths."""
+        key = (rows, seen, window, device)
         if key not in self._masks:
-            self._masks[key] = causal_mask(
-                torch.arange(length, device=device),
-                torch.arange(length, device=device),
-                window=window,
-            )
+            keys_s = torch.arange(seen, device=device)
+            self._masks[key] = causal_mask(keys_s[seen - rows :], keys_s, window=window)
         return self._masks[key]
 
 
@@ -93,35 +107,48 @@ def causal_mask(query_t: Tensor, key_s: Tensor, *, window: int | None) -> Tensor
     return visible_ts if window is None else visible_ts & (distance_ts < window)
 
 
+def _static(span: Span, layer: int, side: str) -> Tensor | None:
+    return getattr(span.static[layer], side) if span.static else None
+
+
+def _seen(stream_kth: Tensor, span: Span, static_kph: Tensor | None) -> Tensor:
+    """Return (K, s, h): what stands before a sequence, then its own rows."""
+    pieces = [] if static_kph is None else [static_kph]
+    if span.before is not None:
+        pieces.append(stream_kth[:, slice(*span.before)])
+    own_knh = stream_kth[:, span.start : span.stop]
+    return torch.cat([*pieces, own_knh], dim=1) if pieces else own_knh
+
+
 def _attend_plain(
-    query_hnh: Tensor, key_knh: Tensor, value_knh: Tensor, *, scale: float, mask_nn: Tensor | None
+    query_hnh: Tensor, key_ksh: Tensor, value_ksh: Tensor, *, scale: float, mask_ns: Tensor | None
 ) -> Tensor:
     """Return (H, n, h); grouped heads read their key head in place, without a copy."""
     return F.scaled_dot_product_attention(
         query_hnh[None],
-        key_knh[None],
-        value_knh[None],
-        attn_mask=mask_nn,
-        is_causal=mask_nn is None,
+        key_ksh[None],
+        value_ksh[None],
+        attn_mask=mask_ns,
+        is_causal=mask_ns is None,
         scale=scale,
-        enable_gqa=query_hnh.shape[0] != key_knh.shape[0],
+        enable_gqa=query_hnh.shape[0] != key_ksh.shape[0],
     )[0]
 
 
 def _attend_capped(
     query_hnh: Tensor,
-    key_knh: Tensor,
-    value_knh: Tensor,
+    key_ksh: Tensor,
+    value_ksh: Tensor,
     *,
     scale: float,
-    mask_nn: Tensor | None,
+    mask_ns: Tensor | None,
     cap: float,
 ) -> Tensor:
     """Return (H, n, h) with bounded scores (Gemma 2, arXiv 2408.00118 section 2)."""
-    query_kgnh = query_hnh.view(key_knh.shape[0], -1, *query_hnh.shape[1:])
-    scores_kgnn = query_kgnh @ key_knh[:, None].transpose(-1, -2) * scale
-    scores_kgnn = cap * torch.tanh(scores_kgnn / cap)
-    if mask_nn is not None:
-        scores_kgnn = scores_kgnn.masked_fill(~mask_nn, float("-inf"))
-    weights_kgnn = scores_kgnn.softmax(-1, dtype=torch.float32).to(value_knh.dtype)
-    return (weights_kgnn @ value_knh[:, None]).flatten(0, 1)
+    query_kgnh = query_hnh.view(key_ksh.shape[0], -1, *query_hnh.shape[1:])
+    scores_kgns = query_kgnh @ key_ksh[:, None].transpose(-1, -2) * scale
+    scores_kgns = cap * torch.tanh(scores_kgns / cap)
+    if mask_ns is not None:
+        scores_kgns = scores_kgns.masked_fill(~mask_ns, float("-inf"))
+    weights_kgns = scores_kgns.softmax(-1, dtype=torch.float32).to(value_ksh.dtype)
+    return (weights_kgns @ value_ksh[:, None]).flatten(0, 1)

@@ -6,21 +6,23 @@ admitted once a test shows that it equals the unchanged network.
 Shapes: T rows of the stream, d hidden, N rows whose logits are wanted, V vocabulary.
 """
 
-from contextvars import ContextVar
+import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
+from torch.func import functional_call
 from transformers import AutoConfig, AutoModelForCausalLM
-from transformers.modeling_utils import AttentionInterface
 
 from core.errors import InvalidRequest
 from models.nn.attention import Attention
-from models.nn.executors import NOBODY, Executor
-from models.nn.shape import Shape, path_of
+from models.nn.executors import Executor
+from models.nn.leaves import ATTENTION_NAME, act_in, is_offset, replace_leaves, rms
+from models.nn.shape import BODY_PREFIX, HEAD, Shape, path_of
 
 FAMILIES = frozenset(
     {
@@ -36,69 +38,6 @@ FAMILIES = frozenset(
         "smollm3",
     }
 )
-_OFFSET_GAIN = ("Gemma",)
-_ATTENTION_NAME = "graftwork"
-
-
-class _Call(NamedTuple):
-    """Who acts in the forward that this thread is computing."""
-
-    executor: Executor
-    attention: Attention | None
-
-
-_CALL: ContextVar[_Call] = ContextVar("graftwork_call")
-
-
-class LinearLeaf(nn.Module):
-    """A frozen linear place that lets the current executor act around its product."""
-
-    def __init__(self, place: str, linear: nn.Linear) -> None:
-        super().__init__()
-        self.place = place
-        self.weight = linear.weight
-        self.bias = linear.bias
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return (..., o) from (..., i)."""
-        executor = _CALL.get().executor
-        if executor is NOBODY:
-            return F.linear(x, self.weight, self.bias)
-        x_ti = executor.linear_input(self.place, x.reshape(-1, x.shape[-1]))
-        y_to = F.linear(x_ti, self.weight, self.bias)
-        return executor.linear(self.place, x_ti, y_to).view(*x.shape[:-1], -1)
-
-
-def _attend(
-    module: Any,
-    query_1hth: Tensor,
-    key_1kth: Tensor,
-    value_1kth: Tensor,
-    attention_mask: None,
-    *,
-    scaling: float,
-    sliding_window: int | None = None,
-    softcap: float | None = None,
-    **others: Any,
-) -> tuple[Tensor, None]:
-    """Hand one layer's attention to the current `Attention`; Transformers calls this by name."""
-    attention = _CALL.get().attention
-    if attention is None or attention_mask is not None or others.get("s_aux") is not None:
-        raise RuntimeError("This attention only runs inside Backbone.hidden, without mask or sinks")
-    output_thh = attention.attend(
-        module.layer_idx,
-        query_1hth[0],
-        key_1kth[0],
-        value_1kth[0],
-        scale=scaling,
-        window=sliding_window,
-        softcap=softcap,
-    )
-    return output_thh[None], None
-
-
-# The registry is global and by name. No mask function has this name, so none is ever built.
-AttentionInterface.register(_ATTENTION_NAME, _attend)
 
 
 @dataclass(frozen=True)
@@ -122,14 +61,41 @@ class Base:
 
     def gain(self, place: str) -> Tensor:
         """Return the (d,) gain by which a norm multiplies, its family's offset included."""
-        norm = self._module(place)
-        gain: Tensor = norm.weight.detach().float()
-        return 1.0 + gain if type(norm).__name__.startswith(_OFFSET_GAIN) else gain
+        gain: Tensor = self._module(place).gain_d
+        return gain
 
     def embed(self, token_ids: Tensor) -> Tensor:
         """Return (T, d): what the network's layers would be given for these ids (T,) int64."""
         embedded_td: Tensor = self._network.get_input_embeddings()(token_ids)
         return embedded_td.detach().float()
+
+    def project_keys_values(self, layer: int, rows_pd: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (K, p, h) twice: what a layer makes of rows (p, d), float32 and differentiable.
+
+        Keys are normalised where the family does so, and not rotated.
+        """
+        block = f"layers.{layer}.self_attn"
+        key_pe, value_pe = (
+            self._project(f"{block}.{part}", rows_pd) for part in ("k_proj", "v_proj")
+        )
+        keys_pkh, values_pkh = (
+            side.view(-1, self.shape.kv_heads, self.shape.head_dim) for side in (key_pe, value_pe)
+        )
+        norm = getattr(self._module(block), "k_norm", None)
+        if norm is not None:
+            gain_h = norm.weight.detach().float() + (1.0 if is_offset(norm) else 0.0)
+            keys_pkh = rms(keys_pkh, norm) * gain_h
+        return keys_pkh.transpose(0, 1), values_pkh.transpose(0, 1)
+
+    def _project(self, place: str, rows_pd: Tensor) -> Tensor:
+        """Return rows through a linear place, or through its slice of a fused one."""
+        block, _, part = place.rpartition(".")
+        held, rows = place, slice(None)
+        if place not in self.shape.linears:
+            held = f"{block}.qkv_proj"
+            rows = slice(*self.shape.parts[held][part])
+        bias = self.bias(held)
+        return F.linear(rows_pd, self.weight(held)[rows], None if bias is None else bias[rows])
 
     def _module(self, place: str) -> Any:
         return self._network.get_submodule(path_of(place))
@@ -143,14 +109,14 @@ class Backbone:
         self.config = network.config
         refuse_unknown_family(self.config)
         network.requires_grad_(requires_grad=False).eval()
-        network.set_attn_implementation(_ATTENTION_NAME)
+        network.set_attn_implementation(ATTENTION_NAME)
         self.shape = Shape.of(network)
-        for place in self.shape.linears:
-            _replace_leaf(network, place)
+        replace_leaves(network, self.shape)
         self.network = network
         self.dtype: torch.dtype = network.dtype
         self.device: torch.device = network.device
         self.base = Base(self.shape, self.dtype, self.device, network)
+        self._weights: Mapping[str, Tensor] = {}
 
     @classmethod
     def load(cls, folder: Path, *, dtype: torch.dtype, device: str = "cpu") -> "Backbone":
@@ -161,21 +127,40 @@ class Backbone:
         )
         return cls(network.to(device))
 
-    def hidden(
-        self, token_ids: Tensor, *, positions: Tensor, attention: Attention, executor: Executor
-    ) -> Tensor:
-        """Return the final-normed hidden states (T, d) of a stream of ids (T,) int64.
+    def using(self, weights: Mapping[str, Tensor]) -> "Backbone":
+        """Return the same network over other parameters, by their names in it; no copy is made."""
+        if not weights:
+            return self
+        changed = copy.copy(self)
+        changed._weights = weights  # noqa: SLF001 - of our own kind
+        return changed
 
-        `positions` (T,) int64 are those of each row in its own sequence; which rows see which is
-        `attention`'s business.
+    def embed(self, token_ids: Tensor) -> Tensor:
+        """Return (T, d) in the base's dtype: what the layers are given for ids (T,) int64."""
+        embedding = self.network.get_input_embeddings()
+        weights = self._below(BODY_PREFIX + "embed_tokens.")
+        embedded_td: Tensor = functional_call(embedding, weights, token_ids)
+        return embedded_td
+
+    def hidden(
+        self, stream: Tensor, *, positions: Tensor, attention: Attention, executor: Executor
+    ) -> Tensor:
+        """Return the final-normed hidden states (T, d) of a stream.
+
+        The stream is ids (T,) int64, or (T, d) as `embed` gives them. `positions` (T,) int64 are
+        those of each row in its own sequence; which rows see which is `attention`'s business.
         """
-        token = _CALL.set(_Call(executor, attention))
-        try:
-            hidden_1td: Tensor = self.network.model(
-                input_ids=token_ids[None], position_ids=positions[None], use_cache=False
-            ).last_hidden_state
-        finally:
-            _CALL.reset(token)
+        given = "inputs_embeds" if stream.is_floating_point() else "input_ids"
+        inputs: dict[str, Any] = {
+            given: stream[None],
+            "position_ids": positions[None],
+            "use_cache": False,
+        }
+        with act_in(executor, attention):
+            body = self.network.model
+            weights = self._below(BODY_PREFIX)
+            output = functional_call(body, weights, kwargs=inputs) if weights else body(**inputs)
+        hidden_1td: Tensor = output.last_hidden_state
         return hidden_1td[0]
 
     def logits(self, hidden_rows: Tensor, *, executor: Executor) -> Tensor:
@@ -183,16 +168,28 @@ class Backbone:
 
         The executor must be that of `hidden`, re-indexed by its `at` for the rows picked.
         """
-        token = _CALL.set(_Call(executor, None))
-        try:
-            logits_nv: Tensor = self.network.lm_head(hidden_rows)
-        finally:
-            _CALL.reset(token)
+        head, weights = self.network.lm_head, self._head_weights()
+        with act_in(executor, None):
+            logits_nv: Tensor = (
+                functional_call(head, weights, hidden_rows) if weights else head(hidden_rows)
+            )
         if (scaling := getattr(self.config, "logits_scaling", None)) is not None:
             logits_nv = logits_nv / scaling
         if (cap := getattr(self.config, "final_logit_softcapping", None)) is not None:
             logits_nv = cap * torch.tanh(logits_nv / cap)
         return logits_nv
+
+    def _below(self, prefix: str) -> dict[str, Tensor]:
+        """Return the replaced parameters below a module, by their names in that."""
+        return {
+            name.removeprefix(prefix): weight
+            for name, weight in self._weights.items()
+            if name.startswith(prefix)
+        }
+
+    def _head_weights(self) -> dict[str, Tensor]:
+        """Return the head's replaced parameters; a tied head's weight is the embedding's."""
+        return self._below(f"{BODY_PREFIX}embed_tokens." if self.shape.tied else f"{HEAD}.")
 
 
 def refuse_unknown_family(config: Any) -> None:
@@ -204,12 +201,6 @@ def refuse_unknown_family(config: Any) -> None:
             code="unsupported_base",
             param="base",
         )
-
-
-def _replace_leaf(network: nn.Module, place: str) -> None:
-    parent_path, _, name = path_of(place).rpartition(".")
-    parent = network.get_submodule(parent_path)
-    setattr(parent, name, LinearLeaf(place, network.get_submodule(path_of(place))))  # type: ignore[arg-type]
 
 
 def pick_dtype(device: str = "cpu") -> torch.dtype:

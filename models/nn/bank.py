@@ -1,43 +1,49 @@
-"""The adapters of one batch joined: concatenated low-rank terms and tables of vectors.
+"""The adapters of one batch joined: concatenated products and tables of vectors.
 
 Shapes: T rows, i in features, o out features, R sum of the ranks at a place, n slots (adapters
-and, as slot 0, the base).
+and, as slot 0, the base), d hidden, M sum of the bottlenecks, K key heads, P sum of the prompts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
 
-from models.nn.terms import LinearTerm, Terms
+from models.nn.terms import Activation, AttentionTerm, HiddenTerm, LinearTerm, NormTerm, Terms
 
 if TYPE_CHECKING:
     from models.nn.terms import OpenForm
 
+KeyT = TypeVar("KeyT")
+TermT = TypeVar("TermT")
+
 
 @dataclass(frozen=True)
 class Layout:
-    """Which slot owns each column of concatenated low-rank terms, and its scale; hashable."""
+    """Which slot owns each column of concatenated terms, and its scale; hashable."""
 
     columns: tuple[tuple[int, int, float], ...]
-    """(slot, rank, scale) in order."""
+    """(slot, width, scale) in order."""
 
     def weight(self, slots_t: Tensor, dtype: torch.dtype) -> Tensor:
         """Return (T, R): the scale where the row's slot owns the column, else 0."""
-        owners = [slot for slot, rank, _ in self.columns for _ in range(rank)]
-        scales = [scale for _, rank, scale in self.columns for _ in range(rank)]
-        owners_r = torch.tensor(owners, device=slots_t.device)
+        scales = [scale for _, width, scale in self.columns for _ in range(width)]
         scales_r = torch.tensor(scales, device=slots_t.device, dtype=dtype)
-        return (slots_t[:, None] == owners_r).to(dtype) * scales_r
+        return self.owned(slots_t).to(dtype) * scales_r
+
+    def owned(self, slots_t: Tensor) -> Tensor:
+        """Return (T, R) bool: whether the row's slot owns the column."""
+        owners = [slot for slot, width, _ in self.columns for _ in range(width)]
+        return slots_t[:, None] == torch.tensor(owners, device=slots_t.device)
 
 
 @dataclass(frozen=True)
 class PlaceBank:
-    """All adapters at one place; unused rows of vector tables, and row 0, change nothing."""
+    """All adapters at one linear place; unused rows of vector tables, and row 0, change nothing."""
 
     layout: Layout | None = None
     down_ri: Tensor | None = None
@@ -45,6 +51,7 @@ class PlaceBank:
     input_scale_ni: Tensor | None = None
     output_scale_no: Tensor | None = None
     bias_no: Tensor | None = None
+    weights: tuple[tuple[int, Tensor], ...] = ()
     functions: tuple[tuple[int, OpenForm], ...] = ()
 
     @classmethod
@@ -54,6 +61,9 @@ class PlaceBank:
             input_scale_ni=_table(terms, "input_scale", slots=slots, fill=1.0),
             output_scale_no=_table(terms, "output_scale", slots=slots, fill=1.0),
             bias_no=_table(terms, "bias", slots=slots, fill=0.0),
+            weights=tuple(
+                (slot, term.weight) for slot, term in terms.items() if term.weight is not None
+            ),
             functions=tuple(
                 (slot, term.function) for slot, term in terms.items() if term.function is not None
             ),
@@ -73,14 +83,102 @@ class PlaceBank:
         )
 
 
+@dataclass(frozen=True)
+class BottleneckBank:
+    """All bottlenecks at one sublayer that have one activation and read one side."""
+
+    activation: Activation
+    reads: Literal["output", "input"]
+    layout: Layout
+    down_md: Tensor
+    down_bias_m: Tensor
+    up_dm: Tensor
+    up_bias_nd: Tensor
+    """The scale included."""
+
+    @classmethod
+    def of(cls, terms: Mapping[int, HiddenTerm], *, slots: int) -> tuple[BottleneckBank, ...]:
+        """Join the terms of the slots that have one, those that are alike together."""
+        alike: dict[tuple[Activation, Any], dict[int, HiddenTerm]] = {}
+        for slot, term in terms.items():
+            alike.setdefault((term.activation, term.reads), {})[slot] = term
+        return tuple(
+            cls(
+                activation=activation,
+                reads=reads,
+                layout=Layout(tuple((s, len(term.down), term.scale) for s, term in held.items())),
+                down_md=torch.cat([term.down for term in held.values()]),
+                down_bias_m=torch.cat([term.down_bias for term in held.values()]),
+                up_dm=torch.cat([term.up for term in held.values()], dim=1).contiguous(),
+                up_bias_nd=_fill_rows(
+                    {slot: term.scale * term.up_bias for slot, term in held.items()},
+                    slots=slots,
+                    fill=0.0,
+                ),
+            )
+            for (activation, reads), held in alike.items()
+        )
+
+
+@dataclass(frozen=True)
+class AttentionBank:
+    """All second attentions of one layer; column 0 is a key for rows that own none."""
+
+    layout: Layout
+    keys_kph: Tensor
+    values_kph: Tensor
+    gate_nh: Tensor
+
+    @classmethod
+    def of(cls, terms: Mapping[int, AttentionTerm], *, slots: int) -> AttentionBank:
+        """Join the terms of the slots that have one."""
+        keys = [term.keys for term in terms.values()]
+        values = [term.values for term in terms.values()]
+        null = keys[0].new_zeros(keys[0].shape[0], 1, keys[0].shape[2])
+        columns = tuple((slot, term.keys.shape[1], 1.0) for slot, term in terms.items())
+        return cls(
+            layout=Layout(((-1, 1, 1.0), *columns)),
+            keys_kph=torch.cat([null, *keys], dim=1),
+            values_kph=torch.cat([null, *values], dim=1),
+            gate_nh=_fill_rows(
+                {slot: term.gate for slot, term in terms.items()}, slots=slots, fill=0.0
+            ),
+        )
+
+    def visible(self, slots_t: Tensor) -> Tensor:
+        """Return (T, 1 + P) bool: a row sees its own keys, or the null key if it has none."""
+        visible_tp = self.layout.owned(slots_t)
+        visible_tp[:, 0] = ~visible_tp.any(dim=1)
+        return visible_tp
+
+
+@dataclass(frozen=True)
+class NormBank:
+    """The gains of one norm; a slot without one takes the base's."""
+
+    gains: Mapping[int, Tensor]
+    slots: int
+
+    def table(self, gain_d: Tensor) -> Tensor:
+        """Return (n, d) float32."""
+        table_nd = gain_d.repeat(self.slots, 1)
+        for slot, own_d in self.gains.items():
+            table_nd[slot] = own_d
+        return table_nd
+
+
 def _table(
     terms: Mapping[int, LinearTerm], vector: str, *, slots: int, fill: float
 ) -> Tensor | None:
     rows: dict[int, Tensor | None] = {slot: getattr(term, vector) for slot, term in terms.items()}
     given = {slot: row for slot, row in rows.items() if row is not None}
-    if not given:
-        return None
-    table_nf = next(iter(given.values())).new_full((slots, *next(iter(given.values())).shape), fill)
+    return _fill_rows(given, slots=slots, fill=fill) if given else None
+
+
+def _fill_rows(given: Mapping[int, Tensor], *, slots: int, fill: float) -> Tensor:
+    """Return (n, f) of `fill` with the given rows."""
+    first = next(iter(given.values()))
+    table_nf = first.new_full((slots, *first.shape), fill)
     for slot, row in given.items():
         table_nf[slot] = row
     return table_nf
@@ -90,17 +188,42 @@ def _table(
 class Bank:
     """The active adapters' terms, joined per place; made anew when the active set changes."""
 
-    places: Mapping[str, PlaceBank]
+    linears: Mapping[str, PlaceBank]
+    hiddens: Mapping[str, tuple[BottleneckBank, ...]]
+    attentions: Mapping[int, AttentionBank]
+    norms: Mapping[str, NormBank]
     slots: int
 
     @classmethod
     @torch.no_grad()
     def of(cls, terms: Sequence[Terms]) -> Bank:
-        """Join adapters of one dtype and device; slot i + 1 is `terms[i]`, slot 0 the base."""
-        by_place: dict[str, dict[int, LinearTerm]] = {}
-        for slot, adapter in enumerate(terms, start=1):
-            for place, term in adapter.items():
-                by_place.setdefault(place, {})[slot] = term
+        """Join adapters of one dtype and device; slot i + 1 is `terms[i]`, slot 0 the base.
+
+        ValueError for one that replaces the network's own weights: it cannot share a batch.
+        """
+        if any(adapter.weights for adapter in terms):
+            raise ValueError("An adapter of whole weights cannot share a batch.")
         slots = len(terms) + 1
-        places = {place: PlaceBank.of(held, slots=slots) for place, held in by_place.items()}
-        return cls(places, slots)
+        linears = _by_place(adapter.linears for adapter in terms)
+        hiddens = _by_place(adapter.hiddens for adapter in terms)
+        attentions = _by_place(adapter.attentions for adapter in terms)
+        norms: dict[str, dict[int, NormTerm]] = _by_place(adapter.norms for adapter in terms)
+        return cls(
+            {place: PlaceBank.of(held, slots=slots) for place, held in linears.items()},
+            {place: BottleneckBank.of(held, slots=slots) for place, held in hiddens.items()},
+            {layer: AttentionBank.of(held, slots=slots) for layer, held in attentions.items()},
+            {
+                place: NormBank({slot: term.gain for slot, term in held.items()}, slots)
+                for place, held in norms.items()
+            },
+            slots,
+        )
+
+
+def _by_place(adapters: Iterable[Mapping[KeyT, TermT]]) -> dict[KeyT, dict[int, TermT]]:
+    """Turn terms by place of each adapter into terms by slot of each place."""
+    found: dict[KeyT, dict[int, TermT]] = {}
+    for slot, held in enumerate(adapters, start=1):
+        for place, term in held.items():
+            found.setdefault(place, {})[slot] = term
+    return found

@@ -32,6 +32,17 @@ class Shape(BaseModel, frozen=True):
     """Every norm over the hidden size; norms of single heads (Qwen3) are not places."""
     parts: dict[str, dict[str, tuple[int, int]]] = {}
     """Output slices of fused places by the name the part has where it is not fused (Phi-3)."""
+    parameters: dict[str, tuple[int, ...]] = {}
+    """Every parameter of the network by its name there; one that is tied to another is left out."""
+
+    @property
+    def sublayers(self) -> tuple[str, ...]:
+        """The places of attention and feed-forward blocks, whose outputs join the residual."""
+        return tuple(
+            f"layers.{layer}.{name}"
+            for layer in range(self.layers)
+            for name in ("self_attn", "mlp")
+        )
 
     @classmethod
     def of(cls, network: "nn.Module") -> "Shape":
@@ -68,6 +79,7 @@ class Shape(BaseModel, frozen=True):
             linears=linears,
             norms=norms,
             parts=_parts(linears, query=config.num_attention_heads * head_dim),
+            parameters={name: tuple(value.shape) for name, value in network.named_parameters()},
         )
 
 

@@ -235,7 +235,7 @@ class Terms:
             for item in value.values() if isinstance(value, Mapping) else (value,):
                 if isinstance(item, Term):
                     yield from item.tensors()
-                elif isinstance(item, Tensor):
+                elif isinstance(item, torch.Tensor):
                     yield item
 
     @property

@@ -11,7 +11,7 @@ from models.tables.base import Base, database_now
 
 
 class Adapter(Base):
-    """A published result of a job."""
+    """A published result of a job, or one that somebody brought."""
 
     __tablename__ = "adapters"
 
@@ -24,6 +24,10 @@ class Adapter(Base):
     bytes: Mapped[int] = mapped_column(BigInteger)
     parameters: Mapped[int] = mapped_column(BigInteger)
     job_id: Mapped[str | None] = mapped_column(ForeignKey("jobs.id"))
+    source: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    """Of an imported one: its file's name, what form it had, what it says of itself."""
+    report: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    """Of an imported one: what the engine found in it."""
     created_at: Mapped[float] = mapped_column(default=database_now())
     deleted_at: Mapped[float | None]
 

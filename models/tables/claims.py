@@ -15,7 +15,7 @@ from sqlalchemy.sql.elements import ColumnElement
 from core.errors import StaleFence
 from models.tables import event
 from models.tables.base import database_now
-from models.tables.job import OWNED, TERMINAL, Job, ring
+from models.tables.job import OWNED, TERMINAL, Job, ring, ring_comparison
 
 
 def _lease_is_over(row: type[Job] = Job) -> ColumnElement[bool]:
@@ -114,6 +114,7 @@ def finish(session: Session, row: Job, *, state: str, **values: Any) -> None:
         estimated_finish=None,
         **values,
     )
+    ring_comparison(session, row)
 
 
 def fail(

@@ -66,6 +66,7 @@ class Job(Base):
     resolved: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
     idempotency_key: Mapped[str | None] = mapped_column(String(255))
     request_digest: Mapped[str] = mapped_column(String(64))
+    comparison_id: Mapped[str | None] = mapped_column(String(40), index=True)
 
     # who works on it
     owner: Mapped[str | None] = mapped_column(String(128))
@@ -85,6 +86,10 @@ class Job(Base):
     trained_parameters: Mapped[int | None] = mapped_column(BigInteger)
     tokens_per_second: Mapped[float | None]
     estimated_finish: Mapped[float | None]
+    usage: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    """Of one that succeeded: `train_seconds`, `tokens_per_second`, `peak_bytes`."""
+    metrics: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    """Of one that succeeded: the last value of each metric."""
     error: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
     result_file: Mapped[str | None] = mapped_column(String(40))
     fine_tuned_model: Mapped[str | None] = mapped_column(String(255))
@@ -142,6 +147,7 @@ def cancel(session: Session, job_id: str, *, tenant: str) -> Job:
         return row  # a client that lost the reply asks again
     _check(row, (*WAITING, *OWNED, "paused"), verb="cancelled")
     _take_away(session, row, state="cancelled", finished_at=database_now())
+    ring_comparison(session, row)
     event.add(session, row.id, message="The job was cancelled.")
     return row
 
@@ -223,6 +229,12 @@ def count_by_state(session: Session) -> dict[str, int]:
     return {state: count for state, count in rows}  # noqa: C416 - Row is not a tuple to mypy
 
 
-def ring(session: Session, task: str, job_id: str) -> None:
-    """Wake a worker for a job once this transaction is committed."""
-    session.info.setdefault("rings", []).append(Ring(task, job_id))
+def ring(session: Session, task: str, subject: str) -> None:
+    """Wake a worker for a row once this transaction is committed."""
+    session.info.setdefault("rings", []).append(Ring(task, subject))
+
+
+def ring_comparison(session: Session, row: Job) -> None:
+    """Wake a worker for the comparison that a job which has ended belongs to, if it does."""
+    if row.comparison_id is not None:
+        ring(session, "graftwork.compare", row.comparison_id)

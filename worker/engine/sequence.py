@@ -1,48 +1,67 @@
-"""One row: the tokens of one choice of one request, and how far it has come."""
+"""One row: the tokens of one choice or one input of a request, and how far it has come."""
 
 import hashlib
 import struct
+from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from models.spec import AdapterRef, SamplingSpec
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from worker.engine.generation import Generation
+    from worker.engine.reading import Reading
+    from worker.engine.request import Request
     from worker.engine.text import TextStream
+    from worker.engine.tree import Tree
 
 _UINT64 = 2**64
 _FLOAT32_BELOW_ONE = 1.0 - 2.0**-24
 
+Scored = tuple[int, int]
+"""A row of a sequence, and a token whose probability in the next place is wanted."""
 
-@dataclass(eq=False, slots=True)
+
+@dataclass(frozen=True, slots=True)
+class Footing:
+    """How a row stands in a step because of its adapter; the default is the base's."""
+
+    owner: str | None = None
+    """The digest whose terms act on the row; none if all that it has is a prefix or a head."""
+    group: str | None = None
+    """The digest of an adapter that shares no step with others."""
+    rows: int = 0
+    """Positions of the adapter's own that stand before the first token."""
+
+
+@dataclass(eq=False, slots=True, kw_only=True)
 class Sequence:
-    """What one row needs from admission to its last token; it knows no tensor."""
+    """What one row needs from admission to its last token; it computes nothing."""
 
-    generation: "Generation"
+    request: "Request"
     index: int
     prompt: list[int]
-    limit: int
-    """How many tokens it may generate."""
-    seed: int
-    text: "TextStream"
-    echo: "TextStream | None" = None
-    """Where the prompt's own tokens go, if they are given back with logprobs."""
+    """The tokens to compute first; with a tree, its nodes are the last of them."""
+    footing: Footing = field(default_factory=Footing)
+    tree: "Tree | None" = None
+    """Continuations of the prompt that do not see each other."""
+    scored: Items[Scored] = ()
+    """What is to be scored, in order of the rows."""
+    top: int = 0
+    """How many alternatives to report for what is scored."""
+    pooling: Literal["last", "mean"] | None = None
+    """How final hidden states are gathered, if they are wanted."""
     slot: int | None = None
     """Where its keys and values lie, once admitted."""
     computed: int = 0
     """Tokens whose keys and values are in the slot."""
-    generated: list[int] = field(default_factory=list)
-
-    @property
-    def sampling(self) -> SamplingSpec:
-        """How its tokens are drawn."""
-        return self.generation.sampling
 
     @property
     def adapter(self) -> AdapterRef | None:
         """The adapter version it began with and ends with; none is the base."""
-        return self.generation.adapter
+        return self.request.adapter
 
     @property
     def prefilling(self) -> bool:
@@ -50,14 +69,62 @@ class Sequence:
         return self.computed < len(self.prompt)
 
     @property
+    def skippable(self) -> int:
+        """How many first tokens need no output of their own, so that known keys will do."""
+        first = self.scored[0][0] if self.scored else len(self.prompt) - 1
+        return 0 if self.pooling == "mean" else min(first, len(self.prompt) - 1)
+
+    @property
+    def reach(self) -> int:
+        """How many positions of its slot may have been written to."""
+        return self.footing.rows + len(self.prompt)
+
+
+@dataclass(eq=False, slots=True, kw_only=True)
+class Choice(Sequence):
+    """One choice of a generation."""
+
+    request: "Generation"
+    limit: int
+    """How many tokens it may generate."""
+    seed: int
+    text: "TextStream"
+    echo: "TextStream | None" = None
+    """Where the prompt's own tokens go, if they are given back with logprobs."""
+    own: int = 0
+    """Where the request's own tokens begin, after demonstrations."""
+    generated: list[int] = field(default_factory=list)
+
+    @property
+    def sampling(self) -> SamplingSpec:
+        """How its tokens are drawn."""
+        return self.request.sampling
+
+    @property
     def last_token(self) -> int:
         """The token that the next decode step reads."""
         return self.generated[-1]
+
+    @property
+    def reach(self) -> int:
+        """See `Sequence.reach`."""
+        return self.footing.rows + len(self.prompt) + len(self.generated)
 
     def next_uniform(self) -> float:
         """Return a number in [0, 1) that depends on nothing but the seed and the position."""
         position = len(self.prompt) + len(self.generated)
         return _hash(self.seed, position) / _UINT64 * _FLOAT32_BELOW_ONE
+
+
+@dataclass(eq=False, slots=True, kw_only=True)
+class Excerpt(Sequence):
+    """One input of a reading, or some of the labels of one."""
+
+    request: "Reading"
+    pooled: "Tensor | None" = None
+    """(d,) float32: the sum of final hidden states so far, or the last one."""
+    logprobs: list[float] = field(default_factory=list)
+    """Those of `scored`, as far as computed."""
 
 
 def choice_seed(seed: int, index: int) -> int:

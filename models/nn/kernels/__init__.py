@@ -6,6 +6,7 @@ from typing import Protocol
 from torch import Tensor
 
 from models.nn.kernels import reference
+from models.nn.terms import Activation
 
 
 class LowRank(Protocol):
@@ -13,6 +14,40 @@ class LowRank(Protocol):
 
     def __call__(
         self, y_to: Tensor, x_ti: Tensor, *, down_ri: Tensor, up_or: Tensor, weight: Tensor | float
+    ) -> Tensor:
+        """Compute it."""
+
+
+class Bottleneck(Protocol):
+    """See `reference.bottleneck`."""
+
+    def __call__(
+        self,
+        y_td: Tensor,
+        z_td: Tensor,
+        *,
+        down_md: Tensor,
+        down_bias_m: Tensor,
+        activation: Activation,
+        up_dm: Tensor,
+        weight: Tensor | float,
+    ) -> Tensor:
+        """Compute it."""
+
+
+class GatedAttention(Protocol):
+    """See `reference.gated_attention`."""
+
+    def __call__(
+        self,
+        output_thh: Tensor,
+        query_hth: Tensor,
+        *,
+        keys_kph: Tensor,
+        values_kph: Tensor,
+        gate: Tensor,
+        scale: float,
+        visible_tp: Tensor | None = None,
     ) -> Tensor:
         """Compute it."""
 
@@ -29,10 +64,16 @@ class OpTable:
     """One form of each op."""
 
     low_rank: LowRank
+    bottleneck: Bottleneck
+    gated_attention: GatedAttention
     row_scale: RowVector
     row_shift: RowVector
 
 
 OPS = OpTable(
-    low_rank=reference.low_rank, row_scale=reference.row_scale, row_shift=reference.row_shift
+    low_rank=reference.low_rank,
+    bottleneck=reference.bottleneck,
+    gated_attention=reference.gated_attention,
+    row_scale=reference.row_scale,
+    row_shift=reference.row_shift,
 )

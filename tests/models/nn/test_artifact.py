@@ -24,7 +24,7 @@ def folder(backbone, tmp_path):
         tmp_path,
         method=METHOD,
         tensors=random_tensors(METHOD, backbone),
-        shape=backbone.shape,
+        base=backbone.base,
         provenance={"base": "tiny", "base_digest": "b", "metrics": {"loss": 0.5}, "parent": None},
     )
     return tmp_path
@@ -111,5 +111,5 @@ def test_what_cannot_be_loaded_is_not_saved(backbone, tmp_path):
     tensors = random_tensors(METHOD, backbone)
     next(iter(tensors.values()))[0, 0] = torch.inf
     with pytest.raises(Corrupt, match="finite"):
-        save_artifact(tmp_path, method=METHOD, tensors=tensors, shape=backbone.shape, provenance={})
+        save_artifact(tmp_path, method=METHOD, tensors=tensors, base=backbone.base, provenance={})
     assert not list(tmp_path.iterdir())

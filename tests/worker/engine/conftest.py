@@ -99,7 +99,7 @@ def put_adapter(
     }
     spoil(tensors)
     save_artifact(
-        folder, method=method, tensors=tensors, shape=backbone.shape, provenance=provenance or {}
+        folder, method=method, tensors=tensors, base=backbone.base, provenance=provenance or {}
     )
     return AdapterRef(name=folder.name, digest=store.put_tree(folder))
 

@@ -125,7 +125,7 @@ def test_an_artifact_gives_the_tensors_back_to_the_bit(method, backbone, tmp_pat
     provenance = {"base": "tiny", "seed": 3}
     for folder in (tmp_path / "one", tmp_path / "two"):
         save_artifact(
-            folder, method=method, tensors=tensors, shape=backbone.shape, provenance=provenance
+            folder, method=method, tensors=tensors, base=backbone.base, provenance=provenance
         )
     loaded = load_artifact(tmp_path / "one", shape=backbone.shape)
     assert loaded.method == method
@@ -140,7 +140,7 @@ def test_an_artifact_gives_the_tensors_back_to_the_bit(method, backbone, tmp_pat
 def test_without_our_file_an_artifact_is_read_as_peft_wrote_it(method, backbone, tmp_path):
     tensors = random_tensors(method, backbone)
     save_artifact(
-        tmp_path, method=method, tensors=tensors, shape=backbone.shape, provenance={"base": "tiny"}
+        tmp_path, method=method, tensors=tensors, base=backbone.base, provenance={"base": "tiny"}
     )
     (tmp_path / "graftwork.json").unlink()
     loaded = load_artifact(tmp_path, shape=backbone.shape)

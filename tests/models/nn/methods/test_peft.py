@@ -59,7 +59,7 @@ def test_peft_reads_ours_with_equal_logits(variant, method, tmp_path):
     backbone = make_backbone(variant)
     tensors = random_tensors(method, backbone)
     save_artifact(
-        tmp_path, method=method, tensors=tensors, shape=backbone.shape, provenance={"base": "tiny"}
+        tmp_path, method=method, tensors=tensors, base=backbone.base, provenance={"base": "tiny"}
     )
     ids = random_ids(15)
     theirs = peft.PeftModel.from_pretrained(make_network(variant), tmp_path).eval()
@@ -90,7 +90,7 @@ def test_twenty_steps_lose_as_peft_with_a_plain_loop_loses(method, tmp_path):
     backbone = Backbone(make_network("qwen2"))
     tensors = method.init(backbone.base, torch.Generator().manual_seed(0))
     save_artifact(
-        tmp_path, method=method, tensors=tensors, shape=backbone.shape, provenance={"base": "tiny"}
+        tmp_path, method=method, tensors=tensors, base=backbone.base, provenance={"base": "tiny"}
     )
     theirs = peft.PeftModel.from_pretrained(make_network("qwen2"), tmp_path, is_trainable=True)
     trained = [parameter for parameter in theirs.parameters() if parameter.requires_grad]
@@ -169,7 +169,7 @@ def _save_bare(folder):
         folder,
         method=OURS[0],
         tensors=random_tensors(OURS[0], backbone),
-        shape=backbone.shape,
+        base=backbone.base,
         provenance={"base": "tiny"},
     )
     (folder / "graftwork.json").unlink()

@@ -1,0 +1,117 @@
+"""The pass without a cache that training, evaluation and prefixes share: adapters' parts in a row.
+
+Shapes: T rows of the parts' sequences, p rows of a prompt, d hidden, N rows whose logits are
+wanted, V vocabulary.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from models.nn.attention import PackedCausal, Span
+from models.nn.backbone import Backbone
+from models.nn.executors import NOBODY, DropoutSource, Executor, Segment, Segments
+from models.nn.terms import Terms
+
+
+@dataclass(frozen=True)
+class Part:
+    """Sequences end to end, and the adapter that acts on them."""
+
+    ids_t: Tensor
+    """int64"""
+    lengths: tuple[int, ...]
+    terms: Terms | None = None
+
+
+@dataclass(frozen=True)
+class States:
+    """The final-normed hidden states of all sequences, and how to go on to logits."""
+
+    hidden_td: Tensor
+    backbone: Backbone
+    executor: Executor
+
+    def logits(self, hidden_nd: Tensor, rows_n: Tensor) -> Tensor:
+        """Return (N, V) from the hidden states of these rows (int64)."""
+        return self.backbone.logits(hidden_nd, executor=self.executor.at(rows_n))
+
+
+def forward(
+    backbone: Backbone, parts: Sequence[Part], *, dropout: DropoutSource | None = None
+) -> States:
+    """Compute all parts as one stream; a part's prompt enters it once, before its sequences.
+
+    ValueError for several parts of which one replaces the network's own weights.
+    """
+    stream = _Stream()
+    for part in parts:
+        stream.add(part, backbone)
+    weights = [part.terms.weights for part in parts if part.terms and part.terms.weights]
+    if weights and len(parts) > 1:
+        raise ValueError("An adapter of whole weights cannot share a stream.")
+    if weights:
+        backbone = backbone.using(weights[0])
+    acting = any(part.terms is not None for part in parts)
+    executor: Executor = Segments(stream.segments, dropout=dropout) if acting else NOBODY
+    ids_t = torch.cat([part.ids_t for part in parts])
+    has_prompts = len(stream.rows) < stream.length
+    hidden_td = backbone.hidden(
+        stream.embeddings(backbone, ids_t) if has_prompts else ids_t,
+        positions=torch.cat(stream.positions),
+        attention=PackedCausal(stream.spans),
+        executor=executor,
+    )
+    if has_prompts:
+        rows_t = torch.tensor(stream.rows, device=hidden_td.device)
+        hidden_td, executor = hidden_td[rows_t], executor.at(rows_t)
+    return States(hidden_td, backbone, executor)
+
+
+class _Stream:
+    """Where everything lies while the parts are laid out."""
+
+    def __init__(self) -> None:
+        self.length = 0
+        self.spans: list[Span] = []
+        self.segments: list[Segment] = []
+        self.positions: list[Tensor] = []
+        self.rows: list[int] = []
+        """The rows of sequences, prompts left out."""
+        self._pieces: list[tuple[int, Tensor | None]] = []
+
+    def add(self, part: Part, backbone: Backbone) -> None:
+        """Lay a part's prompt and its sequences at the end."""
+        terms, device = part.terms or Terms(), backbone.device
+        first, static = self.length, terms.keys_values or None
+        before = None
+        if terms.prompt is not None:
+            before = (first, first + len(terms.prompt))
+            self._put(terms.prompt, len(terms.prompt))
+            self.spans.append(Span(*before, static))
+            self.positions.append(torch.arange(terms.static_rows, terms.prefix_rows, device=device))
+        begins = self.length
+        self._put(None, sum(part.lengths))
+        self.rows.extend(range(begins, self.length))
+        bounds = [begins]
+        for length in part.lengths:
+            bounds.append(bounds[-1] + length)
+            start = terms.prefix_rows
+            self.positions.append(torch.arange(start, start + length, device=device))
+        self.spans += [Span(start, stop, static, before) for start, stop in pairwise(bounds)]
+        self.segments.append(Segment(first, self.length, part.terms))
+
+    def embeddings(self, backbone: Backbone, ids_t: Tensor) -> Tensor:
+        """Return the whole stream as rows: prompts as they are, ids embedded."""
+        lengths = [length for length, prompt in self._pieces if prompt is None]
+        embedded = iter(torch.split(backbone.embed(ids_t), lengths))
+        return torch.cat(
+            [next(embedded) if prompt is None else prompt for _, prompt in self._pieces]
+        )
+
+    def _put(self, prompt: Tensor | None, length: int) -> None:
+        self._pieces.append((length, prompt))
+        self.length += length

@@ -1,0 +1,202 @@
+"""The executor that trains: each contiguous slice of the stream computed alone.
+
+Shapes: T rows, i in features, o out features, d hidden, H query heads, h head dimension, f any.
+"""
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from models.nn.kernels import OPS
+from models.nn.terms import HiddenTerm, LinearTerm, Terms
+
+
+@dataclass(frozen=True)
+class DropoutSource:
+    """Dropout masks as a function of counters, so that a resumed run draws the same ones."""
+
+    seed: int
+    step: int
+    micro_batch: int = 0
+
+    def drop(self, x_ti: Tensor, *, probability: float, place: str, segment: int) -> Tensor:
+        """Zero each element with `probability` and scale the rest by 1 / (1 - probability)."""
+        counters = f"{self.seed}/{self.step}/{self.micro_batch}/{segment}/{place}"
+        digest = hashlib.blake2b(counters.encode(), digest_size=8).digest()
+        generator = torch.Generator(x_ti.device).manual_seed(int.from_bytes(digest, "big") >> 1)
+        keep = 1.0 - probability
+        mask_ti = torch.empty_like(x_ti, requires_grad=False)
+        return x_ti * mask_ti.bernoulli_(keep, generator=generator).div_(keep)
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Rows from `start` to `stop` and the adapter that acts on them."""
+
+    start: int
+    stop: int
+    terms: Terms | None
+
+    @property
+    def rows(self) -> slice:
+        """The rows as an index."""
+        return slice(self.start, self.stop)
+
+
+class _Slice(NamedTuple):
+    """Rows of the stream and what stands in their place."""
+
+    rows: slice
+    values: Tensor
+
+
+Kind = Literal["linears", "hiddens", "norms", "attentions"]
+
+
+class Segments:
+    """Each contiguous slice computed alone; rows outside all segments are the base's."""
+
+    def __init__(
+        self, segments: Sequence[Segment], *, dropout: DropoutSource | None = None
+    ) -> None:
+        """Take segments in order; without a dropout source (evaluation) nothing is dropped."""
+        ends = [0, *(segment.stop for segment in segments)]
+        if any(
+            not end <= segment.start < segment.stop
+            for end, segment in zip(ends, segments, strict=False)
+        ):
+            raise ValueError("Segments must be in order, not empty and must not overlap.")
+        self.segments = tuple(segments)
+        self.dropout = dropout
+
+    def linear_input(self, place: str, x_ti: Tensor) -> Tensor:
+        """See `Executor.linear_input`."""
+        scaled = [
+            _Slice(segment.rows, x_ti[segment.rows] * term.input_scale)
+            for _, segment, term in self._acting("linears", place)
+            if term.input_scale is not None
+        ]
+        return _replace_rows(x_ti, scaled)
+
+    def linear(self, place: str, x_ti: Tensor, y_to: Tensor) -> Tensor:
+        """See `Executor.linear`."""
+        applied = [
+            _Slice(
+                segment.rows,
+                self._linear(term, x_ti[segment.rows], y_to[segment.rows], place=place, index=i),
+            )
+            for i, segment, term in self._acting("linears", place)
+        ]
+        return _replace_rows(y_to, applied)
+
+    def gain(self, place: str, gain_d: Tensor, *, rows: int) -> Tensor:
+        """See `Executor.gain`."""
+        acting = list(self._acting("norms", place))
+        if not acting:
+            return gain_d
+        stream_td = gain_d.expand(rows, -1)
+        gains = [
+            _Slice(segment.rows, term.gain.expand(segment.stop - segment.start, -1))
+            for _, segment, term in acting
+        ]
+        return _replace_rows(stream_td, gains)
+
+    def hidden(self, place: str, x_td: Tensor, y_td: Tensor) -> Tensor:
+        """See `Executor.hidden`."""
+        applied = [
+            _Slice(segment.rows, _bottleneck(term, x_td[segment.rows], y_td[segment.rows]))
+            for _, segment, term in self._acting("hiddens", place)
+        ]
+        return _replace_rows(y_td, applied)
+
+    def attention(
+        self, layer: int, query_hth: Tensor, output_thh: Tensor, *, scale: float
+    ) -> Tensor:
+        """See `Executor.attention`."""
+        applied = [
+            _Slice(
+                segment.rows,
+                OPS.gated_attention(
+                    output_thh[segment.rows],
+                    query_hth[:, segment.rows],
+                    keys_kph=term.keys,
+                    values_kph=term.values,
+                    gate=term.gate,
+                    scale=scale,
+                ),
+            )
+            for _, segment, term in self._acting("attentions", layer)
+        ]
+        return _replace_rows(output_thh, applied)
+
+    def at(self, rows_n: Tensor) -> "Segments":
+        """See `Executor.at`; each run of rows of one segment becomes a segment."""
+        starts = torch.tensor([segment.start for segment in self.segments], device=rows_n.device)
+        owners_n = torch.searchsorted(starts, rows_n, right=True) - 1
+        owners, counts = torch.unique_consecutive(owners_n, return_counts=True)
+        runs = []
+        first = 0
+        for owner, count in zip(owners.tolist(), counts.tolist(), strict=True):
+            run = rows_n[first : first + count]
+            terms = self.segments[owner].terms if owner >= 0 else None
+            if owner >= 0 and bool((run >= self.segments[owner].stop).any()):
+                raise ValueError("Rows outside all segments cannot be picked; give them one.")
+            runs.append(Segment(first, first + count, terms))
+            first += count
+        return Segments(runs, dropout=self.dropout)
+
+    def _acting(self, kind: Kind, place: str | int) -> Iterator[tuple[int, Segment, Any]]:
+        for index, segment in enumerate(self.segments):
+            if segment.terms is not None:
+                held: Mapping[str | int, Any] = getattr(segment.terms, kind)
+                if (term := held.get(place)) is not None:
+                    yield index, segment, term
+
+    def _linear(
+        self, term: LinearTerm, x_ti: Tensor, y_to: Tensor, *, place: str, index: int
+    ) -> Tensor:
+        if term.function is not None:
+            return term.function(x_ti, y_to)
+        if term.weight is not None:
+            y_to = F.linear(x_ti, term.weight)
+        if term.down is not None and term.up is not None:
+            if self.dropout is not None and term.dropout > 0:
+                x_ti = self.dropout.drop(x_ti, probability=term.dropout, place=place, segment=index)
+            y_to = OPS.low_rank(y_to, x_ti, down_ri=term.down, up_or=term.up, weight=term.scale)
+        if term.output_scale is not None:
+            y_to = y_to * term.output_scale
+        return y_to if term.bias is None else y_to + term.bias
+
+
+def _bottleneck(term: HiddenTerm, x_td: Tensor, y_td: Tensor) -> Tensor:
+    y_td = OPS.bottleneck(
+        y_td,
+        y_td if term.reads == "output" else x_td,
+        down_md=term.down,
+        down_bias_m=term.down_bias,
+        activation=term.activation,
+        up_dm=term.up,
+        weight=term.scale,
+    )
+    return y_td + term.scale * term.up_bias
+
+
+def _replace_rows(stream_tf: Tensor, slices: Sequence[_Slice]) -> Tensor:
+    """Return the stream (T, ...) with slices, in order, replaced and all else as it is."""
+    if not slices:
+        return stream_tf
+    pieces: list[Tensor] = []
+    done = 0
+    for rows, values in slices:
+        if done < rows.start:
+            pieces.append(stream_tf[done : rows.start])
+        pieces.append(values)
+        done = rows.stop
+    if done < stream_tf.shape[0]:
+        pieces.append(stream_tf[done:])
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
