@@ -10,7 +10,7 @@ from api import errors
 from api.engine_client import EngineClient
 from api.metrics import Metrics
 from api.observer import Observer
-from api.routes import adapters, catalog, completions, files, health, jobs, readings
+from api.routes import adapters, catalog, comparisons, completions, files, health, jobs, readings
 from api.upload_form import remove_stale
 from core.database import Database
 from core.settings import Settings, get_settings
@@ -34,7 +34,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.metrics = metrics
     app.add_middleware(Observer, metrics=metrics)
     errors.add_handlers(app)
-    for resource in (health, files, jobs, adapters, catalog, completions, readings):
+    for resource in (health, files, jobs, comparisons, adapters, catalog, completions, readings):
         app.include_router(resource.router)
     return app
 

@@ -9,7 +9,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from api.schemas.common import ErrorDetail, ErrorEnvelope
+from api.schemas.common import ErrorDetail, ErrorEnvelope, ErrorWithReport
 from core.errors import GraftworkError, InvalidRequest, TooLarge, Unauthorized
 
 RETRY_AFTER_SECONDS = 2
@@ -30,16 +30,25 @@ class Refused(GraftworkError):
         self.type = "invalid_request_error" if status < 500 else "server_error"
 
 
+class Reported(InvalidRequest):
+    """A refusal with findings that no sentence holds; the envelope carries them as `report`."""
+
+    def __init__(self, message: str, *, code: str, param: str, report: dict[str, Any]) -> None:
+        super().__init__(message, code=code, param=param)
+        self.report = report
+
+
 def envelope(error: GraftworkError) -> ErrorEnvelope:
     """Return the body for an error."""
-    return ErrorEnvelope(
-        error=ErrorDetail(
-            message=_printable(error.message),
-            type=error.type,
-            param=None if error.param is None else _printable(error.param),
-            code=error.code,
-        )
-    )
+    told: dict[str, Any] = {
+        "message": _printable(error.message),
+        "type": error.type,
+        "param": None if error.param is None else _printable(error.param),
+        "code": error.code,
+    }
+    if isinstance(error, Reported):
+        return ErrorEnvelope(error=ErrorWithReport(**told, report=error.report))
+    return ErrorEnvelope(error=ErrorDetail(**told))
 
 
 def _printable(text: str) -> str:

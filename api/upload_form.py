@@ -4,6 +4,7 @@ Starlette's own parser spools to the system's temporary folder, which is often m
 writes where the store is, a mebibyte at a time in a thread, and counts while it writes.
 """
 
+import shutil
 import tempfile
 import time
 from collections.abc import AsyncIterator
@@ -152,7 +153,7 @@ def remove_stale(folder: Path) -> None:
     for path in folder.glob(f"{PREFIX}*"):
         with suppress(FileNotFoundError):  # another api may be doing the same
             if path.stat().st_mtime < time.time() - STALE_SECONDS:
-                path.unlink()
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _boundary(request: StrictRequest) -> bytes:

@@ -59,6 +59,16 @@ class Client:
                 "POST", "/files", data={"purpose": "fine-tune"}, files={"file": stream}
             )
 
+    def download(self, path: str, target: Path) -> None:
+        """GET bytes into a file."""
+        try:
+            answer = self._http.get(f"{self._base_url}{path}")
+        except httpx.TransportError as error:
+            raise self._unreachable(error) from error
+        if answer.is_error:
+            _refuse(answer)
+        target.write_bytes(answer.content)
+
     def chat(self, model: str, messages: list[JSON], **sampling: Any) -> Iterator[str]:
         """Stream one answer, piece by piece."""
         body = {"model": model, "messages": messages, "stream": True, **sampling}

@@ -2,7 +2,7 @@
 
 import typer
 
-from cli import chat, demo, doctor, keys, programs, pull, serve, train
+from cli import chat, compare, demo, doctor, keys, programs, pull, serve, train
 from cli.console import Commands
 
 app = typer.Typer(
@@ -19,6 +19,7 @@ app.command()(doctor.doctor)
 app.add_typer(keys.app, name="keys")
 app.command()(train.train)
 app.command()(train.watch)
+app.command()(compare.compare)
 app.command()(chat.chat)
 app.command(rich_help_panel="One program alone")(programs.api)
 app.command(rich_help_panel="One program alone")(programs.worker)

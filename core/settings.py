@@ -48,6 +48,7 @@ class LimitSettings(BaseModel, frozen=True):
     """Upper bounds, checked before anything is allocated."""
 
     file_bytes: int = 512 * MEBIBYTE
+    adapter_bytes: int = Field(4096 * MEBIBYTE, description="Of an imported adapter, unpacked.")
     request_bytes: int = 8 * MEBIBYTE
     choices: int = 16
     max_tokens: int = 4096

@@ -35,7 +35,7 @@ class MethodResult(msgspec.Struct, frozen=True, kw_only=True):
     """None for the base as it is."""
     model: str | None = None
     status: str = "queued"
-    """The job's; then `evaluating`, and at last `done`, `failed` or `not_applicable`."""
+    """The job's; then `trained`, `evaluating`, and at last `done`, `failed` or `not_applicable`."""
     error: str | None = None
     quality: Measured | None = None
     loss: float | None = None

@@ -30,10 +30,20 @@ class LoopRequest(Spec):
     max_sequence_length: int = Field(default=1024, ge=8, le=131072)
     micro_batch_tokens: int = Field(default=1024, ge=8)
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    max_tokens: int | None = Field(
+        default=None,
+        ge=1,
+        description="Train on this many tokens, however many epochs that is; the schedule is laid "
+        "over them.",
+    )
+    max_seconds: float | None = Field(
+        default=None, gt=0, description="Train for this long, likewise."
+    )
 
 
 def resolve(request: LoopRequest, *, method: AnyMethod, rows: int) -> LoopSpec:
-    """Turn `auto` into numbers that suit `rows` rows of data; refuse an absurd rate."""
+    """Turn `auto` into numbers that suit `rows` rows; refuse an absurd rate or two ends."""
+    _refuse_two_ends(request)
     epochs, batch = request.n_epochs, request.batch_size
     multiplier = request.learning_rate_multiplier
     rate = request.learning_rate or method.learning_rate
@@ -53,6 +63,17 @@ def resolve(request: LoopRequest, *, method: AnyMethod, rows: int) -> LoopSpec:
         learning_rate=rate,
         **shared,
     )
+
+
+def _refuse_two_ends(request: LoopRequest) -> None:
+    epochs = None if request.n_epochs == "auto" else request.n_epochs
+    ends = (epochs, request.max_tokens, request.max_seconds)
+    if sum(end is not None for end in ends) > 1:
+        raise InvalidRequest(
+            "Give one of n_epochs, max_tokens and max_seconds: each says when training ends.",
+            code="invalid_value",
+            param="training",
+        )
 
 
 def _suitable_epochs(rows: int) -> int:

@@ -33,6 +33,8 @@ class LoopSpec(Spec):
     max_sequence_length: int = Field(default=1024, ge=8, le=131072)
     micro_batch_tokens: int = Field(default=1024, ge=8, description="Tokens of one forward.")
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    max_tokens: int | None = Field(default=None, ge=1, description="In place of n_epochs.")
+    max_seconds: float | None = Field(default=None, gt=0, description="In place of n_epochs.")
 
 
 class TrainSpec(Spec):
@@ -133,6 +135,10 @@ class Succeeded(TrainerMessage, frozen=True, tag="succeeded"):
     results_file: str
     metrics: dict[str, float]
     trained_tokens: int
+    method: dict[str, Any] | None = None
+    """The method with what the data decided, such as labels."""
+    usage: dict[str, float] = {}
+    """`train_seconds`, `tokens_per_second`, `peak_bytes`."""
 
 
 class Stopped(TrainerMessage, frozen=True, tag="stopped"):

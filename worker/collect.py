@@ -5,7 +5,7 @@ from pathlib import Path
 
 from core.database import Database
 from core.store import Store
-from models.tables import adapter, checkpoint, claims, file, job
+from models.tables import adapter, checkpoint, claims, comparison, file, job
 from models.tables.adapter import Adapter
 from models.tables.checkpoint import Checkpoint
 
@@ -30,7 +30,7 @@ def _collect_files(database: Database, store: Store) -> None:
         file.expire(session)
         file.hold_writers(session)
         for gone in file.tombstones(session, limit=BATCH):
-            if job.is_pinned(session, gone.digest):
+            if job.is_pinned(session, gone.digest) or comparison.is_pinned(session, gone.digest):
                 continue
             session.delete(gone)
             session.flush()

@@ -13,8 +13,10 @@ from core.errors import Unavailable
 from core.ids import random_letters
 from core.settings import Settings, get_settings
 from core.store import Store
-from models.tables import claims
+from models.tables import claims, comparison_claims
+from models.tables.comparison import Comparison
 from worker.collect import collect
+from worker.compare.evaluate import Evaluation
 from worker.lease import Lease
 from worker.supervisor import Supervisor
 from worker.validate import validate_files
@@ -35,6 +37,7 @@ class Dispatcher:
         self._owner = f"{socket.gethostname()}:{os.getpid()}:{random_letters(6)}"
         self._work_folder = settings.data_folder / "work"
         self._places = Semaphore(settings.worker.jobs)
+        self._comparing = Semaphore(1)
         self._poller = Thread(target=self._poll, name="poller", daemon=True)
         self._helpers: list[Thread] = []
 
@@ -88,6 +91,34 @@ class Dispatcher:
                 self._places.release()
             job_id = None
 
+    def compare(self, comparison_id: str | None = None) -> None:
+        """Evaluate a comparison whose jobs have ended, then the next, one at a time."""
+        if self.stopping.is_set() or not self._comparing.acquire(blocking=False):
+            return
+        try:
+            while (row := self._take_comparison(comparison_id)) is not None:
+                Evaluation(
+                    row,
+                    settings=self._settings,
+                    database=self._database,
+                    store=self._store,
+                    stopping=self.stopping,
+                ).run()
+                comparison_id = None
+        finally:
+            self._comparing.release()
+
+    def _take_comparison(self, comparison_id: str | None) -> Comparison | None:
+        if self.stopping.is_set():
+            return None
+        with self._database.unit_of_work() as session:
+            return comparison_claims.take(
+                session,
+                owner=self._owner,
+                seconds=self._settings.worker.lease_seconds,
+                comparison_id=comparison_id,
+            )
+
     def _poll(self) -> None:
         quiet = COLLECT_SECONDS
         while not self.stopping.wait(self._settings.worker.poll_seconds):
@@ -111,11 +142,14 @@ class Dispatcher:
             claims.reclaim_expired(session, max_attempts=self._settings.worker.max_attempts)
             unchecked = claims.waiting(session, state="validating_files", older_than=grace)
             untrained = claims.waiting(session, state="queued", older_than=grace)
+            unevaluated = comparison_claims.due(session)
         self._helpers = [thread for thread in self._helpers if thread.is_alive()]
         if unchecked and not self._is_busy("validator"):
             self._help(self.validate, name="validator")
         if untrained:
             self._help(self.train, name="trainer")
+        if unevaluated and not self._is_busy("comparer"):
+            self._help(self.compare, name="comparer")
 
     def _is_busy(self, name: str) -> bool:
         return any(thread.name == name for thread in self._helpers)

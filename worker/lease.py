@@ -1,7 +1,7 @@
-"""A worker's hold on one job: kept by a thread that does nothing else, given up in time.
+"""A worker's hold on one row: kept by a thread that does nothing else, given up in time.
 
 The deadline is counted from before each renewal, so it never lies behind the database's own.
-When it comes near, or somebody else has the job, the trainer is killed from here, whatever the
+When it comes near, or somebody else has the row, a job's trainer is killed from here, whatever the
 supervisor is waiting for.
 """
 
@@ -11,13 +11,15 @@ import time
 from contextlib import suppress
 from subprocess import Popen
 from threading import Event, Thread
-from typing import Self
+from typing import Any, Protocol, Self
 
 import structlog
+from sqlalchemy.orm import Session
 
 from core.database import Database
 from core.errors import StaleFence, Unavailable
 from models.tables import claims
+from models.tables.comparison import Comparison
 from models.tables.job import Job
 
 TICK_SECONDS = 0.5
@@ -25,13 +27,28 @@ TICK_SECONDS = 0.5
 log = structlog.get_logger(__name__)
 
 
-class Lease:
-    """Renews the lease of a job while the `with` block runs; `lost` says that it is gone."""
+class Renew(Protocol):
+    """Lengthens the lease of a row and returns its state; `StaleFence` if it is not ours."""
 
-    def __init__(self, row: Job, *, database: Database, seconds: float) -> None:
+    def __call__(self, session: Session, row: Any, *, seconds: float) -> str:
+        """Write the new end of the lease."""
+
+
+class Lease:
+    """Renews the lease of a row while the `with` block runs; `lost` says that it is gone."""
+
+    def __init__(
+        self,
+        row: Job | Comparison,
+        *,
+        database: Database,
+        seconds: float,
+        renew: Renew = claims.renew,
+    ) -> None:
         self.lost = Event()
         self.state = row.state
         self._row = row
+        self._renew = renew
         self._database = database
         self._seconds = seconds
         self._deadline = time.monotonic() + seconds - TICK_SECONDS
@@ -56,12 +73,12 @@ class Lease:
             began = time.monotonic()
             try:
                 with self._database.unit_of_work() as session:
-                    self.state = claims.renew(session, self._row, seconds=self._seconds)
+                    self.state = self._renew(session, self._row, seconds=self._seconds)
                 self._deadline = began + self._seconds - TICK_SECONDS
             except Unavailable:
                 if time.monotonic() < self._deadline:
                     continue
-                log.warning("the database was away for a whole lease", job=self._row.id)
+                log.warning("the database was away for a whole lease", row=self._row.id)
                 self._lose()
             except StaleFence:
                 self._lose()

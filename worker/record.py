@@ -123,45 +123,26 @@ class Recorder:
     @record.register
     def _(self, message: Succeeded) -> None:
         """Publish: adapter, result file, state and event become visible together or not at all."""
-        row, folder = self._row, Path(message.adapter_folder)
-        digest = self._store.put_tree(folder)
-        results = Path(message.results_file)
-        name = model_name(row)
-        result = File(
-            id=new_id("file"),
-            tenant=row.tenant,
-            filename="step_metrics.csv",
-            purpose="fine-tune-results",
-            bytes=results.stat().st_size,
-            digest=self._store.put_file(results),
-        )
+        row = self._row
+        results = self._store_results(Path(message.results_file))
+        made = self._store_adapter(message)
         with self._database.unit_of_work() as session:
             claims.finish(
                 session,
                 row,
                 state="succeeded",
-                fine_tuned_model=name,
-                result_file=result.id,
+                fine_tuned_model=made.name,
+                method=made.method,
+                result_file=results.id,
                 step=message.step,
                 trained_tokens=message.trained_tokens,
                 metrics=message.metrics,
-                usage=getattr(message, "usage", {}),
+                usage=message.usage,
                 resume_digest=None,
             )
-            session.add(result)
-            session.add(
-                Adapter(
-                    name=name,
-                    tenant=row.tenant,
-                    base=row.base,
-                    method=row.method,
-                    digest=digest,
-                    bytes=sum(path.stat().st_size for path in folder.iterdir()),
-                    parameters=self._trained_parameters,
-                    job_id=row.id,
-                )
-            )
-            event.add(session, row.id, message=f"New fine-tuned model created: {name}")
+            session.add(results)
+            session.add(made)
+            event.add(session, row.id, message=f"New fine-tuned model created: {made.name}")
             event.add(session, row.id, message="The job has successfully completed.")
         self._replace_resume(None)
 
@@ -181,6 +162,29 @@ class Recorder:
                 param=message.param,
                 problems=message.problems,
             )
+
+    def _store_results(self, path: Path) -> File:
+        return File(
+            id=new_id("file"),
+            tenant=self._row.tenant,
+            filename="step_metrics.csv",
+            purpose="fine-tune-results",
+            bytes=path.stat().st_size,
+            digest=self._store.put_file(path),
+        )
+
+    def _store_adapter(self, message: Succeeded) -> Adapter:
+        folder = Path(message.adapter_folder)
+        return Adapter(
+            name=model_name(self._row),
+            tenant=self._row.tenant,
+            base=self._row.base,
+            method=message.method or self._row.method,
+            digest=self._store.put_tree(folder),
+            bytes=sum(path.stat().st_size for path in folder.iterdir()),
+            parameters=self._trained_parameters,
+            job_id=self._row.id,
+        )
 
     def _show_checkpoint(self, session: Session, message: CheckpointSaved, *, digest: str) -> None:
         name = f"{model_name(self._row)}:ckpt-step-{message.step}"

@@ -1,4 +1,4 @@
-"""The Celery tasks: a message names a job that may be due; the dispatcher claims its row."""
+"""The Celery tasks: a message names a row that may be due; the dispatcher claims its row."""
 
 from core.queue import celery
 from worker.dispatch import get_dispatcher
@@ -14,3 +14,9 @@ def validate(job_id: str) -> None:
 def train(job_id: str) -> None:
     """Train a job, then whatever is next in line, while this worker has a free place."""
     get_dispatcher().train(job_id)
+
+
+@celery.task(name="graftwork.compare")  # type: ignore[untyped-decorator]
+def compare(comparison_id: str) -> None:
+    """Ask the results of a comparison whose jobs have ended."""
+    get_dispatcher().compare(comparison_id)

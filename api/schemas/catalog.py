@@ -18,6 +18,7 @@ class CardDetails(Reply):
     bytes: int | None = None
     job: str | None = None
     step: int | None = None
+    source: dict[str, Any] | None = None
 
 
 class ModelCard(Reply):
@@ -30,6 +31,31 @@ class ModelCard(Reply):
     graftwork: CardDetails
 
 
+class ImportReport(Reply):
+    """What was found in an adapter that somebody brought; it can be called if `problems` is empty.
+
+    Names of tensors are those of the file; `missing` ones should be there, `mismatched` ones have
+    other dimensions than this base needs. `ignored` files were not read.
+    """
+
+    format: Literal["peft", "graftwork"]
+    method: dict[str, Any] | None
+    parameters: int
+    matched: list[str]
+    missing: list[str]
+    unexpected: list[str]
+    mismatched: list[str]
+    problems: list[str]
+    warnings: list[str]
+    ignored: list[str]
+
+
+class ImportedModel(ModelCard):
+    """An adapter that was brought, and what was found in it."""
+
+    report: ImportReport
+
+
 class MethodCard(Reply):
     """One way to tune: its options as JSON schema and its size on this base."""
 
@@ -39,5 +65,9 @@ class MethodCard(Reply):
     description: str
     options: dict[str, Any] = Field(serialization_alias="schema")
     parameters: int | None
+    """Trained with the defaults; None where the data decide, or this process sees no base."""
+    objective: Literal["generation", "classification"]
     shares_batch: bool
+    starts_as_base: bool
+    peft_type: str | None
     learning_rate: float

@@ -1,51 +1,41 @@
 """Classifications: texts or conversations in, a label and the scores of all labels out."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, Tag, field_validator
 
 from api.schemas.chat import MAX_MESSAGES, Message
 from api.schemas.common import Reply, Wire
-from api.schemas.embeddings import ReadUsage, SomeText
+from api.schemas.embeddings import ReadUsage, SomeText, by_form
 from api.schemas.jobs import Name
 
 MAX_INPUTS = 1024
 MAX_LABELS = 256
 LONGEST_LABEL = 256
-FORMS = "a text, a list of texts, a list of messages, or a list of such lists"
 
 Texts = Annotated[list[SomeText], Field(min_length=1, max_length=MAX_INPUTS)]
 Conversation = Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)]
 Conversations = Annotated[list[Conversation], Field(min_length=1, max_length=MAX_INPUTS)]
+
+ClassificationInput = Annotated[
+    Annotated[SomeText, Tag("text")]
+    | Annotated[Texts, Tag("texts")]
+    | Annotated[Conversation, Tag("messages")]
+    | Annotated[Conversations, Tag("lists")],
+    by_form("a text, a list of texts, a list of messages, or a list of such lists"),
+]
 
 
 class ClassificationRequest(Wire):
     """What to label, by a classifier's own labels or, for what generates text, by these."""
 
     model: Name
-    input: SomeText | Texts | Conversation | Conversations
+    input: ClassificationInput
     labels: list[str] | None = Field(
         default=None, description="For generative models: the answers to choose from."
     )
     top_k: int | None = Field(default=None, ge=1, description="Show only the likeliest labels.")
     user: str | None = Field(default=None, description="Accepted, not read.")
-
-    @field_validator("input", mode="before")
-    @classmethod
-    def _say_it_in_one_sentence(cls, value: Any) -> Any:
-        """Refuse what no form allows; the union would complain of every form it tried."""
-        if value in ("", []):
-            raise ValueError("the input is empty")
-        if not isinstance(value, str | list):
-            raise ValueError(f"give {FORMS}")
-        if isinstance(value, list):
-            if not isinstance(value[0], dict) and len(value) > MAX_INPUTS:
-                raise ValueError(f"at most {MAX_INPUTS} inputs")
-            if not all(isinstance(item, type(value[0])) for item in value):
-                raise ValueError(f"give {FORMS}")
-            if "" in value or [] in value:
-                raise ValueError("no input may be empty")
-        return value
 
     @field_validator("labels")
     @classmethod

@@ -28,10 +28,16 @@ class ErrorDetail(Reply):
     code: str | None
 
 
+class ErrorWithReport(ErrorDetail):
+    """An error whose findings do not fit into a sentence."""
+
+    report: dict[str, Any]
+
+
 class ErrorEnvelope(Reply):
     """The body of every error."""
 
-    error: ErrorDetail
+    error: ErrorWithReport | ErrorDetail
 
 
 class Listing(Reply, Generic[ItemT]):

@@ -2,48 +2,60 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, StringConstraints, field_validator
+from pydantic import Discriminator, Field, StringConstraints, Tag
 
 from api.schemas.common import Reply, Wire
 from api.schemas.jobs import Name
 from api.schemas.text import TokenIds
 
 MAX_INPUTS = 2048
-FORMS = "a text, a list of texts, a list of token ids, or a list of such lists"
 
 SomeText = Annotated[str, StringConstraints(min_length=1)]
 Texts = Annotated[list[SomeText], Field(min_length=1, max_length=MAX_INPUTS)]
 ListsOfIds = Annotated[list[TokenIds], Field(min_length=1, max_length=MAX_INPUTS)]
 
 
+def form_of(value: Any) -> str | None:
+    """Say by its first item which form an input has, so that complaints are about that one."""
+    if isinstance(value, str):
+        return "text"
+    if not isinstance(value, list):
+        return None
+    first = value[0] if value else ""
+    if isinstance(first, str):
+        return "texts"
+    if isinstance(first, int):
+        return "ids"
+    return "lists" if isinstance(first, list) else "messages"
+
+
+def by_form(forms: str) -> Discriminator:
+    """Return what chooses among the forms of an input, and names them where none is chosen."""
+    return Discriminator(
+        form_of, custom_error_type="input_form", custom_error_message=f"give {forms}"
+    )
+
+
+EmbeddingInput = Annotated[
+    Annotated[SomeText, Tag("text")]
+    | Annotated[Texts, Tag("texts")]
+    | Annotated[TokenIds, Tag("ids")]
+    | Annotated[ListsOfIds, Tag("lists")],
+    by_form("a text, a list of texts, a list of token ids, or a list of such lists"),
+]
+
+
 class EmbeddingRequest(Wire):
     """One or many texts to turn into vectors; `pooling` is ours."""
 
     model: Name
-    input: SomeText | Texts | TokenIds | ListsOfIds
+    input: EmbeddingInput
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: int | None = Field(default=None, ge=1, description="Only the base's own size.")
     user: str | None = Field(default=None, description="Accepted, not read.")
     pooling: Literal["mean", "last"] = Field(
         "mean", description="The mean of the final hidden states, or that of the last token."
     )
-
-    @field_validator("input", mode="before")
-    @classmethod
-    def _say_it_in_one_sentence(cls, value: Any) -> Any:
-        """Refuse what no form allows; the union would complain of every form it tried."""
-        if isinstance(value, list) and value and not isinstance(value[0], int):
-            if len(value) > MAX_INPUTS:
-                raise ValueError(f"at most {MAX_INPUTS} inputs")
-            if not all(isinstance(item, type(value[0])) for item in value):
-                raise ValueError(f"give {FORMS}")
-            if "" in value or [] in value:
-                raise ValueError("no input may be empty")
-        elif value in ("", []):
-            raise ValueError("the input is empty")
-        elif not isinstance(value, str | list):
-            raise ValueError(f"give {FORMS}")
-        return value
 
     @property
     def inputs(self) -> list[str | list[int]]:

@@ -26,7 +26,7 @@ Metadata = Annotated[dict[MetadataKey, MetadataValue], Field(max_length=16)]
 Name = Annotated[str, StringConstraints(min_length=1, max_length=255)]
 
 
-def _part_of_loop(name: str, *, fields: set[str]) -> type[Wire]:
+def part_of_loop(name: str, *, fields: set[str]) -> type[Wire]:
     """Make a block of some of `LoopRequest`'s fields, so that their rules are written once."""
     chosen: dict[str, Any] = {
         key: (field.annotation, field)
@@ -41,8 +41,8 @@ if TYPE_CHECKING:
     Training = Wire
 else:
     _fields = set(LoopRequest.model_fields)
-    Hyperparameters = _part_of_loop("Hyperparameters", fields=_fields & set(HYPERPARAMETERS))
-    Training = _part_of_loop("Training", fields=_fields - set(HYPERPARAMETERS))
+    Hyperparameters = part_of_loop("Hyperparameters", fields=_fields & set(HYPERPARAMETERS))
+    Training = part_of_loop("Training", fields=_fields - set(HYPERPARAMETERS))
 
 
 class Supervised(Wire):

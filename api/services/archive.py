@@ -4,7 +4,9 @@ No name of an entry ever becomes a path, no size in a header is believed, and wh
 when it is read (pickles) is refused unread.
 """
 
+import os
 import stat
+import struct
 import zipfile
 import zlib
 from collections import Counter
@@ -24,11 +26,20 @@ KEPT = (CONFIG, PROVENANCE, TENSORS, TRAINING)
 PICKLES = frozenset({".bin", ".ckpt", ".joblib", ".pickle", ".pkl", ".pt", ".pth"})
 MAX_ENTRIES = 256
 DIRECTORY_BYTES = MEBIBYTE
+FURTHEST = 2**48
 JSON_BYTES = 32 * MEBIBYTE
 PIECE = 256 * 1024
 MOST_RATIO = 200
 FREE_OF_RATIO = 16 * MEBIBYTE
 """Small files may shrink as they like: a vector of ones does so a thousandfold."""
+UNREADABLE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+    EOFError,
+    NotImplementedError,
+    ValueError,
+)
 METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 ENCRYPTED = 0x1
 
@@ -41,19 +52,24 @@ class Unpacked(NamedTuple):
 
 
 class _Directory:
-    """A file that will not be read at length at once: a zip's list of entries is, unchecked."""
+    """A file that checks what a zip's headers say of places and lengths, since nobody else does."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
-        self.seek = file.seek
         self.tell = file.tell
         self.seekable = file.seekable
 
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Go to a place; one before the start or beyond any file is refused."""
+        if whence == os.SEEK_SET and not 0 <= offset < FURTHEST:
+            raise _invalid("a header in it points nowhere")
+        return self._file.seek(offset, whence)
+
     def read(self, size: int = -1) -> bytes:
-        """Read up to `size` bytes; too many at once are refused."""
-        if not 0 <= size <= DIRECTORY_BYTES:
+        """Read up to `size` bytes, or to the end; too many at once are refused."""
+        if size > DIRECTORY_BYTES:
             raise _invalid("its list of entries is too long")
-        return self._file.read(size)
+        return self._file.read(DIRECTORY_BYTES if size < 0 else size)
 
 
 def unpack(path: Path, folder: Path, *, limit: int) -> Unpacked:
@@ -69,7 +85,7 @@ def unpack(path: Path, folder: Path, *, limit: int) -> Unpacked:
             for name, entry in chosen.items():
                 most = min(limit, JSON_BYTES) if name.endswith(".json") else limit
                 limit -= _extract(opened, entry, folder / name, limit=most)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, ValueError) as error:
+    except UNREADABLE as error:
         raise _invalid("it cannot be read as one") from error
     kept = set(chosen.values())
     ignored = sorted(entry.filename for entry in entries if entry not in kept)
@@ -105,7 +121,8 @@ def _check(entries: list[zipfile.ZipInfo]) -> list[zipfile.ZipInfo]:
 def _check_entry(entry: zipfile.ZipInfo) -> None:
     name, kind = entry.filename, stat.S_IFMT(entry.external_attr >> 16)
     path = PurePosixPath(name)
-    if not name or "\\" in name or ":" in path.parts[0] or path.is_absolute() or ".." in path.parts:
+    outside = path.is_absolute() or ".." in path.parts or "\\" in name
+    if outside or not path.parts or ":" in path.parts[0]:
         raise _invalid(f"{_shown(name)} points outside of it")
     if any(ord(letter) < 32 for letter in entry.orig_filename):
         raise _invalid("a name in it holds control characters")

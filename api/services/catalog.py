@@ -48,16 +48,16 @@ def find_target(session: Session, name: str, *, tenant: str, settings: Settings)
 def list_cards(session: Session, *, tenant: str, settings: Settings) -> list[ModelCard]:
     """Return the base and every adapter of a tenant."""
     rows = adapter.list_all(session, tenant=tenant)
-    return [_base_card(settings), *(_adapter_card(row) for row in rows)]
+    return [_base_card(settings), *(adapter_card(row) for row in rows)]
 
 
 def find_card(session: Session, name: str, *, tenant: str, settings: Settings) -> ModelCard:
     """Return the card of a base, an adapter or a checkpoint."""
     if name == settings.base:
         return _base_card(settings)
-    row = _find_row(session, name, tenant=tenant)
+    row = find_row(session, name, tenant=tenant)
     if isinstance(row, Adapter):
-        return _adapter_card(row)
+        return adapter_card(row)
     return _checkpoint_card(session, row)
 
 
@@ -76,7 +76,8 @@ def delete(session: Session, name: str, *, tenant: str, settings: Settings) -> s
     return None if used else digest
 
 
-def _find_row(session: Session, name: str, *, tenant: str) -> Adapter | Checkpoint:
+def find_row(session: Session, name: str, *, tenant: str) -> Adapter | Checkpoint:
+    """Return a tenant's adapter or checkpoint by name, or raise `NotFound`."""
     row = adapter.find(session, name, tenant=tenant) or checkpoint.find(
         session, name, tenant=tenant
     )
@@ -86,7 +87,7 @@ def _find_row(session: Session, name: str, *, tenant: str) -> Adapter | Checkpoi
 
 
 def _find_tuned(session: Session, name: str, *, tenant: str) -> Target:
-    row = _find_row(session, name, tenant=tenant)
+    row = find_row(session, name, tenant=tenant)
     made = row if isinstance(row, Adapter) else job.get(session, row.job_id, tenant=tenant)
     return Target(name, made.base, AdapterRef(name, row.digest), made.method)
 
@@ -101,7 +102,8 @@ def _base_card(settings: Settings) -> ModelCard:
     )
 
 
-def _adapter_card(row: Adapter) -> ModelCard:
+def adapter_card(row: Adapter) -> ModelCard:
+    """Return the card of an adapter."""
     return ModelCard(
         id=row.name,
         created=int(row.created_at),
@@ -114,6 +116,7 @@ def _adapter_card(row: Adapter) -> ModelCard:
             digest=row.digest,
             bytes=row.bytes,
             job=row.job_id,
+            source=row.source,
         ),
     )
 

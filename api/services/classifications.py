@@ -9,7 +9,7 @@ from api.schemas.classifications import (
 )
 from api.schemas.embeddings import ReadUsage
 from api.services.catalog import Target
-from api.services.reading import in_batches, to_input
+from api.services.reading import in_batches, to_inputs
 from core.errors import InvalidRequest
 from models.spec import ClassifyReply, ClassifyRequest, Input
 
@@ -30,7 +30,7 @@ async def classify(
         )
 
     size = min(BATCH, max(1, SCORINGS // len(body.labels))) if body.labels else BATCH
-    replies = await in_batches([to_input(item) for item in body.inputs], size=size, ask=ask)
+    replies = await in_batches(to_inputs(body.inputs), size=size, ask=ask)
     rows = [
         _rank(reply.labels, scores, most=body.top_k) for reply in replies for scores in reply.scores
     ]

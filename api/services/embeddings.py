@@ -8,7 +8,7 @@ from starlette.concurrency import run_in_threadpool
 from api.engine_client import EngineClient
 from api.schemas.embeddings import Embedding, EmbeddingList, EmbeddingRequest, ReadUsage
 from api.services.catalog import Target
-from api.services.reading import in_batches, to_input
+from api.services.reading import in_batches, to_inputs
 from core.errors import InvalidRequest
 from models.spec import EmbedReply, EmbedRequest, Input
 
@@ -26,7 +26,7 @@ async def embed(
             EmbedRequest(inputs=inputs, adapter=target.adapter, pooling=body.pooling)
         )
 
-    replies = await in_batches([to_input(item) for item in body.inputs], size=BATCH, ask=ask)
+    replies = await in_batches(to_inputs(body.inputs), size=BATCH, ask=ask)
     return await run_in_threadpool(_assemble, body, replies)
 
 

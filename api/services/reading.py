@@ -4,19 +4,24 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
 from api.errors import Refused
+from api.schemas.chat import Message
 from api.services.chat import turns
 from models.spec import Input
 
 ReplyT = TypeVar("ReplyT")
 
 
-def to_input(item: object) -> Input:
-    """Return one input as the engine takes it: a text, token ids, or messages."""
+def to_inputs(items: Sequence[str | list[int] | list[Message]]) -> list[Input]:
+    """Return inputs as the engine takes them: texts, token ids, or messages."""
+    return [_to_input(item) for item in items]
+
+
+def _to_input(item: str | list[int] | list[Message]) -> Input:
     if isinstance(item, str):
         return Input(text=item)
-    if isinstance(item, list) and item and isinstance(item[0], int):
-        return Input(ids=item)
-    return Input(messages=turns(item))
+    ids = [token for token in item if isinstance(token, int)]
+    messages = [turn for turn in item if isinstance(turn, Message)]
+    return Input(messages=turns(messages)) if messages else Input(ids=ids)
 
 
 async def in_batches(
@@ -26,12 +31,10 @@ async def in_batches(
     ask: Callable[[list[Input]], Awaitable[ReplyT]],
 ) -> list[ReplyT]:
     """Ask about `size` inputs at a time, one batch after the other, so that others get a turn."""
-    replies = []
+    starts = range(0, len(inputs), size)
     try:
-        for start in range(0, len(inputs), size):
-            replies.append(await ask(list(inputs[start : start + size])))
+        return [await ask(list(inputs[start : start + size])) for start in starts]
     except Refused as refusal:
         if refusal.param in ("messages", "prompt", "text", "ids", "inputs"):
             refusal.param = "input"
         raise
-    return replies

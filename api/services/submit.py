@@ -35,7 +35,7 @@ def submit(
     digest = _digest(body)
     if earlier := _find_earlier(session, idempotency_key, tenant=tenant, digest=digest):
         return earlier
-    row = _build(session, body, tenant=tenant, settings=settings)
+    row = build_job(session, body, tenant=tenant, settings=settings)
     row.idempotency_key, row.request_digest = idempotency_key, digest
     try:
         with session.begin_nested():
@@ -62,13 +62,14 @@ def _find_earlier(session: Session, key: str | None, *, tenant: str, digest: str
     return earlier
 
 
-def _build(session: Session, body: JobCreate, *, tenant: str, settings: Settings) -> Job:
+def build_job(session: Session, body: JobCreate, *, tenant: str, settings: Settings) -> Job:
+    """Return the job that a request describes, checked against base, parent and files."""
     target = find_target(session, body.model, tenant=tenant, settings=settings)
     method = _choose_method(body, target, settings=settings)
     resolve(body.loop(), method=method, rows=1)  # refuses what no number of rows would mend
-    training = _find_file(session, body.training_file, tenant=tenant, param="training_file")
+    training = find_training_file(session, body.training_file, tenant=tenant, param="training_file")
     validation = (
-        _find_file(session, body.validation_file, tenant=tenant, param="validation_file")
+        find_training_file(session, body.validation_file, tenant=tenant, param="validation_file")
         if body.validation_file
         else None
     )
@@ -90,7 +91,8 @@ def _build(session: Session, body: JobCreate, *, tenant: str, settings: Settings
     )
 
 
-def _find_file(session: Session, file_id: str, *, tenant: str, param: str) -> File:
+def find_training_file(session: Session, file_id: str, *, tenant: str, param: str) -> File:
+    """Return a file that was uploaded to train or measure on."""
     row = file.get(session, file_id, tenant=tenant, param=param)
     if row.purpose != PURPOSE:
         raise InvalidRequest(
@@ -102,15 +104,19 @@ def _find_file(session: Session, file_id: str, *, tenant: str, param: str) -> Fi
 
 
 def _choose_method(body: JobCreate, target: Target, *, settings: Settings) -> Method:
-    """Return the method, checked against the base's places and against the parent's tensors."""
+    """Return the method, checked against the base's places and against the parent's tensors.
+
+    What `peft` leaves out is as it was for the parent: its sizes, and what its data decided.
+    """
     shape = find_shape(settings)
     parent = parse_method(target.method) if target.method else None
     method = body.peft or parent or parse_method({"type": DEFAULT_METHOD})
+    if parent is not None and method.kind == parent.kind:
+        method = _fill(method, parent)
     tensors = method.tensors(shape) if shape else None
     if parent is None:
         return method
-    same = method.kind == parent.kind
-    if not same or (shape and tensors != parent.tensors(shape)):
+    if method.kind != parent.kind or (shape and tensors != parent.tensors(shape)):
         raise InvalidRequest(
             f"{target.name!r} was tuned by {json.dumps(target.method)}; going on from it needs the "
             "same tensors. Leave `peft` out to take its method.",
@@ -118,3 +124,9 @@ def _choose_method(body: JobCreate, target: Target, *, settings: Settings) -> Me
             param="peft",
         )
     return method
+
+
+def _fill(method: Method, parent: Method) -> Method:
+    """Return a method with the values that nobody gave taken from its parent."""
+    given = method.model_dump(include=method.model_fields_set)
+    return parse_method({**parent.model_dump(), **given})

@@ -22,7 +22,7 @@ def upload(form: UploadForm, *, tenant: str, database: Database, store: Store) -
         name = min(unknown)
         raise InvalidRequest(f"Unknown parameter: '{name}'.", code="unknown_parameter", param=name)
     purpose, lifetime = _purpose(form), _lifetime(form)
-    filename = _filename(form)
+    filename = filename_of(form)
     if form.size == 0:
         raise InvalidRequest("The file is empty.", code="empty_file", param="file")
     digest = store.put_file(form.path)
@@ -63,7 +63,7 @@ def _purpose(form: UploadForm) -> str:
     return purpose
 
 
-def _filename(form: UploadForm) -> str:
+def filename_of(form: UploadForm) -> str:
     """Return the name as sent: a label that is shown and never used as a path."""
     name = form.filename
     if not name or len(name) > LONGEST_NAME or any(ord(letter) < 32 for letter in name):

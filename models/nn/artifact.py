@@ -119,7 +119,7 @@ def _from_peft(
         f"PEFT adapters of type {kind!r} are not supported.", code="unsupported_adapter"
     )
     for method in METHODS.values():
-        if kind is not None and method.peft_type == kind:
+        if kind is not None and kind in (method.peft_type, *method.other_peft_types):
             try:
                 return method.from_peft(config, stored, shape)
             except InvalidRequest as error:

@@ -100,6 +100,34 @@ class PackedCausal:
         return self._masks[key]
 
 
+class Recording(PackedCausal):
+    """Keeps what a cache would keep: rotated keys and values (K, T, h), layer by layer."""
+
+    def __init__(self, sequences: Sequence[tuple[int, int] | Span]) -> None:
+        """See `PackedCausal`."""
+        super().__init__(sequences)
+        self.keys: list[Tensor] = []
+        self.values: list[Tensor] = []
+
+    def attend(
+        self,
+        layer: int,
+        query_hth: Tensor,
+        key_kth: Tensor,
+        value_kth: Tensor,
+        *,
+        scale: float,
+        window: int | None,
+        softcap: float | None,
+    ) -> Tensor:
+        """See `Attention.attend`; layers come in order."""
+        self.keys.append(key_kth)
+        self.values.append(value_kth)
+        return super().attend(
+            layer, query_hth, key_kth, value_kth, scale=scale, window=window, softcap=softcap
+        )
+
+
 def causal_mask(query_t: Tensor, key_s: Tensor, *, window: int | None) -> Tensor:
     """Return (t, s) bool from two vectors of positions: no future, and nothing beyond a window."""
     distance_ts = query_t[:, None] - key_s[None, :]

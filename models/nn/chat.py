@@ -127,7 +127,7 @@ class Renderer:
     def encode(self, text: str) -> list[int]:
         """Return the ids of a plain text, after the base's begin token if it has one."""
         mark = unused_character((check_text(text, param="prompt"),))
-        return [*self._begin_ids, *self._pieces(self._defuse(text, mark), mark).ids]
+        return [*self.begin_ids, *self._pieces(self._defuse(text, mark), mark).ids]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of ids, control tokens included."""
@@ -156,7 +156,8 @@ class Renderer:
         return '"ByteLevel"' in json.dumps(json.loads(self._backend.to_str())["decoder"])
 
     @cached_property
-    def _begin_ids(self) -> list[int]:
+    def begin_ids(self) -> list[int]:
+        """The ids that a plain text begins with, if the base has such."""
         added: list[int] = self._backend.encode("").ids
         return [index for index in added if index == self.tokenizer.bos_token_id]
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from models.nn.attention import PackedCausal, Span
+from models.nn.attention import Recording, Span
 from models.nn.backbone import Backbone
 from models.nn.executors import Segment, Segments
 from models.nn.terms import Terms
@@ -35,33 +35,6 @@ class Prefix:
         return sum(side.nbytes for side in (*self.keys, *self.values))
 
 
-class _Recording(PackedCausal):
-    """Keeps what a cache would keep."""
-
-    def __init__(self, spans: Sequence[Span]) -> None:
-        super().__init__(spans)
-        self.keys: list[Tensor] = []
-        self.values: list[Tensor] = []
-
-    def attend(
-        self,
-        layer: int,
-        query_hth: Tensor,
-        key_kth: Tensor,
-        value_kth: Tensor,
-        *,
-        scale: float,
-        window: int | None,
-        softcap: float | None,
-    ) -> Tensor:
-        """See `Attention.attend`; layers come in order."""
-        self.keys.append(key_kth)
-        self.values.append(value_kth)
-        return super().attend(
-            layer, query_hth, key_kth, value_kth, scale=scale, window=window, softcap=softcap
-        )
-
-
 @torch.no_grad()
 def compile_prefix(
     backbone: Backbone, terms: Terms, *, token_ids: Sequence[int] = ()
@@ -79,7 +52,7 @@ def compile_prefix(
     static = [terms.keys_values[layer] for layer in sorted(terms.keys_values)]
     keys, values = [term.keys for term in static], [term.values for term in static]
     if len(rows_td):
-        recording = _Recording([Span(0, len(rows_td), terms.keys_values or None)])
+        recording = Recording([Span(0, len(rows_td), terms.keys_values or None)])
         first = terms.static_rows
         backbone.hidden(
             rows_td,

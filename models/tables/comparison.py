@@ -21,7 +21,7 @@ OPEN = ("training", "evaluating")
 
 
 class Comparison(Base):
-    """One question: which method, on this data, at this budget?"""
+    """One question: which method is best on these data at this budget."""
 
     __tablename__ = "comparisons"
     __table_args__ = (UniqueConstraint("tenant", "idempotency_key"),)

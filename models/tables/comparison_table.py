@@ -19,9 +19,10 @@ def assemble(session: Session, row: Comparison) -> ComparisonResult:
     if row.result is not None:
         return msgspec.convert(row.result, ComparisonResult)
     jobs = {one.id: one for one in comparison.list_jobs(session, row.id)}
-    rows = [_base_row(row)]
-    for entry in row.entries:
-        rows.append(_method_row(session, row, entry=entry, job=jobs[entry["job"]]))
+    rows = [
+        _base_row(row),
+        *(_method_row(session, row, entry=entry, job=jobs[entry["job"]]) for entry in row.entries),
+    ]
     return ComparisonResult(metric=row.measured_by or row.metric, rows=rows, pareto=pareto(rows))
 
 
@@ -49,11 +50,11 @@ def _method_row(
     peak = usage.get("peak_bytes")
     ended = _ended(job) or _measured(
         _found(row, entry["label"]),
-        status="evaluating" if job.state == "succeeded" else job.state,
+        status=_status(row, job),
     )
     return MethodResult(
         label=entry["label"],
-        method=entry["method"],
+        method=job.method,
         job=job.id,
         model=job.fine_tuned_model,
         loss=(job.metrics or {}).get("full_valid_loss"),
@@ -65,6 +66,12 @@ def _method_row(
         peak_bytes=None if peak is None else int(peak),
         **ended,
     )
+
+
+def _status(row: Comparison, job: Job) -> str:
+    if job.state != "succeeded":
+        return job.state
+    return "evaluating" if row.state == "evaluating" else "trained"
 
 
 def _found(row: Comparison, label: str) -> Evaluated | None:

@@ -43,6 +43,7 @@ SHAPE = Shape(
         "lm_head": (32, 8),
     },
     norms={"norm": 8},
+    parameters={"model.embed_tokens.weight": (32, 8), "model.norm.weight": (8,)},
 )
 CHAT_ROW = b'{"messages":[{"role":"user","content":"a"},{"role":"assistant","content":"b"}]}\n'
 

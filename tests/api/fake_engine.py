@@ -4,6 +4,7 @@ What it does is chosen by the text it is given; anything else is answered with t
 """
 
 import asyncio
+import struct
 import threading
 import time
 from collections.abc import AsyncIterator
@@ -17,11 +18,18 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from models.spec import (
+    ClassifyReply,
+    ClassifyRequest,
+    EmbedReply,
+    EmbedRequest,
     GenerateDelta,
     GenerateEnd,
     GenerateError,
     GenerateRequest,
     GenerateStart,
+    Input,
+    InspectReply,
+    InspectRequest,
     TokenChoice,
     TokenPiece,
 )
@@ -31,6 +39,14 @@ REFUSALS = {
     "unknown": (404, "adapter_not_found", "No such adapter."),
     "overload": (503, "engine_overloaded", "Too many wait."),
 }
+FITS = InspectReply(
+    method={
+        "type": "lora", "rank": 2, "alpha": 4.0, "dropout": 0.0,
+        "target_modules": "all-linear", "use_rslora": False,
+    },
+    parameters=100,
+    matched=["one", "two"],
+)  # fmt: skip
 
 
 class FakeEngine:
@@ -38,12 +54,19 @@ class FakeEngine:
 
     def __init__(self, socket: Path) -> None:
         self.requests: list[GenerateRequest] = []
+        self.read: list[EmbedRequest | ClassifyRequest] = []
+        self.inspected: list[str] = []
+        self.finding: InspectReply | None = FITS
+        """What it says of adapters; None: it does not answer."""
         self.dropped: list[str] = []
         self.cancelled = 0
         self.ready = True
         app = Starlette(
             routes=[
                 Route("/generate", self._generate, methods=["POST"]),
+                Route("/embed", self._embed, methods=["POST"]),
+                Route("/classify", self._classify, methods=["POST"]),
+                Route("/inspect", self._inspect, methods=["POST"]),
                 Route("/health", self._health),
                 Route("/adapters/{digest}", self._drop, methods=["DELETE"]),
             ]
@@ -73,6 +96,41 @@ class FakeEngine:
         self.dropped.append(request.path_params["digest"])
         return JSONResponse({"dropped": True})
 
+    async def _embed(self, request: Request) -> Response:
+        """Answer a text with its length and its first letter, or ids with their sum and zero."""
+        asked = msgspec.json.decode(await request.body(), type=EmbedRequest)
+        self.read.append(asked)
+        if refused := await refusal(asked.inputs):
+            return refused
+        vectors = [
+            struct.pack(
+                "<8f", *(sum(i.ids), 0) if i.ids else (len(i.text), ord(i.text[0])), *[0] * 6
+            )
+            for i in asked.inputs
+        ]
+        tokens = [len(i.ids or i.text) for i in asked.inputs]
+        return encoded(EmbedReply(vectors=vectors, tokens=tokens))
+
+    async def _classify(self, request: Request) -> Response:
+        """Score label k of n by (k + 1) / sum, turned around for what a user wrote as `turn`."""
+        asked = msgspec.json.decode(await request.body(), type=ClassifyRequest)
+        self.read.append(asked)
+        if refused := await refusal(asked.inputs):
+            return refused
+        labels = asked.labels or ["ham", "spam"]
+        whole = len(labels) * (len(labels) + 1) / 2
+        up = [(number + 1) / whole for number in range(len(labels))]
+        scores = [up[::-1] if text_of(i) == "turn" else up for i in asked.inputs]
+        return encoded(ClassifyReply(labels=labels, scores=scores, tokens=[2] * len(scores)))
+
+    async def _inspect(self, request: Request) -> Response:
+        asked = msgspec.json.decode(await request.body(), type=InspectRequest)
+        self.inspected.append(asked.digest)
+        if self.finding is None:
+            detail = {"code": "engine_loading", "message": "Wait.", "param": None}
+            return JSONResponse({"error": detail}, status_code=503)
+        return encoded(self.finding)
+
     async def _generate(self, request: Request) -> Response:
         asked = msgspec.json.decode(await request.body(), type=GenerateRequest)
         self.requests.append(asked)
@@ -83,10 +141,7 @@ class FakeEngine:
                 asked.prompt if asked.prompt is not None else " ".join(map(str, asked.prompt_ids))
             )
         if text in REFUSALS:
-            status, code, message = REFUSALS[text]
-            param = "messages" if status == 400 else None
-            detail = {"code": code, "message": message, "param": param}
-            return JSONResponse({"error": detail}, status_code=status)
+            return refuse(text)
         return StreamingResponse(self._lines(asked, text), media_type="application/x-ndjson")
 
     async def _lines(self, asked: GenerateRequest, text: str) -> AsyncIterator[bytes]:
@@ -124,6 +179,31 @@ class FakeEngine:
                 yield GenerateDelta(index=index, text="", finish_reason="stop")
             count = len(words) * asked.sampling["n"]
             yield GenerateEnd(prompt_tokens=3, completion_tokens=count)
+
+
+def refuse(text: str) -> Response:
+    """Return the refusal that a text asks for."""
+    status, code, message = REFUSALS[text]
+    detail = {"code": code, "message": message, "param": "messages" if status == 400 else None}
+    return JSONResponse({"error": detail}, status_code=status)
+
+
+async def refusal(inputs: list[Input]) -> Response | None:
+    """Return the refusal that one of the texts asks for; `stall` waits for ever."""
+    texts = [text_of(item) for item in inputs]
+    if "stall" in texts:
+        await asyncio.sleep(600)
+    return next((refuse(text) for text in texts if text in REFUSALS), None)
+
+
+def text_of(item: Input) -> str | None:
+    """Return what was said last."""
+    return item.messages[-1]["content"] if item.messages else item.text
+
+
+def encoded(reply: msgspec.Struct) -> Response:
+    """Return a message as a response."""
+    return Response(msgspec.json.encode(reply), media_type="application/json")
 
 
 def token(word: str) -> TokenChoice:

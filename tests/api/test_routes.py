@@ -11,7 +11,13 @@ from api.app import create_app
 from tests.api.conftest import Stack
 
 OPEN = {"/livez", "/health", "/readyz", "/metrics"}
-IDS = {"{file_id}": "file-x", "{job_id}": "ftjob-x", "{model:path}": "ft:x", "{model}": "ft:x"}
+IDS = {
+    "{file_id}": "file-x",
+    "{job_id}": "ftjob-x",
+    "{comparison_id}": "ftcmp-x",
+    "{model:path}": "ft:x",
+    "{name:path}": "ft:x",
+}
 
 
 def all_routes() -> list[tuple[str, str]]:

@@ -9,48 +9,24 @@ import tempfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import structlog
 
 from core.errors import Corrupt, GraftworkError, InvalidRequest, NotFound, Unavailable
-from models.nn.artifact import Artifact, load_artifact
-from models.nn.backbone import Base
 from models.nn.terms import Terms
 from models.spec import AdapterRef
 from worker.engine.metrics import Metrics
+from worker.engine.resident import Loader, Resident
 
 FETCHES_AT_ONCE = 2
-LARGEST = 1e12
-"""No number of an adapter may be larger: its products must stay finite under a weight of zero."""
-
 Fetch = Callable[[str, Path], Path]
 """Given a digest and a folder to make, writes the version's files there, verified."""
 Post = Callable[[Callable[[], None]], None]
 """Runs a function in the engine's thread, soon."""
 
 log = structlog.get_logger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Identity:
-    """What an adapter must have been made for."""
-
-    base_digest: str
-    renderer_digest: str
-
-
-@dataclass(slots=True)
-class Resident:
-    """One version that is ready to use."""
-
-    terms: Terms
-    bytes: int
-    pins: int = 0
-    doomed: bool = False
-    """To be dropped as soon as no row uses it."""
 
 
 class AdapterCache:
@@ -63,8 +39,7 @@ class AdapterCache:
         self,
         *,
         fetch: Fetch,
-        base: Base,
-        identity: Identity,
+        loader: Loader,
         budget: int,
         post: Post,
         metrics: Metrics,
@@ -72,8 +47,7 @@ class AdapterCache:
         evicted: Callable[[], None],
     ) -> None:
         self._fetch = fetch
-        self._base = base
-        self._identity = identity
+        self._loader = loader
         self._budget = budget
         self._post = post
         self._metrics = metrics
@@ -125,6 +99,10 @@ class AdapterCache:
             if self._resident[digest].pins == 0:
                 self._evict(digest)
 
+    def find(self, digest: str) -> Resident | None:
+        """Return a version if it is resident."""
+        return self._resident.get(digest)
+
     def terms(self, digests: Iterable[str]) -> dict[str, Terms]:
         """Return the terms of resident versions by digest."""
         return {digest: self._resident[digest].terms for digest in digests}
@@ -150,41 +128,17 @@ class AdapterCache:
     def _arrive(self, adapter: AdapterRef, folder: Path) -> None:
         digest = adapter.digest
         try:
-            terms = self._read(adapter, folder)
+            resident = self._loader.load(adapter, folder)
         except Exception as error:  # noqa: BLE001 - one adapter's fault must not stop the others
             self._fail(digest, _explain(adapter, error))
             return
         finally:
             shutil.rmtree(folder.parent, ignore_errors=True)
         self._metrics.adapter_loads.inc()
-        self._parked[digest] = Resident(terms, terms.bytes, doomed=digest in self._doomed)
+        resident.doomed = digest in self._doomed
+        self._parked[digest] = resident
         self._forget_fetch(digest)
         self._settle(digest)
-
-    def _read(self, adapter: AdapterRef, folder: Path) -> Terms:
-        artifact = load_artifact(folder, shape=self._base.shape)
-        self._check_identity(adapter, artifact)
-        terms = Terms.of(artifact.method, artifact.tensors, self._base)
-        if not all(_bounded(terms)):
-            raise Corrupt(
-                f"The adapter {adapter.name!r} holds numbers that are not finite or too large.",
-                code="adapter_unusable",
-            )
-        return terms
-
-    def _check_identity(self, adapter: AdapterRef, artifact: Artifact) -> None:
-        """Refuse what says that it was made for something else; bare PEFT files say nothing."""
-        for key, expected, what in (
-            ("base_digest", self._identity.base_digest, "base model"),
-            ("renderer_digest", self._identity.renderer_digest, "tokenizer or chat template"),
-        ):
-            if artifact.provenance.get(key, expected) != expected:
-                raise InvalidRequest(
-                    f"The adapter {adapter.name!r} was trained on another {what} than this "
-                    "engine serves.",
-                    code="adapter_base_mismatch",
-                    param="model",
-                )
 
     def _settle(self, digest: str) -> bool:
         """Make room for a parked version and admit it, unless pinned ones fill the budget."""
@@ -236,12 +190,3 @@ def _explain(adapter: AdapterRef, error: Exception) -> GraftworkError:
     return Corrupt(
         f"The adapter {adapter.name!r} cannot be loaded: {error}.", code="adapter_unusable"
     )
-
-
-def _bounded(terms: Terms) -> Iterable[bool]:
-    for term in terms.linears.values():
-        fields = (term.down, term.up, term.input_scale, term.output_scale, term.bias)
-        for tensor in fields:
-            if tensor is not None and tensor.numel():
-                yield bool(tensor.abs().amax() <= LARGEST)  # false for NaN too
-        yield abs(term.scale) <= LARGEST

@@ -1,8 +1,9 @@
-"""The engine's HTTP face, for the api only: generate, health, metrics, drop an adapter."""
+"""The engine's HTTP face, for the api only: generate, read, health, metrics, drop an adapter."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
 from contextlib import aclosing
+from typing import TypeVar
 
 import msgspec
 from prometheus_client import CONTENT_TYPE_LATEST
@@ -12,10 +13,12 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from core.errors import GraftworkError, InvalidRequest
-from models.spec import AnyGenerateLine, GenerateRequest
+from models.spec import AnyGenerateLine, ClassifyRequest, EmbedRequest, GenerateRequest
 from worker.engine.engine import Engine
 
 Lines = AsyncGenerator[AnyGenerateLine, None]
+MessageT = TypeVar("MessageT", bound=msgspec.Struct)
+ResultT = TypeVar("ResultT")
 
 
 def create_app(engine: Engine) -> Starlette:
@@ -23,6 +26,8 @@ def create_app(engine: Engine) -> Starlette:
     app = Starlette(
         routes=[
             Route("/generate", _generate, methods=["POST"]),
+            Route("/embed", _embed, methods=["POST"]),
+            Route("/classify", _classify, methods=["POST"]),
             Route("/health", _health),
             Route("/metrics", _metrics),
             Route("/adapters/{digest}", _drop, methods=["DELETE"]),
@@ -36,32 +41,53 @@ def create_app(engine: Engine) -> Starlette:
 async def _generate(request: Request) -> Response:
     """Stream a generation; wait for its first line, so that a refusal has a status of its own."""
     engine: Engine = request.app.state.engine
+    lines = engine.generate(await _decode(request, GenerateRequest))
     try:
-        order = msgspec.json.decode(await request.body(), type=GenerateRequest)
-    except msgspec.DecodeError as error:
-        raise InvalidRequest(f"The body cannot be read: {error}.") from error
-    lines = engine.generate(order)
-    try:
-        first = await _unless_gone(request, lines)
+        first = await _unless_gone(request, anext(lines))
     except ClientDisconnect:
         await lines.aclose()
         return Response(status_code=499)
     return StreamingResponse(_encode(first, lines), media_type="application/x-ndjson")
 
 
-async def _unless_gone(request: Request, lines: Lines) -> AnyGenerateLine:
-    """Return the first line; raises `ClientDisconnect` if the caller leaves before it is there."""
-    first = asyncio.ensure_future(anext(lines))
+async def _embed(request: Request) -> Response:
+    engine: Engine = request.app.state.engine
+    return await _reply(request, engine.embed(await _decode(request, EmbedRequest)))
+
+
+async def _classify(request: Request) -> Response:
+    engine: Engine = request.app.state.engine
+    return await _reply(request, engine.classify(await _decode(request, ClassifyRequest)))
+
+
+async def _reply(request: Request, working: Awaitable[msgspec.Struct]) -> Response:
+    try:
+        reply = await _unless_gone(request, working)
+    except ClientDisconnect:
+        return Response(status_code=499)
+    return Response(msgspec.json.encode(reply), media_type="application/json")
+
+
+async def _decode(request: Request, message: type[MessageT]) -> MessageT:
+    try:
+        return msgspec.json.decode(await request.body(), type=message)
+    except msgspec.DecodeError as error:
+        raise InvalidRequest(f"The body cannot be read: {error}.") from error
+
+
+async def _unless_gone(request: Request, working: Awaitable[ResultT]) -> ResultT:
+    """Return what is awaited; raises `ClientDisconnect` if the caller leaves before it is there."""
+    result = asyncio.ensure_future(working)
     gone = asyncio.ensure_future(_wait_for_disconnect(request))
     try:
-        await asyncio.wait((first, gone), return_when=asyncio.FIRST_COMPLETED)
-        if not first.done():
+        await asyncio.wait((result, gone), return_when=asyncio.FIRST_COMPLETED)
+        if not result.done():
             raise ClientDisconnect
-        return first.result()
+        return result.result()
     finally:
-        for task in (first, gone):
+        for task in (result, gone):
             task.cancel()
-        await asyncio.gather(first, gone, return_exceptions=True)
+        await asyncio.gather(result, gone, return_exceptions=True)
 
 
 async def _wait_for_disconnect(request: Request) -> None:

@@ -9,13 +9,16 @@ from core.bases import BaseManifest, verify
 from core.settings import ComputeSettings, Settings
 from models.nn.backbone import Backbone, pick_dtype
 from models.nn.chat import Renderer
-from worker.engine.adapters import AdapterCache, Fetch, Identity, Post
+from worker.engine.adapters import AdapterCache, Fetch, Post
 from worker.engine.blocks import Blocks
-from worker.engine.generation import Outbox
 from worker.engine.loop import Loop
 from worker.engine.metrics import Metrics
+from worker.engine.reader import Reader
+from worker.engine.request import Outbox
+from worker.engine.resident import Identity, Loader
 from worker.engine.runner import Runner
 from worker.engine.scheduler import Scheduler
+from worker.engine.writer import Writer
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,18 +47,20 @@ def assemble(
     rows, context = settings.engine.rows, min(settings.engine.context, backbone.shape.context)
     blocks = Blocks(backbone.shape, rows=rows, context=context, dtype=dtype, device=backbone.device)
     runner = Runner(backbone, blocks)
+    identity = Identity(manifest.digest, renderer.digest)
+    loader = Loader(backbone, renderer, identity, context)
     loop = Loop(
         scheduler=Scheduler(rows=rows, prefill_tokens=settings.engine.prefill_tokens),
         blocks=blocks,
         runner=runner,
-        renderer=renderer,
+        writer=Writer(renderer, outbox, context=context),
+        reader=Reader(loader),
         outbox=outbox,
         metrics=metrics,
         adapters=partial(
             AdapterCache,
             fetch=fetch,
-            base=backbone.base,
-            identity=Identity(manifest.digest, renderer.digest),
+            loader=loader,
             budget=settings.engine.adapter_bytes,
             post=post,
             metrics=metrics,

@@ -15,7 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.nn.attention import causal_mask
+from models.nn.prefix import Prefix
 from models.nn.shape import Shape
+from worker.engine.tree import Tree
 
 Pair = tuple[Tensor, Tensor]
 """Keys and values."""
@@ -38,6 +40,12 @@ class Blocks:
         size = (rows, shape.kv_heads, context + 1, shape.head_dim)
         self.keys = [_zeros(size, dtype=dtype, device=device) for _ in range(shape.layers)]
         self.values = [_zeros(size, dtype=dtype, device=device) for _ in range(shape.layers)]
+
+    def fill(self, slot: int, prefix: Prefix, *, length: int) -> None:
+        """Write the first `length` positions of a slot from what was computed at load."""
+        for caches, sides in ((self.keys, prefix.keys), (self.values, prefix.values)):
+            for cache_rkch, side_kph in zip(caches, sides, strict=True):
+                cache_rkch[slot, :, :length] = side_kph[:, :length]
 
     def move(self, source: int, target: int, *, length: int) -> None:
         """Move the first `length` positions of one slot to another; nothing stays behind."""
@@ -64,13 +72,16 @@ def _zeros(size: tuple[int, ...], *, dtype: torch.dtype, device: torch.device) -
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Rows [first, last) of the stream: positions [start, stop) of the prompt in one slot."""
+    """Rows [first, last) of the stream: positions [start, stop) of one slot."""
 
     slot: int
     first: int
     last: int
     start: int
     stop: int
+    tree: Tree | None = None
+    trunk: int = 0
+    """With a tree: where in the slot its nodes begin."""
 
 
 class Limits(NamedTuple):
@@ -175,7 +186,12 @@ class MixedAttention:
     def _prefill_mask(self, query_hth: Tensor, span: Span, window: int | None) -> Tensor:
         if (span, window) not in self._masks:
             reach_s = torch.arange(span.stop, device=query_hth.device)
-            visible_ts = causal_mask(reach_s[span.start :], reach_s, window=window)
+            if span.tree is None:
+                visible_ts = causal_mask(reach_s[span.start :], reach_s, window=window)
+            else:
+                bounds = span.start, span.stop
+                visible_ts = span.tree.visible(*bounds, trunk=span.trunk, window=window)
+                visible_ts = visible_ts.to(query_hth.device)
             self._masks[span, window] = _additive(visible_ts, query_hth.dtype)
         return self._masks[span, window]
 

@@ -8,29 +8,41 @@ import asyncio
 import queue
 import secrets
 import threading
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import structlog
 import torch
 
-from core.errors import Unavailable
+from core.errors import InvalidRequest, Unavailable
 from core.settings import Settings
 from core.store import Store
-from models.spec import AnyGenerateLine, GenerateRequest, SamplingSpec
+from models.spec import (
+    AnyGenerateLine,
+    ClassifyReply,
+    ClassifyRequest,
+    EmbedReply,
+    EmbedRequest,
+    GenerateRequest,
+    Input,
+    SamplingSpec,
+)
 from worker.engine.adapters import Fetch
 from worker.engine.assembly import Assembly, assemble
-from worker.engine.generation import Generation, Outbox
-from worker.engine.intake import read_prompt, read_sampling, token_limit
+from worker.engine.generation import Generation
+from worker.engine.intake import read_input, read_prompt, read_sampling, token_limit
 from worker.engine.metrics import Metrics
+from worker.engine.reading import Reading, Reply, name_of
+from worker.engine.request import Outbox, Request
 
 log = structlog.get_logger(__name__)
 
 
 class Engine:
-    """One base model, served; `start` it, then `generate` until `close`."""
+    """One base model, served; `start` it, then generate, embed and classify until `close`."""
 
     def __init__(
         self,
@@ -63,19 +75,25 @@ class Engine:
         """
         sampling = read_sampling(request.sampling)
         opened = self._serving()
-        self._require_room(sampling.n)
-        self._rows_out += sampling.n
-        generation = None
-        try:
-            generation, limit = await self._prepare(request, sampling=sampling, opened=opened)
-            seed = secrets.randbits(63) if sampling.seed is None else sampling.seed
-            self._inbox.put(partial(opened.loop.add, generation, limit=limit, seed=seed))
-            async for line in generation.lines():
-                yield line
-        finally:
-            self._rows_out -= sampling.n
-            if generation is not None:
-                self._inbox.put(partial(opened.loop.cancel, generation))
+        with self._room(sampling.n):
+            generation = await self._prepare(request, sampling=sampling, opened=opened)
+            with self._working_on(generation, opened):
+                async for line in generation.lines():
+                    yield line
+
+    async def embed(self, request: EmbedRequest) -> EmbedReply:
+        """Return a vector for each input; raises a `GraftworkError` if one cannot be read."""
+        reply = await self._read(request)
+        if not isinstance(reply, EmbedReply):
+            raise TypeError("Embedding gives vectors.")
+        return reply
+
+    async def classify(self, request: ClassifyRequest) -> ClassifyReply:
+        """Return the scores of each input; raises a `GraftworkError` if one cannot be read."""
+        reply = await self._read(request)
+        if not isinstance(reply, ClassifyReply):
+            raise TypeError("Classifying gives scores.")
+        return reply
 
     @property
     def busy(self) -> bool:
@@ -113,9 +131,15 @@ class Engine:
             "dtype": str(opened.backbone.dtype).removeprefix("torch."),
             "context": opened.context,
             "rows": len(scheduler.running),
-            "waiting": len(scheduler.waiting),
+            "waiting": opened.loop.waiting,
             "resident": [
-                {"digest": digest, "bytes": resident.bytes, "pins": resident.pins}
+                {
+                    "digest": digest,
+                    "kind": resident.kind,
+                    "bytes": resident.bytes,
+                    "prefix_rows": resident.footing.rows,
+                    "pins": resident.pins,
+                }
                 for digest, resident in residents
             ],
         }
@@ -130,26 +154,73 @@ class Engine:
             raise Unavailable("The base model is being loaded.", code="engine_loading")
         return self._opened
 
-    def _require_room(self, rows: int) -> None:
+    @contextmanager
+    def _room(self, rows: int) -> Iterator[None]:
+        """Count rows while their request is in flight; `Unavailable` if they are too many."""
         limit = self._settings.engine.rows + self._settings.engine.waiting
         if self._rows_out + rows > limit:
             raise Unavailable("The engine has all the work it can queue.", code="engine_overloaded")
+        self._rows_out += rows
+        try:
+            yield
+        finally:
+            self._rows_out -= rows
+
+    @contextmanager
+    def _working_on(self, request: Request, opened: Assembly) -> Iterator[None]:
+        """Give a request to the engine's thread, and take it back at the end."""
+        self._inbox.put(partial(opened.loop.add, request))
+        try:
+            yield
+        finally:
+            self._inbox.put(partial(opened.loop.cancel, request))
 
     async def _prepare(
         self, request: GenerateRequest, *, sampling: SamplingSpec, opened: Assembly
-    ) -> tuple[Generation, int]:
+    ) -> Generation:
         """Tokenise in a thread of its own, for a long prompt takes a while."""
         loop = asyncio.get_running_loop()
+        source = Input(messages=request.messages, text=request.prompt, ids=request.prompt_ids)
         read = partial(
             read_prompt,
-            request,
+            source,
             renderer=opened.renderer,
             vocab=opened.backbone.shape.vocab,
             context=opened.context,
         )
         prompt = await loop.run_in_executor(self._intake, read)
-        limit = token_limit(prompt, sampling=sampling, context=opened.context)
-        return Generation(prompt, sampling, request.adapter, loop), limit
+        token_limit(len(prompt), sampling=sampling, context=opened.context)
+        return Generation(
+            adapter=request.adapter,
+            loop=loop,
+            rows=sampling.n,
+            source=source,
+            prompt=prompt,
+            sampling=sampling,
+            seed=secrets.randbits(63) if sampling.seed is None else sampling.seed,
+        )
+
+    async def _read(self, order: EmbedRequest | ClassifyRequest) -> Reply:
+        opened = self._serving()
+        rows = min(len(order.inputs), self._settings.engine.rows)
+        with self._room(rows):
+            loop = asyncio.get_running_loop()
+            await loop.run_in_executor(self._intake, partial(self._check_inputs, order, opened))
+            reading = Reading(adapter=order.adapter, loop=loop, rows=rows, order=order)
+            with self._working_on(reading, opened):
+                return await reading.result()
+
+    def _check_inputs(self, order: EmbedRequest | ClassifyRequest, opened: Assembly) -> None:
+        if not order.inputs:
+            raise InvalidRequest("Give at least one input.", code="invalid_prompt", param="inputs")
+        for index, source in enumerate(order.inputs):
+            read_input(
+                source,
+                renderer=opened.renderer,
+                vocab=opened.backbone.shape.vocab,
+                context=opened.context,
+                param=name_of(index),
+            )
 
     def _run(self) -> None:
         try:

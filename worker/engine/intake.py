@@ -7,7 +7,7 @@ from pydantic import ValidationError
 from core.errors import InvalidRequest
 from models.nn.chat import Renderer
 from models.nn.messages import check_text, normalise
-from models.spec import GenerateRequest, SamplingSpec
+from models.spec import Input, SamplingSpec
 
 
 def read_sampling(block: dict[str, Any]) -> SamplingSpec:
@@ -18,47 +18,78 @@ def read_sampling(block: dict[str, Any]) -> SamplingSpec:
         raise _refusal(error) from error
 
 
-def read_prompt(
-    request: GenerateRequest, *, renderer: Renderer, vocab: int, context: int
-) -> list[int]:
+def read_prompt(source: Input, *, renderer: Renderer, vocab: int, context: int) -> list[int]:
     """Return the prompt's token ids, as training would see them; at least one.
 
     Raises `InvalidRequest` unless exactly one form of prompt is given and it is well formed; and
     before it is tokenised if its text cannot fit whatever its tokens are.
     """
-    forms = (request.messages, request.prompt, request.prompt_ids)
-    if sum(form is not None for form in forms) != 1:
-        raise InvalidRequest(
-            "Give exactly one of messages, prompt and prompt_ids.", code="invalid_prompt"
-        )
+    check_forms(source, names="messages, prompt and prompt_ids")
     most_bytes = context * renderer.longest_token
-    if request.messages is not None:
-        text = "".join(turn.content for turn in normalise(request.messages))
+    if source.messages is not None:
+        text = "".join(turn.content for turn in normalise(source.messages))
         _check_size(text, most_bytes=most_bytes, param="messages")
-        return renderer.prompt(request.messages)
-    if request.prompt is not None:
-        text = check_text(request.prompt, param="prompt")
+        return renderer.prompt(source.messages)
+    if source.text is not None:
+        text = check_text(source.text, param="prompt")
         _check_size(text, most_bytes=most_bytes, param="prompt")
         return renderer.completion_prompt(text)
-    ids = request.prompt_ids or []
-    if any(not 0 <= token < vocab for token in ids):
-        raise InvalidRequest(
-            f"Token ids must be between 0 and {vocab - 1}.", code="invalid_prompt", param="prompt"
-        )
+    ids = source.ids or []
+    check_ids(ids, vocab=vocab, param="prompt")
     return ids or [renderer.eos_id]
 
 
-def token_limit(prompt: list[int], *, sampling: SamplingSpec, context: int) -> int:
-    """Return how many tokens may follow the prompt; raises `InvalidRequest` if they do not fit."""
-    wanted = 1 if sampling.max_tokens is None else sampling.max_tokens
-    if len(prompt) + wanted > context:
+def read_input(source: Input, *, renderer: Renderer, vocab: int, context: int, param: str) -> None:
+    """Refuse an input that can never be read; what its tokens are depends on its adapter."""
+    check_forms(source, names="text, ids and messages", param=param)
+    if source.ids is not None:
+        check_ids(source.ids, vocab=vocab, param=param)
+        if not source.ids:
+            raise empty_input(param)
+    text = source.text or ""
+    if source.messages is not None:
+        text = "".join(turn.content for turn in normalise(source.messages))
+    check_text(text, param=param)
+    _check_size(text, most_bytes=context * renderer.longest_token, param=param)
+
+
+def check_forms(source: Input, *, names: str, param: str | None = None) -> None:
+    """Raise `InvalidRequest` unless a text is given in exactly one form."""
+    forms = (source.messages, source.text, source.ids)
+    if sum(form is not None for form in forms) != 1:
+        raise InvalidRequest(f"Give exactly one of {names}.", code="invalid_prompt", param=param)
+
+
+def check_ids(ids: list[int], *, vocab: int, param: str) -> None:
+    """Raise `InvalidRequest` for a token that the base does not have."""
+    if any(not 0 <= token < vocab for token in ids):
         raise InvalidRequest(
-            f"This engine's context is {context} tokens; the prompt has {len(prompt)} and "
+            f"Token ids must be between 0 and {vocab - 1}.", code="invalid_prompt", param=param
+        )
+
+
+def empty_input(param: str) -> InvalidRequest:
+    """Return the error for a text without a token."""
+    return InvalidRequest(
+        "This input is empty; give it at least one token.", code="invalid_prompt", param=param
+    )
+
+
+def token_limit(tokens: int, *, sampling: SamplingSpec, context: int, prefix: int = 0) -> int:
+    """Return how many tokens may follow a prompt; raises `InvalidRequest` if they do not fit.
+
+    `prefix` positions are the adapter's own.
+    """
+    wanted = 1 if sampling.max_tokens is None else sampling.max_tokens
+    if prefix + tokens + wanted > context:
+        taken = f", the adapter takes {prefix} of them" if prefix else ""
+        raise InvalidRequest(
+            f"This engine's context is {context} tokens{taken}; the prompt has {tokens} and "
             f"{wanted} more were asked for.",
             code="context_length_exceeded",
-            param="messages" if len(prompt) >= context else "max_tokens",
+            param="messages" if prefix + tokens >= context else "max_tokens",
         )
-    return sampling.max_tokens or context - len(prompt)
+    return sampling.max_tokens or context - prefix - tokens
 
 
 def _check_size(text: str, *, most_bytes: int, param: str) -> None:

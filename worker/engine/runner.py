@@ -1,10 +1,13 @@
-"""One step as one forward: tokens of all kinds laid out flat, and logits where they are wanted.
+"""One step as one forward: tokens of all kinds laid out flat, and of the output what is wanted.
 
 Shapes: T rows of the stream, d hidden, N rows whose logits are wanted, V vocabulary.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from bisect import bisect_left
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from itertools import groupby
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,76 +15,63 @@ from torch import Tensor
 from models.nn.backbone import Backbone
 from models.nn.executors import NOBODY, Bank, Executor, Packed
 from models.nn.terms import Terms
-from worker.engine.blocks import Blocks, MixedAttention, Span
+from worker.engine.blocks import Blocks, MixedAttention
+from worker.engine.layout import Layout, bucket, lay_out
+from worker.engine.sampler import Asked, Drawn, score
 from worker.engine.scheduler import Chunk, Step
-from worker.engine.sequence import Sequence
+from worker.engine.sequence import Choice
 
-
-def bucket(count: int) -> int:
-    """Round a number of rows up to one of few, because a CPU prepares anew for every new shape."""
-    if count <= 8:
-        return 1 << (count - 1).bit_length() if count else 0
-    step = 8 if count <= 32 else 16
-    return -(-count // step) * step
+SCORED_AT_ONCE = 64
+"""Rows whose logits are held at once to be scored; a vocabulary is wide."""
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Logits of a step, float32: of every row that draws a token, and of echoed prompts."""
+    """What a step gives: logits, float32, of every row that draws a token, and what was read."""
 
-    rows: list[Sequence]
+    rows: list[Choice]
     logits_nv: Tensor
-    echoes: list[tuple[Chunk, Tensor]]
-    """Chunks whose prompt is echoed, with the logits (t, V) that follow each of their tokens."""
+    scores: list[tuple[Chunk, list[Drawn]]]
+    """Of each chunk with something to score, that, in order."""
+    pooled: list[tuple[Chunk, Tensor]]
+    """Of each chunk that is pooled, (d,) float32: the sum of its rows, or the prompt's last."""
 
 
-@dataclass(slots=True)
-class _Layout:
-    """The stream of one step, as lists."""
+class _Wanted(NamedTuple):
+    """A token to score behind a row of the stream."""
 
-    ids: list[int]
-    places: list[int]
-    owners: list[str | None]
-    positions: list[int | None]
-    spans: list[Span]
-
-    def add(self, token: int, place: int, owner: str | None) -> None:
-        self.ids.append(token)
-        self.places.append(place)
-        self.owners.append(owner)
+    place: int
+    token: int
+    top: int
+    chunk: int
 
 
 class Runner:
-    """Computes steps; keeps the bank of adapters from one step to the next."""
+    """Computes steps; keeps the bank of each group's adapters from one step to the next."""
 
     def __init__(self, backbone: Backbone, blocks: Blocks) -> None:
         self._backbone = backbone
         self._blocks = blocks
-        self._bank: tuple[tuple[str, ...], Bank] | None = None
-        self._packed: tuple[tuple[str | None, ...], Packed] | None = None
+        self._banks: dict[str | None, tuple[tuple[str, ...], Bank]] = {}
+        self._packed: dict[str | None, tuple[tuple[str | None, ...], Packed]] = {}
 
     def run(self, step: Step, *, terms: Mapping[str, Terms]) -> Outcome:
         """Compute a step; `terms` holds, by digest, at least the adapters of its sequences."""
-        layout = _lay_out(step, rows=self._blocks.rows)
-        executor = self._executor(layout.owners, terms)
-        hidden_td = self._backbone.hidden(
+        layout = lay_out(step, rows=self._blocks.rows)
+        executor = self._executor(step.group, layout.owners, terms)
+        backbone = self._backbone
+        if step.group is not None:
+            backbone = backbone.using(terms[step.group].weights)
+        hidden_td = backbone.hidden(
             self._tensor(layout.ids),
             positions=self._tensor(layout.places),
             attention=MixedAttention(self._blocks, positions=layout.positions, spans=layout.spans),
             executor=executor,
         )
+        call = _Call(backbone, executor, hidden_td)
         rows, wanted = _drawing(step, layout)
-        echoed = [
-            (chunk, span)
-            for chunk, span in zip(step.chunks, layout.spans, strict=True)
-            if chunk.sequence.echo is not None
-        ]
-        logits_nv = self._logits(hidden_td, wanted, executor)
-        echoes = [
-            (chunk, self._logits(hidden_td, list(range(span.first, span.last)), executor))
-            for chunk, span in echoed
-        ]
-        return Outcome(rows, logits_nv, echoes)
+        logits_nv = call.logits(wanted)
+        return Outcome(rows, logits_nv, _score(call, step, layout), _pool(step, layout, hidden_td))
 
     def warm_up(self) -> None:
         """Compute one step of every bucket of rows, so that no request pays for a first time."""
@@ -95,83 +85,105 @@ class Runner:
                 attention=MixedAttention(self._blocks, positions=nobody, spans=()),
                 executor=NOBODY,
             )
-            self._logits(hidden_td, list(range(count)), NOBODY)
+            _Call(self._backbone, NOBODY, hidden_td).logits(list(range(count)))
 
     def forget(self) -> None:
-        """Drop the bank: an adapter was dropped, or a step failed."""
-        self._bank = self._packed = None
+        """Drop the banks: an adapter was dropped, or a step failed."""
+        self._banks.clear()
+        self._packed.clear()
 
-    def _logits(self, hidden_td: Tensor, wanted: list[int], executor: Executor) -> Tensor:
-        """Return (N, V) float32; a bucket of rows is computed, so that shapes repeat."""
-        if not wanted:
-            return hidden_td.new_empty(0, self._backbone.shape.vocab, dtype=torch.float32)
-        padded = self._tensor(wanted + [wanted[0]] * (bucket(len(wanted)) - len(wanted)))
-        logits_nv = self._backbone.logits(hidden_td[padded], executor=executor.at(padded))
-        return logits_nv[: len(wanted)].float()
-
-    def _executor(self, owners: list[str | None], terms: Mapping[str, Terms]) -> Executor:
+    def _executor(
+        self, group: str | None, owners: list[str | None], terms: Mapping[str, Terms]
+    ) -> Executor:
         needed = {owner for owner in owners if owner is not None}
         if not needed:
             return NOBODY
-        digests, bank = self._bank_for(needed, terms)
+        digests, bank = self._bank_for(group, needed, terms)
         key = tuple(owners)
-        if self._packed is None or self._packed[0] != key:
+        if group not in self._packed or self._packed[group][0] != key:
             slots = {digest: slot for slot, digest in enumerate(digests, start=1)}
             slots_t = self._tensor([slots[owner] if owner else 0 for owner in owners])
-            self._packed = key, Packed(bank, slots_t)
-        return self._packed[1]
+            self._packed[group] = key, Packed(bank, slots_t)
+        return self._packed[group][1]
 
     def _bank_for(
-        self, needed: set[str], terms: Mapping[str, Terms]
+        self, group: str | None, needed: set[str], terms: Mapping[str, Terms]
     ) -> tuple[tuple[str, ...], Bank]:
         """Return a bank that has the needed adapters and not many more, as a rule the last one."""
-        if self._bank is not None:
-            held = self._bank[0]
+        if group in self._banks:
+            held = self._banks[group][0]
             if needed.issubset(held) and len(held) <= 2 * len(needed):
-                return self._bank
+                return self._banks[group]
         digests = tuple(sorted(needed))
-        self._bank = digests, Bank.of([terms[digest] for digest in digests])
-        self._packed = None
-        return self._bank
+        acting = [replace(terms[digest], weights={}) for digest in digests]
+        self._banks[group] = digests, Bank.of(acting)
+        self._packed.pop(group, None)
+        return self._banks[group]
 
     def _tensor(self, values: list[int]) -> Tensor:
         return torch.tensor(values, device=self._backbone.device)
 
 
-def _lay_out(step: Step, *, rows: int) -> _Layout:
-    """Decode rows at their slots, holes between them; then chunks; then padding."""
-    layout = _Layout([], [], [], [], [])
-    by_slot = {sequence.slot: sequence for sequence in step.decodes}
-    highest = max((sequence.slot or 0 for sequence in step.decodes), default=-1)
-    for slot in range(min(bucket(highest + 1), rows)):
-        sequence = by_slot.get(slot)
-        if sequence is None:
-            layout.add(0, 0, None)
-            layout.positions.append(None)
-        else:
-            layout.add(sequence.last_token, sequence.computed, _owner(sequence))
-            layout.positions.append(sequence.computed)
-    for chunk in step.chunks:
-        first = len(layout.ids)
-        for place in range(chunk.start, chunk.stop):
-            layout.add(chunk.sequence.prompt[place], place, _owner(chunk.sequence))
-        slot = chunk.sequence.slot or 0
-        layout.spans.append(Span(slot, first, len(layout.ids), chunk.start, chunk.stop))
-    for _ in range(bucket(len(layout.ids)) - len(layout.ids) if step.chunks else 0):
-        layout.add(0, 0, None)
-    return layout
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """One forward, from which logits are taken."""
+
+    backbone: Backbone
+    executor: Executor
+    hidden_td: Tensor
+
+    def logits(self, wanted: list[int]) -> Tensor:
+        """Return (N, V) float32; a bucket of rows is computed, so that shapes repeat."""
+        if not wanted:
+            vocab = self.backbone.shape.vocab
+            return self.hidden_td.new_empty(0, vocab, dtype=torch.float32)
+        rows = wanted + [wanted[0]] * (bucket(len(wanted)) - len(wanted))
+        padded = torch.tensor(rows, device=self.hidden_td.device)
+        executor = self.executor.at(padded)
+        logits_nv = self.backbone.logits(self.hidden_td[padded], executor=executor)
+        return logits_nv[: len(wanted)].float()
 
 
-def _drawing(step: Step, layout: _Layout) -> tuple[list[Sequence], list[int]]:
+def _drawing(step: Step, layout: Layout) -> tuple[list[Choice], list[int]]:
     """Return the sequences that draw a token in this step, and the rows they draw it from."""
     decodes = [(sequence, sequence.slot or 0) for sequence in step.decodes]
     firsts = [
         (chunk.sequence, span.last - 1)
         for chunk, span in zip(step.chunks, layout.spans, strict=True)
-        if chunk.ends_prompt
+        if chunk.ends_prompt and isinstance(chunk.sequence, Choice)
     ]
     return [row for row, _ in decodes + firsts], [place for _, place in decodes + firsts]
 
 
-def _owner(sequence: Sequence) -> str | None:
-    return sequence.adapter.digest if sequence.adapter else None
+def _score(call: _Call, step: Step, layout: Layout) -> list[tuple[Chunk, list[Drawn]]]:
+    """Score what the chunks want, a few rows' logits at a time."""
+    found: dict[int, list[Drawn]] = {}
+    by_row = [list(same) for _, same in groupby(_wanted(step, layout), lambda one: one.place)]
+    for first in range(0, len(by_row), SCORED_AT_ONCE):
+        block = by_row[first : first + SCORED_AT_ONCE]
+        logits_rv = call.logits([same[0].place for same in block])
+        asked = [Asked(row, w.token, w.top) for row, same in enumerate(block) for w in same]
+        chunks = [wanted.chunk for same in block for wanted in same]
+        for chunk, drawn in zip(chunks, score(logits_rv, asked=asked), strict=True):
+            found.setdefault(chunk, []).append(drawn)
+    return [(step.chunks[chunk], drawn) for chunk, drawn in found.items()]
+
+
+def _wanted(step: Step, layout: Layout) -> Iterator[_Wanted]:
+    for index, (chunk, span) in enumerate(zip(step.chunks, layout.spans, strict=True)):
+        scored = chunk.sequence.scored
+        if not scored:
+            continue
+        first, last = (bisect_left(scored, (row, -1)) for row in (chunk.start, chunk.stop))
+        for row, token in scored[first:last]:
+            yield _Wanted(span.first + row - chunk.start, token, chunk.sequence.top, index)
+
+
+def _pool(step: Step, layout: Layout, hidden_td: Tensor) -> list[tuple[Chunk, Tensor]]:
+    pooled = []
+    for chunk, span in zip(step.chunks, layout.spans, strict=True):
+        if chunk.sequence.pooling == "mean":
+            pooled.append((chunk, hidden_td[span.first : span.last].float().sum(0)))
+        elif chunk.sequence.pooling == "last" and chunk.ends_prompt:
+            pooled.append((chunk, hidden_td[span.last - 1].float().clone()))
+    return pooled

@@ -1,6 +1,6 @@
 """From logits to tokens, for all rows of a step at once.
 
-Shapes: n rows, v vocabulary, m of the n rows, k candidates.
+Shapes: n rows, v vocabulary, m of the n rows or tokens asked for, k candidates, r rows scored.
 Each row brings its own uniform number, so what it draws depends on its logits and its seed, not
 on the rows beside it.
 """
@@ -38,6 +38,15 @@ class Drawn:
     """Whether the row's logits were numbers at all; if not, the token means nothing."""
 
 
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A token whose logprob is wanted, the row of logits it follows, and how many others too."""
+
+    row: int
+    token: int
+    top: int = 0
+
+
 def sample(logits_nv: Tensor, *, draws: Sequence[Draw]) -> list[Drawn]:
     """Draw one token a row from float32 logits, which banned tokens are removed from in place.
 
@@ -58,12 +67,24 @@ def sample(logits_nv: Tensor, *, draws: Sequence[Draw]) -> list[Drawn]:
     return drawn
 
 
-def score(logits_nv: Tensor, *, tokens: Sequence[int], top: int) -> list[Drawn]:
-    """Report given tokens as if they had been drawn from float32 logits, one a row."""
-    draw = Draw(temperature=0.0, top_p=1.0, uniform=0.0, top_logprobs=top)
-    report = _Report(logits_nv, rows=range(len(tokens)), draws=[draw] * len(tokens))
-    found = report.of(torch.tensor(tokens, device=logits_nv.device))
-    return [Drawn(token, *found[row]) for row, token in enumerate(tokens)]
+def score(logits_rv: Tensor, *, asked: Sequence[Asked]) -> list[Drawn]:
+    """Report given tokens as if they had been drawn from float32 logits, several a row if asked."""
+    rows = [one.row for one in asked]
+    total_r = logits_rv.logsumexp(-1)
+    finite = torch.isfinite(total_r).tolist()
+    chosen_m = logits_rv[rows, [one.token for one in asked]] - total_r[rows]
+    width = min(max(one.top for one in asked), logits_rv.shape[-1])
+    top_rk, ids_rk = logits_rv.topk(width, dim=-1)
+    ids, tops = ids_rk.tolist(), (top_rk - total_r[:, None]).tolist()
+    return [
+        Drawn(
+            one.token,
+            logprob,
+            tuple(zip(ids[one.row][: one.top], tops[one.row][: one.top], strict=True)),
+            finite[one.row],
+        )
+        for one, logprob in zip(asked, chosen_m.tolist(), strict=True)
+    ]
 
 
 class _Report:

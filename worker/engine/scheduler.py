@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from worker.engine.sequence import Sequence
+from worker.engine.sequence import Choice, Sequence
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +18,7 @@ class Chunk:
 
     @property
     def ends_prompt(self) -> bool:
-        """Whether the sequence's first own token comes out of this chunk."""
+        """Whether nothing of the prompt is left after this chunk."""
         return self.stop == len(self.sequence.prompt)
 
 
@@ -26,8 +26,10 @@ class Chunk:
 class Step:
     """One forward: a token of each decoding sequence, and chunks of prompts."""
 
-    decodes: tuple[Sequence, ...]
+    decodes: tuple[Choice, ...]
     chunks: tuple[Chunk, ...]
+    group: str | None = None
+    """The adapter, by digest, that has this step to itself; None for all that share theirs."""
 
     @property
     def sequences(self) -> Iterator[Sequence]:
@@ -37,8 +39,8 @@ class Step:
 
     def alone(self) -> Iterator["Step"]:
         """Yield the same work, each sequence in a step of its own."""
-        yield from (Step((sequence,), ()) for sequence in self.decodes)
-        yield from (Step((), (chunk,)) for chunk in self.chunks)
+        yield from (Step((sequence,), (), self.group) for sequence in self.decodes)
+        yield from (Step((), (chunk,), self.group) for chunk in self.chunks)
 
 
 class Scheduler:
@@ -47,6 +49,9 @@ class Scheduler:
     Admission takes turns: first come first served, then the first of whichever adapter has the
     fewest rows running. So the head of the queue moves at every second admission whatever others
     send, and a flood for one adapter delays the others by one turn, not by the flood.
+
+    A step is for one group of sequences: all whose adapters share a batch, or those of one adapter
+    that does not. Groups that have work take turns.
     """
 
     def __init__(self, *, rows: int, prefill_tokens: int) -> None:
@@ -56,6 +61,9 @@ class Scheduler:
         self.running: list[Sequence] = []
         self._free = list(range(rows))
         self._oldest_first = True
+        self._turns: dict[str | None, int] = {}
+        """When each running group had its last step."""
+        self._steps = 0
 
     def add(self, sequence: Sequence) -> None:
         """Put a sequence at the end of the queue."""
@@ -85,12 +93,17 @@ class Scheduler:
         sequence.slot = None
 
     def next_step(self) -> Step | None:
-        """Return every decoding row and up to `prefill_tokens` of prompts, or None if idle."""
+        """Return a step of the group whose turn it is, or None if nothing runs.
+
+        It has a token of every decoding row and up to `prefill_tokens` of prompts.
+        """
         if not self.running:
             return None
-        decodes = tuple(sequence for sequence in self.running if not sequence.prefilling)
-        prefilling = [sequence for sequence in self.running if sequence.prefilling]
-        return Step(decodes, tuple(self._chunks(prefilling)))
+        group = self._next_group()
+        members = [sequence for sequence in self.running if sequence.footing.group == group]
+        decodes = [s for s in members if isinstance(s, Choice) and not s.prefilling]
+        prefilling = [sequence for sequence in members if sequence.prefilling]
+        return Step(tuple(decodes), tuple(self._chunks(prefilling)), group)
 
     def compact(self, *, rows: int) -> Iterator[tuple[Sequence, int]]:
         """Move running sequences from the highest slots into holes, until all lie below `rows`.
@@ -103,6 +116,15 @@ class Scheduler:
                 return
             sequence.slot = heapq.heapreplace(self._free, source)
             yield sequence, source
+
+    def _next_group(self) -> str | None:
+        """Return the group that has waited longest, a new one before all others."""
+        groups = dict.fromkeys(sequence.footing.group for sequence in self.running)
+        self._turns = {group: self._turns.get(group, -1) for group in groups}
+        chosen = min(self._turns, key=self._turns.__getitem__)
+        self._turns[chosen] = self._steps
+        self._steps += 1
+        return chosen
 
     def _least_served(self, ready: list[Sequence]) -> Sequence:
         served = Counter(_adapter_of(sequence) for sequence in self.running)

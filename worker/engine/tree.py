@@ -27,8 +27,8 @@ class Tree:
     parents: list[int] = field(default_factory=list)
     depths: list[int] = field(default_factory=list)
     """1 for what directly follows the prompt."""
-    _children: dict[tuple[int, int], int] = field(default_factory=dict)
-    _ancestors: Tensor | None = None
+    _children: dict[tuple[int, int], int] = field(default_factory=dict, init=False)
+    _ancestors: Tensor | None = field(default=None, init=False)
 
     def add(self, continuation: Continuation) -> list[tuple[int, int]]:
         """Grow by a continuation; return its scored tokens with the nodes they follow.
@@ -69,7 +69,6 @@ class Tree:
         if first < stop:
             related_nn = self._related()[first - trunk : stop - trunk, : stop - trunk]
             visible_ts[first - start :, trunk:] &= related_nn
-        visible_ts[: first - start, trunk:] = False
         return visible_ts
 
     def _child(self, node: int, token: int) -> int:

@@ -42,8 +42,11 @@ class Progress(msgspec.Struct, kw_only=True):
 
     run_digest: str
     step: int = 0
-    epochs_finished: int = 0
+    measured_step: int = 0
+    """The last step at which the run was measured and shown."""
     trained_tokens: int = 0
+    seconds: float = 0.0
+    """Spent on steps; evaluations and checkpoints are not counted."""
     history: list[StepValues] = []
 
     def latest(self) -> dict[str, float]:

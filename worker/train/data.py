@@ -3,14 +3,12 @@
 Shapes: t rows of a packed stream, n rows whose next token is a label.
 """
 
-import hashlib
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import IO, TypeVar
+from typing import IO, Protocol, TypeVar
 
 import msgspec
 import numpy as np
@@ -19,19 +17,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from core.errors import InvalidData, InvalidRequest
-from models.dataset import (
-    REPORTED_PROBLEMS,
-    AnyTurn,
-    AssistantTurn,
-    ChatRow,
-    CompletionRow,
-    Row,
-    inspect,
-    iterate,
-)
+from models.dataset import REPORTED_PROBLEMS, Row, inspect, iterate
 from models.dataset_problems import Problem
-from models.nn.chat import Example, Renderer
-from models.nn.messages import Message
+from models.nn.chat import Example
 
 ScalarT = TypeVar("ScalarT", bound=np.generic)
 
@@ -78,11 +66,10 @@ class Examples:
         bounds = np.cumsum([0, *lengths]).tolist()
         labelled_t[bounds[:-1]] = False  # nothing precedes a first token
         rows_n = np.flatnonzero(labelled_t[1:])
-        positions_t = np.concatenate([np.arange(length) for length in lengths])
         return Stream(
+            rows=tuple(rows),
             ids_t=torch.from_numpy(ids_t).to(device),
-            positions_t=torch.from_numpy(positions_t).to(device),
-            sequences=list(pairwise(bounds)),
+            lengths=tuple(lengths),
             rows_n=torch.from_numpy(rows_n).to(device),
             targets_n=torch.from_numpy(ids_t[rows_n + 1]).to(device),
         )
@@ -93,11 +80,12 @@ class Examples:
 
 @dataclass(frozen=True)
 class Stream:
-    """One micro-batch: sequences end to end, and which rows predict which labels."""
+    """One micro-batch: sequences end to end, and which of their rows predict which labels."""
 
+    rows: tuple[int, ...]
+    """The data set's own rows."""
     ids_t: Tensor
-    positions_t: Tensor
-    sequences: list[tuple[int, int]]
+    lengths: tuple[int, ...]
     rows_n: Tensor
     targets_n: Tensor
 
@@ -106,26 +94,28 @@ def read_examples(
     path: Path,
     *,
     folder: Path,
-    renderer: Renderer,
+    render: Callable[[Row], Example],
     max_length: int,
     param: str,
+    cut: "Cut | None" = None,
     stay_alive: Callable[[], None] = lambda: None,
 ) -> Examples:
-    """Tokenise a file; `InvalidData` names its problems, by line.
+    """Tokenise a file by `render`; `InvalidData` names its problems, by line.
 
     The tokens go to files of `folder` without names, which end with the process.
-    Rows longer than `max_length` tokens are cut; those that keep no label are dropped; both are
-    counted. A file of which nothing is left raises `InvalidRequest`.
+    Rows longer than `max_length` tokens are cut by `cut` (`keep_start` if none is given); a file
+    of which nothing is left raises `InvalidRequest`.
     """
     offsets, counts = array("q", [0]), DataCounts()
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     with TemporaryFile(dir=folder) as ids, TemporaryFile(dir=folder) as labelled:
         for line, row in iterate(path):
             stay_alive()
-            example = _render(row, line=line, renderer=renderer)
+            example = _render(row, line=line, render=render)
             if isinstance(example, Problem):
                 raise _invalid(path, problem=example, param=param)
-            if kept := _cut(example, line=line, max_length=max_length, counts=counts):
+            kept = (cut or keep_start)(example, line=line, max_length=max_length, counts=counts)
+            if kept is not None:
                 ids.write(array("i", kept.ids))
                 labelled.write(bytes(kept.labelled))
                 offsets.append(offsets[-1] + len(kept.ids))
@@ -143,8 +133,19 @@ def _map(file: IO[bytes], dtype: type[ScalarT]) -> NDArray[ScalarT]:
     return np.memmap(file, dtype=dtype, mode="r")
 
 
-def _cut(example: Example, *, line: int, max_length: int, counts: DataCounts) -> Example | None:
-    """Return and count what is kept of an example, if that has anything to learn."""
+class Cut(Protocol):
+    """Returns what is kept of an example, and counts what became of it."""
+
+    def __call__(
+        self, example: Example, /, *, line: int, max_length: int, counts: DataCounts
+    ) -> Example | None:
+        """Return it, or None where the row is dropped."""
+
+
+def keep_start(
+    example: Example, *, line: int, max_length: int, counts: DataCounts
+) -> Example | None:
+    """Keep the start of a long example, and drop one that has nothing to learn there."""
     kept = Example(example.ids[:max_length], example.labelled[:max_length])
     labels = sum(kept.labelled[1:])
     counts.rows_truncated += len(example.ids) > max_length
@@ -153,29 +154,40 @@ def _cut(example: Example, *, line: int, max_length: int, counts: DataCounts) ->
         if len(counts.dropped_lines) < REPORTED_PROBLEMS:
             counts.dropped_lines.append(line)
         return None
-    counts.rows_kept += 1
-    counts.labelled_tokens += labels
-    counts.longest_row = max(counts.longest_row, len(kept.ids))
+    _count(kept, labels=labels, counts=counts)
     return kept
 
 
-def _render(row: Row | Problem, *, line: int, renderer: Renderer) -> Example | Problem:
+def keep_end(
+    example: Example,
+    *,
+    line: int,  # noqa: ARG001 - no row is dropped
+    max_length: int,
+    counts: DataCounts,
+) -> Example:
+    """Keep the end of a long question, where its answer would begin; it has one label."""
+    kept = Example(example.ids[-max_length:], example.labelled[-max_length:])
+    counts.rows_truncated += len(example.ids) > max_length
+    _count(kept, labels=1, counts=counts)
+    return kept
+
+
+def _count(kept: Example, *, labels: int, counts: DataCounts) -> None:
+    counts.rows_kept += 1
+    counts.labelled_tokens += labels
+    counts.longest_row = max(counts.longest_row, len(kept.ids))
+
+
+def _render(
+    row: Row | Problem, *, line: int, render: Callable[[Row], Example]
+) -> Example | Problem:
     """Tokenise one row; what the base's template refuses is a problem of that row."""
     if isinstance(row, Problem):
         return row
     try:
-        if isinstance(row, ChatRow):
-            return renderer.example([_message(turn) for turn in row.messages])
-        if isinstance(row, CompletionRow):
-            return renderer.completion_example(row.prompt, row.completion)
-        return renderer.text_example(row.text)
+        return render(row)
     except InvalidRequest as error:
         return Problem(line=line, code=error.code, message=error.message, param=error.param)
-
-
-def _message(turn: AnyTurn) -> Message:
-    weight = turn.weight if isinstance(turn, AssistantTurn) else None
-    return {"role": turn.role, "content": turn.text, "weight": weight}
 
 
 def _nothing_left(counts: DataCounts, *, max_length: int, param: str) -> InvalidRequest:
@@ -197,14 +209,6 @@ def _invalid(path: Path, *, problem: Problem, param: str) -> InvalidData:
         param=param,
         problems=[msgspec.to_builtins(problem)],
     )
-
-
-def epoch_order(rows: int, *, seed: int, epoch: int) -> NDArray[np.int64]:
-    """Return the order of rows in an epoch, a function of seed and epoch alone."""
-    digest = hashlib.blake2b(f"{seed}/{epoch}".encode(), digest_size=8).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
-    order: NDArray[np.int64] = torch.randperm(rows, generator=generator).numpy()
-    return order
 
 
 def micro_batches(

@@ -31,14 +31,11 @@ def rate_factor(step: int, *, loop: LoopSpec, total_steps: int) -> float:
 class Optimizer:
     """AdamW (Loshchilov and Hutter, arXiv 1711.05101) with the norm of all gradients clipped."""
 
-    def __init__(
-        self, tensors: Mapping[str, Tensor], *, method: Method, loop: LoopSpec, total_steps: int
-    ) -> None:
-        self._tensors = tensors
+    def __init__(self, tensors: Mapping[str, Tensor], *, method: Method, loop: LoopSpec) -> None:
+        self._tensors = {name: t for name, t in tensors.items() if method.is_trained(name)}
         self._loop = loop
-        self._total_steps = total_steps
         scales: dict[float, list[Tensor]] = {}
-        for name, tensor in tensors.items():
+        for name, tensor in self._tensors.items():
             scales.setdefault(method.learning_rate_scale(name), []).append(tensor)
         self._scales = list(scales)
         self._adamw = torch.optim.AdamW(
@@ -48,10 +45,11 @@ class Optimizer:
             fused=True,
         )
 
-    def learning_rate(self, step: int) -> float:
+    def learning_rate(self, step: int, *, total_steps: int) -> float:
         """Return the rate of `step` (from 0) before any scale of a single tensor."""
-        factor = rate_factor(step, loop=self._loop, total_steps=self._total_steps)
-        return self._loop.learning_rate * factor
+        return self._loop.learning_rate * rate_factor(
+            step, loop=self._loop, total_steps=total_steps
+        )
 
     def normalise(self, labelled_tokens: int) -> Tensor:
         """Turn gradients of a sum into those of a mean, clip them; return their norm before that.
@@ -62,10 +60,10 @@ class Optimizer:
         torch._foreach_div_(gradients, float(labelled_tokens))
         return torch.nn.utils.clip_grad_norm_(self._tensors.values(), self._loop.max_grad_norm)
 
-    def step(self, step: int) -> None:
-        """Move the tensors and forget the gradients."""
+    def step(self, rate: float) -> None:
+        """Move the tensors at this learning rate and forget the gradients."""
         for group, scale in zip(self._adamw.param_groups, self._scales, strict=True):
-            group["lr"] = self.learning_rate(step) * scale
+            group["lr"] = rate * scale
         self._adamw.step()
         self.forget()
 

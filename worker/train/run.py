@@ -8,6 +8,7 @@ import ctypes
 import hashlib
 import json
 import logging
+import resource
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,14 +20,14 @@ from torch import Tensor
 from core.bases import hash_file
 from core.errors import GraftworkError, InvalidData, InvalidRequest
 from core.faults import crash_point
-from models.nn.artifact import load_artifact
+from models.nn.artifact import load_training_tensors
 from models.nn.backbone import Backbone, pick_dtype
-from models.nn.chat import Renderer
-from models.spec import Failed, Stopped, Succeeded, TrainOrder, TrainSpec, Validated
+from models.nn.methods.base import Method
+from models.spec import Failed, Stopped, Succeeded, TrainOrder, TrainSpec
 from worker.train.checkpoint import Checkpoints, Progress, Snapshot, load
-from worker.train.data import Examples, read_examples
-from worker.train.loop import Loop, Run
+from worker.train.loop import Loop
 from worker.train.report import Channel, Interrupted, write_results
+from worker.train.setup import begin, prepare
 
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # of glibc's malloc.h
 _OUT_OF_MEMORY = Failed(
@@ -60,54 +61,55 @@ def train(order: TrainOrder, channel: Channel) -> None:
     """Carry out an order from its files to a folder to publish, or to a saved pause."""
     spec = TrainSpec.model_validate(order.spec)
     device = prepare_torch(order)
-    base_folder = Path(order.base_folder)
-    backbone = Backbone.load(base_folder, dtype=pick_training_dtype(spec, device), device=device)
-    training, validation = read_data(order, spec, backbone, channel)
-    report = report_on(training, validation)
-    channel.say(Validated(report=report))
-
+    dtype = pick_training_dtype(spec, device)
+    backbone = Backbone.load(Path(order.base_folder), dtype=dtype, device=device)
     checkpoints = Checkpoints(Path(order.work_folder))
-    start = find_start(order, spec, backbone, checkpoints)
-    run = Run(
-        backbone=backbone,
-        method=spec.method,
-        tensors={
-            name: place(start.tensors[name], device)  # in one order always: sums depend on it
-            for name in spec.method.tensors(backbone.shape)
-        },
-        loop=spec.loop,
-        seed=spec.seed,
-        training=training,
-        validation=validation,
-        provenance={**order.provenance, "seed": spec.seed, "data": report},
+    setup = prepare(order, spec, backbone=backbone, channel=channel)
+    start = find_start(
+        order, setup.method, seed=spec.seed, backbone=backbone, checkpoints=checkpoints
     )
     loop = Loop(
-        run,
+        begin(setup, start, spec=spec, backbone=backbone, channel=channel),
+        progress=start.progress,
         channel=channel,
         checkpoints=checkpoints,
-        start=start,
         resume_seconds=order.resume_seconds,
     )
     try:
-        adapter_folder = loop.run()
+        adapter_folder = loop.train()
     except Interrupted:
         channel.say(Stopped(step=loop.progress.step))
         return
-    channel.say(conclude(order, loop.progress, adapter_folder))
+    channel.say(conclude(order, loop, adapter_folder))
 
 
-def conclude(order: TrainOrder, progress: Progress, adapter_folder: Path) -> Succeeded:
+def conclude(order: TrainOrder, loop: Loop, adapter_folder: Path) -> Succeeded:
     """Write the results of a run that has come to its end; return what is said of it."""
-    results = Path(order.work_folder) / "results.csv"
+    results, progress = Path(order.work_folder) / "results.csv", loop.progress
     write_results(results, progress.history)
     crash_point("before-succeeded")
+    seconds = max(progress.seconds, 1e-9)
     return Succeeded(
         step=progress.step,
         adapter_folder=str(adapter_folder),
         results_file=str(results),
         metrics=progress.latest(),
         trained_tokens=progress.trained_tokens,
+        method=loop.run.method.model_dump(mode="json", by_alias=True),
+        usage={
+            "train_seconds": progress.seconds,
+            "tokens_per_second": progress.trained_tokens / seconds,
+            "peak_bytes": peak_bytes(loop.run.backbone),
+        },
     )
+
+
+def peak_bytes(backbone: Backbone) -> int:
+    """Return the most memory that this process had: the device's, where there is one."""
+    if backbone.device.type == "cuda":
+        return torch.cuda.max_memory_allocated(backbone.device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def prepare_torch(order: TrainOrder) -> str:
@@ -137,39 +139,8 @@ def pick_training_dtype(spec: TrainSpec, device: str) -> torch.dtype:
     return {"float32": torch.float32, "bfloat16": torch.bfloat16}[spec.loop.dtype]
 
 
-def read_data(
-    order: TrainOrder, spec: TrainSpec, backbone: Backbone, channel: Channel
-) -> tuple[Examples, Examples | None]:
-    """Tokenise the training file and, if there is one, the validation file."""
-    renderer = Renderer.load(Path(order.base_folder))
-    max_length = min(spec.loop.max_sequence_length, backbone.shape.context)
-
-    def read(path: str, param: str) -> Examples:
-        return read_examples(
-            Path(path),
-            folder=Path(order.work_folder),
-            renderer=renderer,
-            max_length=max_length,
-            param=param,
-            stay_alive=channel.stay_alive,
-        )
-
-    training = read(order.training_file, "training_file")
-    if order.validation_file is None:
-        return training, None
-    return training, read(order.validation_file, "validation_file")
-
-
-def report_on(training: Examples, validation: Examples | None) -> dict[str, Any]:
-    """Return what became of the rows, those of the validation file below a key of its own."""
-    report: dict[str, Any] = msgspec.to_builtins(training.counts)
-    if validation is not None:
-        report["validation"] = msgspec.to_builtins(validation.counts)
-    return report
-
-
 def find_start(
-    order: TrainOrder, spec: TrainSpec, backbone: Backbone, checkpoints: Checkpoints
+    order: TrainOrder, method: Method, *, seed: int, backbone: Backbone, checkpoints: Checkpoints
 ) -> Snapshot:
     """Return where to go on: at a checkpoint, at a parent adapter, or at fresh tensors."""
     digest = digest_of(order)
@@ -177,19 +148,18 @@ def find_start(
     if folder is not None:
         return load(folder, run_digest=digest)
     if order.parent_folder is not None:
-        tensors = read_parent(Path(order.parent_folder), spec, backbone)
+        tensors = read_parent(Path(order.parent_folder), method, backbone)
     else:
-        generator = torch.Generator().manual_seed(spec.seed)
-        tensors = spec.method.init(backbone.base, generator)
+        tensors = method.init(backbone.base, torch.Generator().manual_seed(seed))
     return Snapshot(tensors, {}, Progress(run_digest=digest))
 
 
-def read_parent(folder: Path, spec: TrainSpec, backbone: Backbone) -> dict[str, Tensor]:
+def read_parent(folder: Path, method: Method, backbone: Backbone) -> dict[str, Tensor]:
     """Return the tensors of the adapter to go on from, which must be alike."""
-    parent = load_artifact(folder, shape=backbone.shape)
-    expected = spec.method.tensors(backbone.shape)
+    parent = load_training_tensors(folder, shape=backbone.shape)
+    expected = method.tensors(backbone.shape)
     found = {name: tuple(tensor.shape) for name, tensor in parent.tensors.items()}
-    if parent.method.kind != spec.method.kind or found != expected:
+    if parent.method.kind != method.kind or found != expected:
         raise InvalidRequest(
             f"The adapter to continue from is {parent.method.model_dump_json()}; a job that "
             "continues it must have the same method with tensors of the same dimensions.",
@@ -210,11 +180,6 @@ def digest_of(order: TrainOrder) -> str:
         "files": [hash_file(Path(path)) if path else None for path in files],
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def place(tensor: Tensor, device: str) -> Tensor:
-    """Return a float32 master on the device that gathers gradients."""
-    return tensor.to(device, torch.float32, copy=True).requires_grad_()
 
 
 def is_out_of_memory(error: Exception) -> bool:

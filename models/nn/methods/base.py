@@ -65,6 +65,8 @@ class Method(BaseModel):
     """What a job's learning-rate multiplier multiplies."""
     peft_type: ClassVar[str | None] = None
     """The type of PEFT files that `from_peft` reads."""
+    other_peft_types: ClassVar[tuple[str, ...]] = ()
+    """Further types that it reads."""
 
     kind: str
     """Overridden by `Literal["name"] = Field("name", alias="type")`."""
@@ -187,5 +189,5 @@ class Method(BaseModel):
     def from_peft(
         cls, config: Mapping[str, Any], t: Mapping[str, Tensor], shape: Shape
     ) -> tuple[Self, dict[str, Tensor]]:
-        """Read a file of `peft_type`; `InvalidRequest` names what it uses that this cannot do."""
+        """Read a file of these types; `InvalidRequest` names what it uses that this cannot do."""
         raise NotImplementedError

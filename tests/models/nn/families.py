@@ -1,17 +1,20 @@
 """Tiny random networks, one or more for each admitted family, and ways to run them."""
 
-from itertools import pairwise
+from collections.abc import Sequence
+from itertools import zip_longest
 from typing import Any
 
 import torch
 import transformers
 from torch import Tensor
 
-from models.nn.attention import PackedCausal
+from models.nn.attention import PackedCausal, Span
 from models.nn.backbone import Backbone
-from models.nn.executors import NOBODY, Executor, Segment, Segments
+from models.nn.executors import NOBODY, Executor
+from models.nn.forward import Part, forward
 from models.nn.methods.base import Method
-from models.nn.terms import Terms
+from models.nn.prefix import Prefix
+from models.nn.terms import KeysValues, Terms
 
 VOCAB = 97
 _COMMON = {
@@ -86,31 +89,57 @@ def random_ids(count: int, *, seed: int = 0) -> Tensor:
 
 
 def random_tensors(method: Method, backbone: Backbone, *, seed: int = 0) -> dict[str, Tensor]:
-    """Return a method's tensors moved away from where they start."""
+    """Return a method's tensors, the trained ones moved away from where they start."""
     generator = torch.Generator().manual_seed(seed)
     return {
         name: tensor + 0.2 * torch.randn(tensor.shape, generator=generator)
+        if method.is_trained(name)
+        else tensor
         for name, tensor in method.init(backbone.base, generator).items()
     }
 
 
 def run(
-    backbone: Backbone, ids: Tensor, *, executor: Executor = NOBODY, lengths: tuple[int, ...] = ()
+    backbone: Backbone,
+    ids: Tensor,
+    *,
+    executor: Executor = NOBODY,
+    lengths: tuple[int, ...] = (),
+    prefixes: Sequence[Prefix | None] = (),
 ) -> Tensor:
-    """Return the logits of every row of sequences laid end to end; one sequence by default."""
-    bounds = [0]
-    for length in lengths or (len(ids),):
-        bounds.append(bounds[-1] + length)
-    sequences = list(pairwise(bounds))
-    positions = torch.cat([torch.arange(stop - start) for start, stop in sequences])
-    attention = PackedCausal(sequences)
-    hidden = backbone.hidden(ids, positions=positions, attention=attention, executor=executor)
+    """Return the logits of every row of sequences laid end to end; one sequence by default.
+
+    `prefixes` holds what stands before each sequence.
+    """
+    lengths = lengths or (len(ids),)
+    spans, positions = [], []
+    start = 0
+    for length, prefix in zip_longest(lengths, prefixes):
+        static = prefix and _as_terms(prefix)
+        spans.append(Span(start, start + length, static))
+        positions.append(torch.arange(length) + (prefix.rows if prefix else 0))
+        start += length
+    hidden = backbone.hidden(
+        ids, positions=torch.cat(positions), attention=PackedCausal(spans), executor=executor
+    )
     return backbone.logits(hidden, executor=executor.at(torch.arange(len(ids))))
+
+
+def _as_terms(prefix: Prefix) -> dict[int, KeysValues]:
+    pairs = zip(prefix.keys, prefix.values, strict=True)
+    return {layer: KeysValues(keys, values) for layer, (keys, values) in enumerate(pairs)}
 
 
 def run_alone(
     backbone: Backbone, ids: Tensor, *, method: Method, tensors: dict[str, Tensor]
 ) -> Tensor:
-    """Return the logits of one sequence under one adapter."""
-    terms = Terms.of(method, tensors, backbone.base)
-    return run(backbone, ids, executor=Segments([Segment(0, len(ids), terms)]))
+    """Return the logits of one sequence under one adapter, without a cache."""
+    return run_terms(backbone, ids, terms=Terms.of(method, tensors, backbone.base))
+
+
+def run_terms(
+    backbone: Backbone, ids: Tensor, *, terms: Terms, lengths: tuple[int, ...] = ()
+) -> Tensor:
+    """Return the logits of sequences under one adapter's terms, without a cache."""
+    states = forward(backbone, [Part(ids, lengths or (len(ids),), terms)])
+    return states.logits(states.hidden_td, torch.arange(len(ids)))

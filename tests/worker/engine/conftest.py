@@ -13,15 +13,22 @@ from core.bases import write_manifest
 from core.settings import ComputeSettings, EngineSettings, Settings
 from core.store import Store
 from models.nn.artifact import save_artifact
-from models.nn.backbone import Backbone
+from models.nn.backbone import Backbone, Base
 from models.nn.chat import Renderer
-from models.nn.methods import parse_method
+from models.nn.forward import Part, forward
+from models.nn.head import pool
+from models.nn.methods import METHODS, parse_method
+from models.nn.methods.base import Method
+from models.nn.problem import Pair
+from models.nn.terms import Pooling
 from models.spec import AdapterRef, GenerateDelta, GenerateRequest, GenerateStart, TokenChoice
+from tests.models.nn.families import random_tensors
 from tests.tiny import make_tiny_base
 from worker.engine.engine import Engine
 
 BASE = "tiny"
-METHODS = (
+LABELS = ("no", "maybe", "yes")
+BLOCKS = (
     {"type": "lora", "rank": 2},
     {"type": "lora", "rank": 4, "alpha": 8.0},
     {"type": "ia3"},
@@ -70,7 +77,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     store = Store(settings.store)
     adapters = [
         put_adapter(store, data / f"adapter-{i}", backbone=backbone, block=block, seed=i)
-        for i, block in enumerate(METHODS)
+        for i, block in enumerate(BLOCKS)
     ]
     return World(settings, backbone, renderer, adapters, store)
 
@@ -85,23 +92,97 @@ def put_adapter(
     folder: Path,
     *,
     backbone: Backbone,
-    block: dict[str, Any],
+    block: dict[str, Any] | Method,
     seed: int,
     provenance: dict[str, Any] | None = None,
     spoil: Callable[[dict[str, torch.Tensor]], object] = lambda tensors: None,
+    problem: "TinyProblem | None" = None,
 ) -> AdapterRef:
     """Store an adapter whose tensors are far from the identity."""
-    method = parse_method(block)
-    generator = torch.Generator().manual_seed(seed)
-    tensors = {
-        name: tensor + 0.2 * torch.randn(tensor.shape, generator=generator)
-        for name, tensor in method.init(backbone.base, generator).items()
-    }
+    method = block if isinstance(block, Method) else parse_method(block)
+    tensors = random_tensors(method, backbone, seed=seed)
     spoil(tensors)
+    if problem is not None and "demonstrations" in method.sites:
+        tensors, _ = method.search(tensors, problem, step=0, generator=torch.Generator())
     save_artifact(
         folder, method=method, tensors=tensors, base=backbone.base, provenance=provenance or {}
     )
     return AdapterRef(name=folder.name, digest=store.put_tree(folder))
+
+
+@dataclass(frozen=True)
+class TinyProblem:
+    """A few rows, for what methods take from data before they begin."""
+
+    renderer: Renderer
+    backbone: Backbone
+    pairs: tuple[Pair, ...] = tuple(
+        Pair(f"{word} {index}", LABELS[index % 3]) for index, word in enumerate(["is it", "so"] * 3)
+    )
+
+    @property
+    def base(self) -> Base:
+        return self.backbone.base
+
+    def text_features(self, texts: Sequence[str], pooling: Pooling) -> torch.Tensor:
+        ids = [self.renderer.encode(text) for text in texts]
+        lengths = tuple(map(len, ids))
+        with torch.inference_mode():
+            states = forward(self.backbone, [Part(torch.tensor(sum(ids, [])), lengths)])
+            return pool(states.hidden_td, lengths, pooling=pooling)
+
+    def features(self, pooling: Pooling) -> torch.Tensor:
+        return self.text_features([pair.prompt for pair in self.pairs], pooling)
+
+    def encode(self, text: str) -> list[int]:
+        return self.renderer.encode(text)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self.renderer.decode(ids)
+
+    def loss(self, t: Any, *, step: int) -> torch.Tensor:
+        raise NotImplementedError
+
+    def check(self) -> None:
+        pass
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A stored adapter of one example of one method."""
+
+    id: str
+    method: Method
+    adapter: AdapterRef
+    form: str
+    system: str | None
+
+
+@pytest.fixture(scope="session")
+def kinds(world: World) -> list[Kind]:
+    """Every example of every method there is, trained by nothing but noise."""
+    problem = TinyProblem(world.renderer, world.backbone)
+    examples = [(cls, example) for cls in METHODS.values() for example in cls.examples]
+    return [
+        store_kind(world, cls(**example), problem=problem, number=number)
+        for number, (cls, example) in enumerate(examples)
+    ]
+
+
+def store_kind(world: World, method: Method, *, problem: TinyProblem, number: int) -> Kind:
+    name = f"{method.kind}-{number}"
+    form, system = [("chat", None), ("completion", None), ("chat", "Be brief.")][number % 3]
+    method = method.adapt(problem, torch.Generator().manual_seed(number))
+    adapter = put_adapter(
+        world.store,
+        world.settings.data_folder / name,
+        backbone=world.backbone,
+        block=method,
+        seed=number,
+        provenance={"prompt": {"format": form, "system": system}},
+        problem=problem,
+    )
+    return Kind(name, method, adapter, form, system)
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from worker.engine.sampler import CANDIDATES, Draw, sample, score
+from worker.engine.sampler import CANDIDATES, Asked, Draw, sample, score
 
 VOCAB = 1000
 
@@ -87,12 +87,18 @@ def test_logprobs_are_of_the_untempered_and_unbanned_distribution() -> None:
 
 def test_given_tokens_are_scored() -> None:
     table = logits(3)
-    scored = score(table, tokens=[5, 6, 7], top=1)
-    assert [d.token for d in scored] == [5, 6, 7]
-    assert [d.logprob for d in scored] == pytest.approx(
-        [float(table.log_softmax(-1)[i, 5 + i]) for i in range(3)], abs=1e-5
+    table[2, 3] = torch.nan
+    asked = [Asked(0, 5, 1), Asked(1, 6, 2), Asked(1, 7), Asked(2, 7)]
+    scored = score(table, asked=asked)
+    expected = table.log_softmax(-1)
+    assert [d.token for d in scored] == [5, 6, 7, 7]
+    assert [d.logprob for d in scored[:3]] == pytest.approx(
+        [float(expected[row, token]) for row, token in ((0, 5), (1, 6), (1, 7))], abs=1e-5
     )
-    assert [d.top[0][0] for d in scored] == table.argmax(-1).tolist()
+    assert scored[0].top[0][0] == int(table[0].argmax())
+    assert [token for token, _ in scored[1].top] == table[1].topk(2).indices.tolist()
+    assert scored[2].top == ()
+    assert [d.finite for d in scored] == [True, True, True, False]
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

@@ -5,15 +5,22 @@ from typing import Any, cast
 
 from models.spec import AdapterRef, SamplingSpec
 from worker.engine.scheduler import Scheduler, Step
-from worker.engine.sequence import Sequence
+from worker.engine.sequence import Choice, Footing, Sequence
 from worker.engine.text import TextStream
 
 
-def row(length: int, adapter: str | None = None) -> Sequence:
+def row(length: int, adapter: str | None = None, *, group: str | None = None) -> Choice:
     ref = AdapterRef(adapter, adapter) if adapter else None
-    generation = SimpleNamespace(adapter=ref, sampling=SamplingSpec())
-    text = TextStream(bytes_of=lambda token: b"")
-    return Sequence(cast("Any", generation), 0, [1] * length, limit=4, seed=0, text=text)
+    request = SimpleNamespace(adapter=ref, sampling=SamplingSpec())
+    return Choice(
+        request=cast("Any", request),
+        index=0,
+        prompt=[1] * length,
+        footing=Footing(group=group),
+        limit=4,
+        seed=0,
+        text=TextStream(bytes_of=lambda token: b""),
+    )
 
 
 def make(rows: int, prefill_tokens: int, *sequences: Sequence) -> Scheduler:
@@ -127,3 +134,29 @@ def test_steps_can_be_taken_apart() -> None:
     assert step is not None
     parts = list(step.alone())
     assert [list(part.sequences) for part in parts] == [[rows[0]], [rows[1]]]
+
+
+def test_adapters_that_share_no_step_take_turns_with_the_others() -> None:
+    shared, first, second = row(1), row(1, "a", group="a"), row(1, "b", group="b")
+    scheduler = make(4, 8, shared, row(2, "c"), first, second)
+    scheduler.admit(everybody)
+    for sequence in scheduler.running:
+        sequence.computed = len(sequence.prompt)
+    steps = [scheduler.next_step() for _ in range(7)]
+    assert [step.group for step in steps if step] == [None, "a", "b", None, "a", "b", None]
+    assert [len(step.decodes) for step in steps if step] == [2, 1, 1, 2, 1, 1, 2]
+    scheduler.remove(first)
+    steps = [scheduler.next_step() for _ in range(4)]
+    assert [step.group for step in steps if step] == ["b", None, "b", None]
+
+
+def test_a_new_group_has_the_next_step() -> None:
+    scheduler = make(3, 8, row(9), row(9, "a", group="a"))
+    scheduler.admit(everybody)
+    for _ in range(5):
+        advance(scheduler.next_step())
+    scheduler.add(row(1, "b", group="b"))
+    scheduler.admit(everybody)
+    step = scheduler.next_step()
+    assert step is not None
+    assert step.group == "b"

@@ -14,7 +14,7 @@ def snapshot(step=0):
     return Snapshot(
         {"a": torch.tensor([0.1, 2.0])},
         {"exp_avg.a": torch.tensor([3.0, 4.0]), "step.a": torch.tensor(5.0)},
-        Progress(run_digest="r", step=step, epochs_finished=1, trained_tokens=7, history=history),
+        Progress(run_digest="r", step=step, measured_step=1, trained_tokens=7, history=history),
     )
 
 

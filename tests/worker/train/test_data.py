@@ -1,12 +1,14 @@
 import json
 import tracemalloc
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 
 from core.errors import InvalidData, InvalidRequest
-from worker.train.data import epoch_order, micro_batches, read_examples
+from worker.train.data import micro_batches, read_examples
+from worker.train.rows import render_example
 
 
 @pytest.fixture
@@ -17,7 +19,7 @@ def read(tmp_path, renderer):
         return read_examples(
             path,
             folder=tmp_path / "work",
-            renderer=renderer,
+            render=partial(render_example, renderer=renderer),
             max_length=max_length,
             param="training_file",
         )
@@ -95,11 +97,8 @@ def test_what_the_template_refuses_is_a_problem_of_its_line(read, renderer, monk
 def test_a_stream_predicts_labels_within_each_sequence(read):
     examples = read([chat("Hello", "Hi"), {"messages": chat("a", "b")["messages"][1:]}])
     stream = examples.pack([1, 0], device="cpu")
-    assert stream.sequences == [(0, examples.length(1)), (examples.length(1), len(stream.ids_t))]
-    assert stream.positions_t.tolist() == [
-        *range(examples.length(1)),
-        *range(examples.length(0)),
-    ]
+    assert stream.rows == (1, 0)
+    assert stream.lengths == (examples.length(1), examples.length(0))
     assert (stream.ids_t[stream.rows_n + 1] == stream.targets_n).all()
     assert len(stream.rows_n) == examples.labels([0, 1])
 
@@ -122,17 +121,6 @@ def test_memory_does_not_grow_with_the_tokens(read, tmp_path):
     assert examples.counts.tokens == 2000 * 501
     assert peak - 2 * len(rows) < 500_000  # the text of the test itself, and a byte for two tokens
     assert not list((tmp_path / "work").iterdir())
-
-
-def test_an_order_takes_eight_bytes_a_row():
-    assert epoch_order(1000, seed=1, epoch=0).nbytes == 8000
-
-
-def test_order_is_a_function_of_seed_and_epoch():
-    assert np.array_equal(epoch_order(50, seed=1, epoch=0), epoch_order(50, seed=1, epoch=0))
-    orders = {tuple(epoch_order(50, seed=s, epoch=e)) for s in range(2) for e in range(2)}
-    assert len(orders) == 4
-    assert all(sorted(order) == list(range(50)) for order in orders)
 
 
 def test_micro_batches_keep_to_their_budget(read):

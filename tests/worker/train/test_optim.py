@@ -35,7 +35,7 @@ def test_one_step_learns_at_the_full_rate():
 
 def test_gradients_of_a_sum_become_those_of_a_mean_and_are_clipped():
     tensor = torch.zeros(4, requires_grad=True)
-    optimizer = Optimizer({"a": tensor}, method=LORA, loop=loop(), total_steps=1)
+    optimizer = Optimizer({"a": tensor}, method=LORA, loop=loop())
     tensor.grad = torch.full((4,), 30.0)
     assert optimizer.normalise(10).item() == pytest.approx(6.0)
     assert tensor.grad.norm().item() == pytest.approx(1.0)
@@ -47,10 +47,10 @@ def test_a_method_scales_the_rate_of_its_tensors():
             return 3.0 if name == "b" else 1.0
 
     tensors = {name: torch.zeros(1, requires_grad=True) for name in "ab"}
-    optimizer = Optimizer(tensors, method=Scaled(), loop=loop(warmup_ratio=0), total_steps=1)
+    optimizer = Optimizer(tensors, method=Scaled(), loop=loop(warmup_ratio=0))
     for tensor in tensors.values():
         tensor.grad = torch.ones(1)
-    optimizer.step(0)
+    optimizer.step(optimizer.learning_rate(0, total_steps=1))
     assert tensors["b"].item() == pytest.approx(3 * tensors["a"].item())
     assert tensors["a"].item() == pytest.approx(-0.1, rel=1e-4)
     assert tensors["a"].grad is None
@@ -59,7 +59,7 @@ def test_a_method_scales_the_rate_of_its_tensors():
 def test_restored_moments_go_on_to_the_bit():
     def make(value):
         tensors = {"a": torch.tensor([value], requires_grad=True)}
-        return tensors, Optimizer(tensors, method=LORA, loop=loop(), total_steps=9)
+        return tensors, Optimizer(tensors, method=LORA, loop=loop())
 
     tensors, optimizer = make(1.0)
     for step in range(6):
@@ -68,7 +68,8 @@ def test_restored_moments_go_on_to_the_bit():
             resumed.restore({name: value.clone() for name, value in optimizer.state().items()})
         for run in (tensors, copy) if step >= 3 else (tensors,):
             run["a"].grad = torch.tensor([0.3 * step + 0.1])
-        optimizer.step(step)
+        rate = optimizer.learning_rate(step, total_steps=9)
+        optimizer.step(rate)
         if step >= 3:
-            resumed.step(step)
+            resumed.step(rate)
     assert copy["a"].item() == tensors["a"].item()

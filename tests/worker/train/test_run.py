@@ -11,7 +11,7 @@ from core.errors import Corrupt, InvalidData, InvalidRequest
 from models.nn.artifact import load_artifact
 from tests.worker.train.conftest import ROWS, carry_out, values_of, weights_hash
 from worker.train import run as module
-from worker.train.data import epoch_order
+from worker.train.plan import epoch_order
 
 
 def names(messages):

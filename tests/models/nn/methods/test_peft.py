@@ -116,7 +116,6 @@ def test_twenty_steps_lose_as_peft_with_a_plain_loop_loses(method, tmp_path):
 @pytest.mark.parametrize(
     "setting",
     [
-        {"use_dora": True},
         {"bias": "all"},
         {"rank_pattern": {"q_proj": 8}},
         {"alpha_pattern": {"q_proj": 8}},

@@ -19,6 +19,7 @@ def test_defaults_are_resolved():
         "dropout": 0.0,
         "target_modules": "all-linear",
         "use_rslora": False,
+        "learning_rate_ratio": 1.0,
     }
 
 
@@ -26,7 +27,7 @@ def test_an_unknown_key_is_named_beside_those_that_are_known():
     error = _refusal({"type": "lora", "rnk": 3})
     assert (error.code, error.param) == ("unknown_parameter", "peft.rnk")
     assert "'rnk'" in error.message
-    assert "alpha, dropout, rank, target_modules, type, use_rslora" in error.message
+    assert "alpha, dropout, learning_rate_ratio, rank, target_modules, type" in error.message
 
 
 @pytest.mark.parametrize(

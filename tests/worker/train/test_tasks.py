@@ -1,4 +1,5 @@
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -8,9 +9,11 @@ from models.nn.backbone import Backbone
 from models.nn.methods import parse_method
 from models.nn.terms import Terms
 from tests.worker.train.conftest import ROWS
-from worker.train import evaluate as module
-from worker.train.data import micro_batches, read_examples
-from worker.train.evaluate import Score, evaluate, score
+from worker.train import tasks as module
+from worker.train.data import read_examples
+from worker.train.rows import render_example
+from worker.train.score import Score
+from worker.train.tasks import NextTokens
 
 
 @pytest.fixture
@@ -18,7 +21,11 @@ def examples(tmp_path, renderer):
     path = tmp_path / "rows.jsonl"
     path.write_text("\n".join(map(json.dumps, ROWS)))
     return read_examples(
-        path, folder=path.parent, renderer=renderer, max_length=512, param="training_file"
+        path,
+        folder=path.parent,
+        render=partial(render_example, renderer=renderer),
+        max_length=512,
+        param="training_file",
     )
 
 
@@ -35,9 +42,9 @@ def perturbed(backbone: Backbone, **config):
 def gradients(examples, backbone, rows, *, max_tokens, **config):
     method, tensors = perturbed(backbone, **config)
     total = Score()
-    for stream in micro_batches(examples, rows, max_tokens=max_tokens, device="cpu"):
-        terms = Terms.of(method, tensors, backbone.base)
-        total += score(stream, backbone=backbone, terms=terms)
+    task = NextTokens(examples, backbone=backbone, max_tokens=max_tokens)
+    for stream in task.streams(rows):
+        total += task.score(stream, Terms.of(method, tensors, backbone.base))
     return total, {name: tensor.grad / total.tokens for name, tensor in tensors.items()}
 
 
@@ -59,9 +66,10 @@ def test_packed_rows_equal_rows_alone(examples, backbone):
     terms = Terms.of(method, tensors, backbone.base)
     alone = Score()
     with torch.no_grad():
-        packed = score(examples.pack(range(6), device="cpu"), backbone=backbone, terms=terms)
+        task = NextTokens(examples, backbone=backbone, max_tokens=512)
+        packed = task.score(examples.pack(range(6), device="cpu"), terms)
         for row in range(6):
-            alone += score(examples.pack([row], device="cpu"), backbone=backbone, terms=terms)
+            alone += task.score(examples.pack([row], device="cpu"), terms)
     assert (packed.correct, packed.tokens) == (alone.correct, alone.tokens)
     assert packed.loss == pytest.approx(alone.loss, rel=1e-6)
 
@@ -75,21 +83,35 @@ def test_loss_is_that_of_transformers(examples, backbone, base_folder):
     row = slice(int(examples.offsets[3]), int(examples.offsets[4]))
     with torch.no_grad():
         expected = network(stream.ids_t[None], labels=labels[row].long()[None]).loss.item()
-        found = score(stream, backbone=backbone, terms=Terms({}))
+        found = NextTokens(examples, backbone=backbone, max_tokens=512).score(stream, Terms())
     assert found.mean_loss == pytest.approx(expected, rel=1e-6)
 
 
 def test_evaluation_sees_all_rows_once_without_gradients(examples, backbone):
     method, tensors = perturbed(backbone, dropout=0.5)
     checks = []
-    found = evaluate(
-        examples,
-        backbone=backbone,
-        terms=Terms.of(method, tensors, backbone.base),
-        max_tokens=128,
-        check=lambda: checks.append(1),
+    found = NextTokens(examples, backbone=backbone, max_tokens=128).evaluate(
+        Terms.of(method, tensors, backbone.base), check=lambda: checks.append(1)
     )
     assert found.tokens == examples.counts.labelled_tokens
     assert 0 <= found.accuracy <= 1
     assert len(checks) > 3
     assert all(tensor.grad is None for tensor in tensors.values())
+
+
+def test_a_frozen_trunk_is_computed_once_and_gives_the_same_loss(examples, backbone, monkeypatch):
+    method, tensors = perturbed(backbone, target_modules=["lm_head"])
+    terms = Terms.of(method, tensors, backbone.base)
+    task = NextTokens(examples, backbone=backbone, max_tokens=128)
+    stream = task.streams(np.arange(7))[0]
+    fresh = task.score(stream, terms)
+    expected = {name: tensor.grad.clone() for name, tensor in tensors.items()}
+    for tensor in tensors.values():
+        tensor.grad = None
+    task.prepare(terms, check=lambda: None)
+    monkeypatch.setattr(backbone, "hidden", None)
+    cached = task.score(stream, Terms.of(method, tensors, backbone.base))
+    assert cached.correct == fresh.correct
+    assert cached.loss == pytest.approx(fresh.loss, rel=1e-6)
+    for name, gradient in expected.items():
+        torch.testing.assert_close(tensors[name].grad, gradient, atol=1e-5, rtol=1e-4)

@@ -1,0 +1,1 @@
+"""The second half of a comparison: asks every result of its jobs the same questions."""

@@ -1,0 +1,162 @@
+"""Labels by a model that generates: how likely each is as the whole answer to a prompt.
+
+Labels are scored as training would have labelled them, end of turn included, in one slot behind
+one prompt (see `tree.py`).
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from core.errors import GraftworkError
+from models.nn.chat import Example, Renderer
+from models.nn.messages import Message
+from models.spec import ClassifyReply, Input
+from worker.engine.demonstrations import Demonstrations, Prompt, Shown, render, show
+from worker.engine.reading import Reading, require_fit
+from worker.engine.resident import Form
+from worker.engine.sequence import Excerpt, Footing, Scored
+from worker.engine.tree import Continuation, Tree
+
+
+class _Group(NamedTuple):
+    """Labels that share a tree, and of each the scored tokens with the nodes they follow."""
+
+    tree: Tree
+    edges: dict[int, list[tuple[int, int]]]
+
+
+@dataclass(eq=False, kw_only=True)
+class Labelling:
+    """Probabilities of given labels as answers."""
+
+    reading: Reading
+    renderer: Renderer
+    footing: Footing
+    context: int
+    form: Form
+    labels: list[str]
+    demonstrations: Demonstrations | None
+    tokens: dict[int, int] = field(default_factory=dict)
+    totals: dict[int, dict[int, float]] = field(default_factory=dict)
+    """Of each input, the summed logprob of each label."""
+    _edges: dict[Excerpt, dict[int, list[Scored]]] = field(default_factory=dict)
+    _known: list[Continuation] = field(default_factory=list)
+    """The labels as they follow a header of the chat template."""
+    _whole: list[_Group] = field(default_factory=list)
+    """The one tree of all known labels."""
+
+    def excerpts(self, index: int, source: Input) -> list[Excerpt]:
+        """See `Plan.excerpts`; labels that do not fit into one slot together get several."""
+        asked = source if source.text is None else self.form.wrap(source.text)
+        pairs = self.demonstrations.pairs(asked) if self.demonstrations else ()
+        shown = show(asked, pairs, self.renderer)
+        prompt = render(shown, self.renderer)
+        taken = self.footing.rows + len(prompt.ids)
+        continuations = self._continue(shown, prompt)
+        longest = max(map(len, continuations)) - 1
+        require_fit(index, taken + longest, context=self.context)
+        self.tokens[index] = len(prompt.ids)
+        return [
+            self._excerpt(index, prompt, group)
+            for group in self._grow(continuations, room=self.context - taken)
+        ]
+
+    def close(self, excerpt: Excerpt) -> None:
+        """See `Plan.close`."""
+        found = dict(zip(excerpt.scored, excerpt.logprobs, strict=True))
+        totals = self.totals.setdefault(excerpt.index, {})
+        for label, edges in self._edges.pop(excerpt).items():
+            totals[label] = sum(found[edge] for edge in edges)
+            if not math.isfinite(totals[label]):
+                raise GraftworkError(
+                    "What was read of this request is not a number.", code="engine_fault"
+                )
+
+    def reply(self) -> ClassifyReply:
+        """See `Plan.reply`."""
+        places = range(len(self.reading.order.inputs))
+        return ClassifyReply(
+            labels=self.labels,
+            scores=[_softmax(self.totals[index]) for index in places],
+            tokens=[self.tokens[index] for index in places],
+        )
+
+    def _excerpt(self, index: int, prompt: Prompt, group: _Group) -> Excerpt:
+        trunk = len(prompt.ids)
+        edges = {
+            label: [(trunk + node, token) for node, token in held]
+            for label, held in group.edges.items()
+        }
+        excerpt = Excerpt(
+            request=self.reading,
+            index=index,
+            prompt=prompt.ids + group.tree.tokens,
+            footing=self.footing,
+            tree=group.tree,
+            scored=sorted({edge for held in edges.values() for edge in held}),
+        )
+        self._edges[excerpt] = edges
+        return excerpt
+
+    def _continue(self, shown: Shown, prompt: Prompt) -> Sequence[Continuation]:
+        """Return every label's tokens behind a prompt.
+
+        In a conversation they follow the template's header and depend on nothing before it; so the
+        first label is rendered for each prompt, the others again only if it came out differently.
+        """
+        source = shown.source
+        if source.messages is None:
+            text = source.text or ""
+            return [self._after_text(text, label) for label in self.labels]
+        first = self._in_chat(source.messages, self.labels[0], prompt)
+        if not self._known or self._known[0] != first:
+            rest = [self._in_chat(source.messages, label, prompt) for label in self.labels[1:]]
+            self._known = [first, *rest]
+            self._whole = []
+        return self._known
+
+    def _in_chat(
+        self, messages: Sequence[Message], label: str, prompt: Prompt
+    ) -> list[tuple[int, bool]]:
+        answer = {"role": "assistant", "content": label}
+        example = self.renderer.example([*map(_unlearned, messages), answer])
+        return _answer(example, start=len(prompt.ids))
+
+    def _after_text(self, text: str, label: str) -> list[tuple[int, bool]]:
+        example = self.renderer.completion_example(text, label)
+        return _answer(example, start=example.labelled.index(True))
+
+    def _grow(self, continuations: Sequence[Continuation], *, room: int) -> list[_Group]:
+        """Return trees of at most `room` nodes; that of all known labels is made once."""
+        if continuations is not self._known or room < sum(map(len, continuations)):
+            return _grow(continuations, room=room)
+        self._whole = self._whole or _grow(continuations, room=room)
+        return self._whole
+
+
+def _grow(continuations: Sequence[Continuation], *, room: int) -> list[_Group]:
+    groups = [_Group(Tree(), {})]
+    for label, continuation in enumerate(continuations):
+        tree = groups[-1].tree
+        if len(tree.tokens) + tree.lacks(continuation) > room:
+            groups.append(_Group(Tree(), {}))
+        groups[-1].edges[label] = groups[-1].tree.add(continuation)
+    return groups
+
+
+def _answer(example: Example, *, start: int) -> list[tuple[int, bool]]:
+    """Return the tokens from `start` to the last labelled one."""
+    stop = len(example.ids) - example.labelled[::-1].index(True)
+    return list(zip(example.ids[start:stop], example.labelled[start:stop], strict=True))
+
+
+def _unlearned(message: Message) -> Mapping[str, Any]:
+    return {**message, "weight": 0} if message.get("role") == "assistant" else message
+
+
+def _softmax(totals: Mapping[int, float]) -> list[float]:
+    highest = max(totals.values())
+    weights = [math.exp(totals[label] - highest) for label in range(len(totals))]
+    return [weight / sum(weights) for weight in weights]

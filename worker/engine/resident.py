@@ -1,0 +1,176 @@
+"""An adapter version, ready to use, and how its files become one; runs in the torch thread.
+
+Shapes: p rows of a prefix, K key and value heads, h head dimension, n tokens, d hidden.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from core.errors import Corrupt, InvalidRequest
+from models.nn.artifact import Artifact, load_artifact
+from models.nn.attention import PackedCausal, Span
+from models.nn.backbone import Backbone
+from models.nn.chat import Renderer
+from models.nn.executors import NOBODY
+from models.nn.head import pool
+from models.nn.prefix import Prefix, compile_prefix
+from models.nn.terms import Pooling, Terms
+from models.spec import AdapterRef, Input
+from worker.engine.demonstrations import Demonstrations
+from worker.engine.sequence import Footing
+
+LARGEST = 1e12
+"""No number of an adapter may be larger: its products must stay finite under a weight of zero."""
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What an adapter must have been made for."""
+
+    base_digest: str
+    renderer_digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """How a bare text is put to an adapter, or to the base: as in its training."""
+
+    format: Literal["chat", "completion", "text"]
+    system: str | None = None
+
+    def wrap(self, text: str) -> Input:
+        """Return a text as a request."""
+        if self.format != "chat":
+            return Input(text=text)
+        system = [] if self.system is None else [{"role": "system", "content": self.system}]
+        return Input(messages=[*system, {"role": "user", "content": text}])
+
+
+@dataclass(slots=True)
+class Resident:
+    """One version that is ready to use."""
+
+    kind: str
+    terms: Terms
+    footing: Footing
+    form: Form
+    class_labels: tuple[str, ...] | None
+    prefix: Prefix | None
+    """Keys and values of what stands before every sequence, and of tokens that most begin with."""
+    demonstrations: Demonstrations | None
+    bytes: int
+    pins: int = 0
+    doomed: bool = False
+    """To be dropped as soon as no row uses it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loader:
+    """Reads versions for one base."""
+
+    backbone: Backbone
+    renderer: Renderer
+    identity: Identity
+    context: int
+
+    @property
+    def form(self) -> Form:
+        """How a bare text is put to the base."""
+        return Form("chat" if self.renderer.tokenizer.chat_template else "completion")
+
+    def load(self, adapter: AdapterRef, folder: Path) -> Resident:
+        """Read, check and prepare a version.
+
+        `Corrupt` for numbers that could reach other rows; `InvalidRequest` for what was made for
+        something else.
+        """
+        artifact = load_artifact(folder, shape=self.backbone.shape)
+        self._check_identity(adapter, artifact)
+        terms = Terms.of(artifact.method, artifact.tensors, self.backbone.base)
+        _require_bounded(adapter, _bounded(terms))
+        form = _read_form(artifact, default=self.form)
+        demonstrations = Demonstrations.of(
+            artifact.method, artifact.tensors, renderer=self.renderer, features=self.features
+        )
+        shared = demonstrations.shared(form.wrap) if demonstrations else []
+        rows = terms.prefix_rows
+        if rows + len(shared) >= self.context:
+            shared = []
+        backbone = self.backbone.using(terms.weights)
+        prefix = compile_prefix(backbone, terms, token_ids=shared)
+        if prefix is not None:
+            _require_bounded(adapter, map(_is_bounded, (*prefix.keys, *prefix.values)))
+        terms = replace(terms, prompt=None, keys_values={})
+        kept = demonstrations.tensors.values() if demonstrations else ()
+        alone = bool(terms.weights) or not artifact.method.shares_batch
+        acting = (terms.linears, terms.hiddens, terms.norms, terms.attentions)
+        return Resident(
+            kind=artifact.method.kind,
+            terms=terms,
+            footing=Footing(
+                owner=adapter.digest if any(acting) else None,
+                group=adapter.digest if alone else None,
+                rows=rows,
+            ),
+            form=form,
+            class_labels=artifact.method.class_labels,
+            prefix=prefix,
+            demonstrations=demonstrations,
+            bytes=terms.bytes
+            + (prefix.bytes if prefix else 0)
+            + sum(tensor.nbytes for tensor in kept),
+        )
+
+    def features(self, ids: list[int], pooling: Pooling) -> Tensor:
+        """Return (d,) float32: the base's pooled final hidden states of n tokens."""
+        ids_n = torch.tensor(ids[: self.context], device=self.backbone.device)
+        hidden_nd = self.backbone.hidden(
+            ids_n,
+            positions=torch.arange(len(ids_n), device=self.backbone.device),
+            attention=PackedCausal([Span(0, len(ids_n))]),
+            executor=NOBODY,
+        )
+        return pool(hidden_nd, [len(ids_n)], pooling=pooling)[0].cpu()
+
+    def _check_identity(self, adapter: AdapterRef, artifact: Artifact) -> None:
+        """Refuse what says that it was made for something else; bare PEFT files say nothing."""
+        for key, expected, what in (
+            ("base_digest", self.identity.base_digest, "base model"),
+            ("renderer_digest", self.identity.renderer_digest, "tokenizer or chat template"),
+        ):
+            if artifact.provenance.get(key, expected) != expected:
+                raise InvalidRequest(
+                    f"The adapter {adapter.name!r} was trained on another {what} than this "
+                    "engine serves.",
+                    code="adapter_base_mismatch",
+                    param="model",
+                )
+
+
+def _read_form(artifact: Artifact, *, default: Form) -> Form:
+    prompt = artifact.provenance.get("prompt")
+    return default if prompt is None else Form(prompt["format"], prompt.get("system"))
+
+
+def _require_bounded(adapter: AdapterRef, checks: Iterator[bool]) -> None:
+    if not all(checks):
+        raise Corrupt(
+            f"The adapter {adapter.name!r} holds numbers that are not finite or too large.",
+            code="adapter_unusable",
+        )
+
+
+def _bounded(terms: Terms) -> Iterator[bool]:
+    yield from map(_is_bounded, terms.tensors())
+    scales = [term.scale for term in terms.linears.values()]
+    scales += [term.scale for term in terms.hiddens.values()]
+    yield all(abs(scale) <= LARGEST for scale in scales)
+
+
+def _is_bounded(tensor: Tensor) -> bool:
+    return not tensor.numel() or bool(tensor.abs().amax() <= LARGEST)  # false for NaN too

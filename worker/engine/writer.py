@@ -1,0 +1,153 @@
+"""From what the network gives to the lines of a generation: drawing, text, the end of a row."""
+
+from functools import cache
+from typing import Literal
+
+from core.errors import InvalidRequest
+from models.nn.chat import Renderer
+from models.spec import GenerateDelta, GenerateEnd, GenerateStart
+from worker.engine.demonstrations import Prompt
+from worker.engine.generation import Generation
+from worker.engine.intake import token_limit
+from worker.engine.request import Outbox
+from worker.engine.resident import Resident
+from worker.engine.sampler import Draw, Drawn
+from worker.engine.scheduler import Chunk
+from worker.engine.sequence import Choice, Footing, Scored, choice_seed
+from worker.engine.text import Piece, TextStream
+
+COLDEST = 1e-4
+"""Below this temperature a row is greedy: the quotient of its logits would leave float32."""
+
+Reason = Literal["stop", "length"]
+
+
+class Writer:
+    """Turns generations into rows and what these draw into lines."""
+
+    def __init__(self, renderer: Renderer, outbox: Outbox, *, context: int) -> None:
+        self._renderer = renderer
+        self._outbox = outbox
+        self._context = context
+        self._bytes_of = cache(renderer.token_bytes)
+
+    def open(self, generation: Generation, resident: Resident | None) -> list[Choice]:
+        """Return a row for every choice, now that the adapter is known.
+
+        `InvalidRequest` for a classifier, or where its prefix and demonstrations leave no room.
+        """
+        prompt, footing = Prompt(generation.prompt), Footing()
+        if resident is not None:
+            _require_generative(resident)
+            footing = resident.footing
+            if resident.demonstrations is not None:
+                prompt = resident.demonstrations.prompt(generation.source)
+                generation.prompt = prompt.ids
+        sampling = generation.sampling
+        limit = token_limit(
+            len(prompt.ids), sampling=sampling, context=self._context, prefix=footing.rows
+        )
+        echoed = sampling.echo and sampling.logprobs
+        return [
+            Choice(
+                request=generation,
+                index=index,
+                prompt=prompt.ids,
+                own=prompt.own,
+                footing=footing,
+                scored=_echoed(prompt) if echoed else (),
+                top=sampling.top_logprobs,
+                limit=limit,
+                seed=choice_seed(generation.seed, index),
+                text=self._text(stop=sampling.stop, with_tokens=sampling.logprobs),
+                echo=self._text(stop=(), with_tokens=True) if echoed else None,
+            )
+            for index in range(sampling.n)
+        ]
+
+    def start(self, choice: Choice) -> None:
+        """Say that a row was admitted; demonstrations are not echoed."""
+        generation = choice.request
+        if not generation.started:
+            generation.started = True
+            self._outbox.put(generation, GenerateStart(prompt_tokens=len(generation.prompt)))
+        if generation.sampling.echo and choice.echo is None:
+            text = self._renderer.decode(choice.prompt[choice.own :])
+            self._outbox.put(generation, GenerateDelta(index=choice.index, text=text))
+
+    def draw(self, choice: Choice) -> Draw:
+        """Say how a row's next token is to be drawn."""
+        sampling = choice.sampling
+        greedy = sampling.temperature < COLDEST
+        early = len(choice.generated) < sampling.min_tokens
+        return Draw(
+            temperature=0.0 if greedy else sampling.temperature,
+            top_p=sampling.top_p,
+            uniform=0.0 if greedy else choice.next_uniform(),
+            top_logprobs=sampling.top_logprobs if sampling.logprobs else None,
+            banned=tuple(self._renderer.eos_ids) if early else (),
+        )
+
+    def echo(self, choice: Choice, chunk: Chunk, scored: list[Drawn]) -> None:
+        """Give back a chunk of the request's own tokens; nothing is said to precede the first."""
+        if choice.echo is None:
+            return
+        begins = chunk.start <= choice.own < chunk.stop
+        first = [Drawn(choice.prompt[choice.own])] if begins else []
+        pieces = [self._push(choice.echo, drawn) for drawn in first + scored]
+        if chunk.ends_prompt:
+            pieces.append(choice.echo.finish())
+        self._tell(choice, pieces, reason=None)
+
+    def take(self, choice: Choice, drawn: Drawn) -> bool:
+        """Take a row's next token, tell its text, and say whether this was its last."""
+        choice.generated.append(drawn.token)
+        choice.request.completion_tokens += 1
+        if drawn.token in self._renderer.eos_ids and not choice.sampling.ignore_eos:
+            self._tell(choice, [choice.text.finish()], reason="stop")
+            return True
+        piece = self._push(choice.text, drawn)
+        if choice.text.stopped:
+            self._tell(choice, [piece], reason="stop")
+            return True
+        if len(choice.generated) >= choice.limit:
+            self._tell(choice, [piece, choice.text.finish()], reason="length")
+            return True
+        self._tell(choice, [piece], reason=None)
+        return False
+
+    def end(self, generation: Generation) -> None:
+        """Say that all choices have ended."""
+        counts = GenerateEnd(
+            prompt_tokens=len(generation.prompt), completion_tokens=generation.completion_tokens
+        )
+        self._outbox.put(generation, counts)
+
+    def _tell(self, choice: Choice, pieces: list[Piece], *, reason: Reason | None) -> None:
+        text = "".join(piece.text for piece in pieces)
+        tokens = [token for piece in pieces for token in piece.tokens]
+        if text or tokens or reason:
+            delta = GenerateDelta(
+                index=choice.index, text=text, tokens=tokens, finish_reason=reason
+            )
+            self._outbox.put(choice.request, delta)
+
+    def _text(self, *, stop: tuple[str, ...], with_tokens: bool) -> TextStream:
+        return TextStream(bytes_of=self._bytes_of, stop=stop, with_tokens=with_tokens)
+
+    def _push(self, stream: TextStream, drawn: Drawn) -> Piece:
+        return stream.push(drawn, visible=drawn.token not in self._renderer.eos_ids)
+
+
+def _echoed(prompt: Prompt) -> list[Scored]:
+    """Return the request's own tokens but the first, each behind the row before it."""
+    return [(row, prompt.ids[row + 1]) for row in range(prompt.own, len(prompt.ids) - 1)]
+
+
+def _require_generative(resident: Resident) -> None:
+    if resident.class_labels is not None:
+        raise InvalidRequest(
+            "This adapter is a classifier and generates no text; use /v1/classifications.",
+            code="not_generative",
+            param="model",
+        )

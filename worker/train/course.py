@@ -1,0 +1,199 @@
+"""How a run takes its steps: by gradient, or by a search of the method's own."""
+
+import hashlib
+from collections.abc import Callable, Mapping
+from math import isfinite
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from core.errors import InvalidRequest
+from models.nn.backbone import Backbone
+from models.nn.executors import DropoutSource
+from models.nn.methods.base import Method
+from models.nn.problem import Problem
+from models.nn.terms import Terms
+from models.spec import LoopSpec
+from worker.train.checkpoint import Progress
+from worker.train.optim import Optimizer
+from worker.train.plan import Plan
+from worker.train.score import Score
+from worker.train.tasks import Task
+
+
+class Taken(NamedTuple):
+    """What a step measured, and how many tokens it read."""
+
+    values: dict[str, float]
+    tokens: int
+
+
+class Course(Protocol):
+    """The steps of one run."""
+
+    total_steps: int
+    """0 where only time will tell."""
+
+    def take(self, progress: Progress) -> Taken:
+        """Take the step after `progress.step`; what it raises leaves the tensors as they were."""
+
+    def is_over(self, progress: Progress) -> bool:
+        """Say whether there is no further step."""
+
+    def rests(self, step: int) -> bool:
+        """Say whether to measure and to show a checkpoint after `step` steps."""
+
+    def seconds_left(self, progress: Progress, *, pace: float) -> float:
+        """Estimate the time to the end at `pace` seconds a step."""
+
+    def state(self) -> dict[str, Tensor]:
+        """Return what the next step depends on besides the tensors and the number of the step."""
+
+    def forget(self) -> None:
+        """Drop what an interrupted step left behind."""
+
+
+class ByGradient:
+    """AdamW on the mean loss of all targets of a batch."""
+
+    def __init__(
+        self,
+        *,
+        method: Method,
+        tensors: Mapping[str, Tensor],
+        training: Task,
+        backbone: Backbone,
+        loop: LoopSpec,
+        seed: int,
+        check: Callable[[], None],
+        moments: Mapping[str, Tensor],
+    ) -> None:
+        self._method = method
+        self._tensors = tensors
+        self._training = training
+        self._base = backbone.base
+        self._seed = seed
+        self._check = check
+        self._plan = Plan(training.examples, loop=loop, seed=seed)
+        self.total_steps = self._plan.total_steps
+        self._optimizer = Optimizer(tensors, method=method, loop=loop)
+        self._optimizer.restore(moments)
+
+    def take(self, progress: Progress) -> Taken:
+        """See `Course.take`."""
+        total = Score()
+        streams = self._training.streams(self._plan.batch(progress.step))
+        for index, stream in enumerate(streams):
+            self._check()
+            terms = Terms.of(self._method, self._tensors, self._base)
+            dropout = DropoutSource(self._seed, progress.step, index)
+            total += self._training.score(stream, terms, dropout=dropout)
+        norm = self._optimizer.normalise(total.tokens).item()
+        if not isfinite(total.loss) or not isfinite(norm):
+            raise diverged(progress.step + 1)
+        at, length = self._plan.schedule(step=progress.step, seconds=progress.seconds)
+        rate = self._optimizer.learning_rate(at, total_steps=length)
+        self._optimizer.step(rate)
+        values = {
+            "train_loss": total.mean_loss,
+            "train_mean_token_accuracy": total.accuracy,
+            "learning_rate": rate,
+            "grad_norm": norm,
+        }
+        return Taken(values, self._plan.tokens(progress.step))
+
+    def is_over(self, progress: Progress) -> bool:
+        """See `Course.is_over`."""
+        return self._plan.is_over(step=progress.step, seconds=progress.seconds)
+
+    def rests(self, step: int) -> bool:
+        """See `Course.rests`."""
+        return self._plan.ends_epoch(step)
+
+    def seconds_left(self, progress: Progress, *, pace: float) -> float:
+        """See `Course.seconds_left`."""
+        return self._plan.seconds_left(step=progress.step, seconds=progress.seconds, pace=pace)
+
+    def state(self) -> dict[str, Tensor]:
+        """See `Course.state`."""
+        return self._optimizer.state()
+
+    def forget(self) -> None:
+        """See `Course.forget`."""
+        self._optimizer.forget()
+
+
+class BySearch:
+    """The method's own steps; one that has none is measured after a single empty one."""
+
+    def __init__(
+        self,
+        *,
+        method: Method,
+        tensors: Mapping[str, Tensor],
+        problem: Problem,
+        loop: LoopSpec,
+        seed: int,
+    ) -> None:
+        self._method = method
+        self._tensors = tensors
+        self._problem = problem
+        self._max_seconds = loop.max_seconds
+        self._seed = seed
+        self.total_steps = max(method.search_steps, 1)
+
+    def take(self, progress: Progress) -> Taken:
+        """See `Course.take`."""
+        if not self._method.search_steps:
+            return Taken({}, 0)
+        found, values = self._method.search(
+            self._tensors,
+            self._problem,
+            step=progress.step,
+            generator=seeded(self._seed, progress.step),
+        )
+        if not all(map(isfinite, values.values())):
+            raise diverged(progress.step + 1)
+        with torch.no_grad():
+            for name, tensor in self._tensors.items():
+                tensor.copy_(found[name])
+        return Taken(values, 0)
+
+    def is_over(self, progress: Progress) -> bool:
+        """See `Course.is_over`."""
+        timed_out = self._max_seconds is not None and progress.seconds >= self._max_seconds
+        return progress.step >= self.total_steps or (timed_out and progress.step > 0)
+
+    def rests(self, step: int) -> bool:  # noqa: ARG002
+        """Say no: only the end of a search is worth showing."""
+        return False
+
+    def seconds_left(self, progress: Progress, *, pace: float) -> float:
+        """See `Course.seconds_left`."""
+        return (self.total_steps - progress.step) * pace
+
+    def state(self) -> dict[str, Tensor]:
+        """Return nothing: a step depends on the tensors, the seed and its number."""
+        return {}
+
+    def forget(self) -> None:
+        """Drop gradients that a search may have left."""
+        for tensor in self._tensors.values():
+            tensor.grad = None
+
+
+def seeded(seed: int, *counters: int) -> torch.Generator:
+    """Return a generator that is a function of the seed and these numbers."""
+    digest = hashlib.blake2b("/".join(map(str, (seed, *counters))).encode(), digest_size=8)
+    return torch.Generator().manual_seed(int.from_bytes(digest.digest(), "big") >> 1)
+
+
+def diverged(step: int) -> InvalidRequest:
+    """Return the error of a run whose numbers are no longer finite."""
+    return InvalidRequest(
+        f"The loss or its gradient was no longer a finite number at step {step}. Lower the "
+        "learning rate, lengthen the warm-up, or look for odd rows in the data.",
+        code="non_finite_loss",
+        param="learning_rate_multiplier",
+    )

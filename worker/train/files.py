@@ -1,0 +1,103 @@
+"""The files of a job in the forms that its method needs, each read when it is first asked for."""
+
+from collections.abc import Callable, Iterator
+from functools import cached_property, partial
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from core.errors import InvalidRequest
+from models.dataset import Row
+from models.nn.chat import Example, Renderer
+from models.nn.problem import Pair
+from models.spec import TrainOrder
+from worker.train.data import Cut, Examples, keep_end, keep_start, read_examples
+from worker.train.rows import Show, good_rows, pair_of, render_example, render_prompt
+
+
+class Files:
+    """The training file, and the validation file if there is one."""
+
+    def __init__(
+        self,
+        order: TrainOrder,
+        *,
+        renderer: Renderer,
+        max_length: int,
+        stay_alive: Callable[[], None],
+    ) -> None:
+        self.renderer = renderer
+        self._order = order
+        self._max_length = max_length
+        self._stay_alive = stay_alive
+
+    @property
+    def training_path(self) -> Path:
+        """Where the training file lies."""
+        return Path(self._order.training_file)
+
+    @property
+    def validation_path(self) -> Path | None:
+        """Where the validation file lies."""
+        return Path(self._order.validation_file) if self._order.validation_file else None
+
+    @cached_property
+    def training(self) -> Examples:
+        """The training file as tokens and labels."""
+        return self._read(self.training_path, partial(render_example, renderer=self.renderer))
+
+    @cached_property
+    def prompts(self) -> Examples:
+        """The training file as questions without their answers."""
+        return self._read(self.training_path, self._prompt, cut=keep_end)
+
+    def validation(self, *, show: Show | None = None) -> Examples | None:
+        """Return the validation file as tokens and labels, with examples shown before."""
+        if self.validation_path is None:
+            return None
+        render = partial(render_example, renderer=self.renderer, show=show)
+        return self._read(self.validation_path, render)
+
+    def validation_prompts(self) -> Examples | None:
+        """Return the validation file as questions."""
+        path = self.validation_path
+        return None if path is None else self._read(path, self._prompt, cut=keep_end)
+
+    def pairs(self) -> Iterator[Pair]:
+        """Go through the training file's questions and answers."""
+        return map(pair_of, good_rows(self.training_path))
+
+    def targets(self, path: Path, labels: tuple[str, ...]) -> NDArray[np.int64]:
+        """Return of every row the index of its answer among `labels`."""
+        index = {label: number for number, label in enumerate(labels)}
+        answers = [pair_of(row).answer for row in good_rows(path)]
+        if unknown := sorted(set(answers) - index.keys()):
+            raise InvalidRequest(
+                f"The answer {unknown[0][:80]!r} is none of the {len(labels)} labels that are "
+                "trained; mend the rows, or name all labels in the method's `labels`.",
+                code="unknown_label",
+                param=_param(path, self._order),
+            )
+        return np.array([index[answer] for answer in answers], dtype=np.int64)
+
+    def _prompt(self, row: Row) -> Example:
+        ids = render_prompt(row, renderer=self.renderer)
+        return Example(ids, [False] * len(ids))
+
+    def _read(
+        self, path: Path, render: Callable[[Row], Example], *, cut: Cut = keep_start
+    ) -> Examples:
+        return read_examples(
+            path,
+            folder=Path(self._order.work_folder),
+            render=render,
+            cut=cut,
+            max_length=self._max_length,
+            param=_param(path, self._order),
+            stay_alive=self._stay_alive,
+        )
+
+
+def _param(path: Path, order: TrainOrder) -> str:
+    return "training_file" if str(path) == order.training_file else "validation_file"

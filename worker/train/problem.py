@@ -1,0 +1,135 @@
+"""The training data as methods may look at it (`models.nn.problem.Problem`).
+
+Shapes: N rows, n texts, d hidden.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
+
+import torch
+from torch import Tensor
+
+from models.nn.backbone import Backbone, Base
+from models.nn.chat import Renderer
+from models.nn.forward import Part, forward
+from models.nn.head import pool
+from models.nn.methods.base import Method
+from models.nn.problem import Pair
+from models.nn.terms import Pooling, Terms
+from models.spec import LoopSpec
+from worker.train.data import Stream
+from worker.train.files import Files
+from worker.train.frozen import freeze
+from worker.train.plan import Plan
+from worker.train.tasks import NextTokens
+
+
+class TrainingProblem:
+    """A training file over a base; what is costly is computed when it is asked for, and kept."""
+
+    def __init__(
+        self,
+        files: Files,
+        *,
+        method: Method,
+        backbone: Backbone,
+        loop: LoopSpec,
+        seed: int,
+        check: Callable[[], None],
+    ) -> None:
+        self.check = check
+        self._files = files
+        self._method = method
+        self._backbone = backbone
+        self._loop = loop
+        self._seed = seed
+        self._features = cache(self._compute_features)
+
+    @property
+    def base(self) -> Base:
+        """The frozen base."""
+        return self._backbone.base
+
+    @cached_property
+    def pairs(self) -> Sequence[Pair]:
+        """See `Problem.pairs`."""
+        return list(self._files.pairs())
+
+    def features(self, pooling: Pooling) -> Tensor:
+        """See `Problem.features`."""
+        return self._features(pooling)
+
+    def text_features(self, texts: Sequence[str], pooling: Pooling) -> Tensor:
+        """See `Problem.text_features`."""
+        return torch.cat([self._text_features(text, pooling) for text in texts])
+
+    def loss(self, t: Mapping[str, Tensor], *, step: int) -> Tensor:
+        """See `Problem.loss`; a batch is what fits one micro-batch."""
+        stream = self._batch(step)
+        return self._task.loss(stream, Terms.of(self._method, t, self.base))
+
+    def encode(self, text: str) -> list[int]:
+        """See `Problem.encode`."""
+        renderer = self._files.renderer
+        return renderer.encode(text)[len(renderer.begin_ids) :]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """See `Problem.decode`."""
+        return self._files.renderer.decode(ids)
+
+    @cached_property
+    def _task(self) -> NextTokens:
+        return NextTokens(
+            self._files.training,
+            backbone=self._backbone,
+            max_tokens=self._loop.micro_batch_tokens,
+        )
+
+    @cached_property
+    def _plan(self) -> Plan:
+        return Plan(self._files.training, loop=self._loop, seed=self._seed)
+
+    def _batch(self, step: int) -> Stream:
+        return self._task.streams(self._plan.batch(step))[0]
+
+    def _compute_features(self, pooling: Pooling) -> Tensor:
+        frozen = freeze(
+            self._files.prompts,
+            backbone=self._backbone,
+            pick=lambda stream, hidden_td: (
+                pool(hidden_td, stream.lengths, pooling=pooling),
+                [1] * len(stream.rows),
+            ),
+            max_tokens=self._loop.micro_batch_tokens,
+            check=self.check,
+        )
+        return frozen.states_nd
+
+    def _text_features(self, text: str, pooling: Pooling) -> Tensor:
+        self.check()
+        return text_features(text, pooling, backbone=self._backbone, renderer=self._files.renderer)
+
+
+@torch.no_grad()
+def text_features(text: str, pooling: Pooling, *, backbone: Backbone, renderer: Renderer) -> Tensor:
+    """Return (1, d) float32: the base's pooled final hidden states of a bare text."""
+    ids = renderer.encode(text) or [renderer.eos_id]
+    ids_t = torch.tensor(ids[: backbone.shape.context], device=backbone.device)
+    hidden_td = forward(backbone, [Part(ids_t, (len(ids_t),))]).hidden_td
+    return pool(hidden_td, [len(ids_t)], pooling=pooling)
+
+
+@dataclass(frozen=True)
+class Question:
+    """A row of a data set as a `Query`."""
+
+    text: str
+    _backbone: Backbone
+    _renderer: Renderer
+
+    def features(self, pooling: Pooling) -> Tensor:
+        """See `Query.features`."""
+        return text_features(self.text, pooling, backbone=self._backbone, renderer=self._renderer)[
+            0
+        ]

@@ -1,0 +1,193 @@
+"""From an order to a run: the data read, the method adapted to them, the tensors in place."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+from torch import Tensor
+
+from models.nn.artifact import load_artifact
+from models.nn.backbone import Backbone
+from models.nn.chat import Renderer
+from models.nn.methods.base import Method
+from models.nn.problem import Pair
+from models.nn.terms import Terms
+from models.spec import LoopSpec, TrainOrder, TrainSpec, Validated
+from worker.train.checkpoint import Snapshot
+from worker.train.course import ByGradient, BySearch, Course, seeded
+from worker.train.data import Examples
+from worker.train.files import Files
+from worker.train.loop import Run
+from worker.train.problem import Question, TrainingProblem
+from worker.train.report import Channel
+from worker.train.rows import Show, describe_prompts
+from worker.train.tasks import Labels, NextTokens, Task
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A method that the data have decided, and the data as they are trained."""
+
+    method: Method
+    problem: TrainingProblem
+    files: Files
+    examples: Examples
+    held_out: Examples | None
+    provenance: dict[str, Any]
+
+
+def prepare(order: TrainOrder, spec: TrainSpec, *, backbone: Backbone, channel: Channel) -> Setup:
+    """Read the training file, tell what became of its rows, and adapt the method to them."""
+    files = Files(
+        order,
+        renderer=Renderer.load(Path(order.base_folder)),
+        max_length=min(spec.loop.max_sequence_length, backbone.shape.context),
+        stay_alive=channel.stay_alive,
+    )
+    classifies = spec.method.class_labels is not None
+    examples = files.prompts if classifies else files.training
+    held_out = files.validation_prompts() if classifies else files.validation()
+    report: dict[str, Any] = msgspec.to_builtins(examples.counts)
+    if held_out is not None:
+        report["validation"] = msgspec.to_builtins(held_out.counts)
+    channel.say(Validated(report=report))
+    problem = TrainingProblem(
+        files,
+        method=spec.method,
+        backbone=backbone,
+        loop=spec.loop,
+        seed=spec.seed,
+        check=channel.check,
+    )
+    asked = take_over_labels(order, spec.method, backbone)
+    method = asked.adapt(problem, seeded(spec.seed))
+    provenance = {
+        **order.provenance,
+        "seed": spec.seed,
+        "data": report,
+        "prompt": describe_prompts(files.training_path),
+    }
+    return Setup(method, problem, files, examples, held_out, provenance)
+
+
+def take_over_labels(order: TrainOrder, method: Method, backbone: Backbone) -> Method:
+    """Return the method with its parent's labels: a classifier that goes on keeps their order."""
+    if order.parent_folder is None or not hasattr(method, "labels"):
+        return method
+    parent = load_artifact(Path(order.parent_folder), shape=backbone.shape).method
+    if not parent.class_labels:
+        return method
+    return method.model_copy(update={"labels": parent.class_labels})
+
+
+def begin(
+    setup: Setup, start: Snapshot, *, spec: TrainSpec, backbone: Backbone, channel: Channel
+) -> Run:
+    """Put the tensors in place and make the run that goes on from `start`."""
+    method = setup.method
+    tensors = {
+        name: _place(start.tensors[name], backbone, trained=method.is_trained(name))
+        for name in method.tensors(backbone.shape)  # in one order always: sums depend on it
+    }
+    terms = Terms.of(method, tensors, backbone.base)
+    training, validation = make_tasks(setup, tensors, loop=spec.loop, backbone=backbone)
+    if _by_gradient(method, backbone):
+        training.prepare(terms, check=channel.check)
+    if validation is not None:
+        validation.prepare(terms, check=channel.check)
+    return Run(
+        backbone=backbone,
+        method=method,
+        tensors=tensors,
+        course=make_course(
+            setup,
+            tensors,
+            training=training,
+            start=start,
+            spec=spec,
+            backbone=backbone,
+            channel=channel,
+        ),
+        validation=validation,
+        provenance=setup.provenance,
+    )
+
+
+def make_course(
+    setup: Setup,
+    tensors: dict[str, Tensor],
+    *,
+    training: Task,
+    start: Snapshot,
+    spec: TrainSpec,
+    backbone: Backbone,
+    channel: Channel,
+) -> Course:
+    """Return how this method takes its steps."""
+    if not _by_gradient(setup.method, backbone):
+        return BySearch(
+            method=setup.method,
+            tensors=tensors,
+            problem=setup.problem,
+            loop=spec.loop,
+            seed=spec.seed,
+        )
+    return ByGradient(
+        method=setup.method,
+        tensors=tensors,
+        training=training,
+        backbone=backbone,
+        loop=spec.loop,
+        seed=spec.seed,
+        check=channel.check,
+        moments=start.moments,
+    )
+
+
+def make_tasks(
+    setup: Setup, tensors: dict[str, Tensor], *, loop: LoopSpec, backbone: Backbone
+) -> tuple[Task, Task | None]:
+    """Return what is learnt and what is measured."""
+    common: dict[str, Any] = {"backbone": backbone, "max_tokens": loop.micro_batch_tokens}
+    method, files, held_out = setup.method, setup.files, setup.held_out
+    head = method.head(tensors, backbone.base)
+    if head is None or method.class_labels is None:
+        if (show := _show(setup, tensors, backbone)) is not None:
+            held_out = files.validation(show=show)
+        training = NextTokens(setup.examples, **common)
+        return training, None if held_out is None else NextTokens(held_out, **common)
+
+    def classify(examples: Examples, path: Path) -> Labels:
+        targets = files.targets(path, method.class_labels or ())
+        return Labels(examples, targets=targets, pooling=head.pooling, **common)
+
+    training_labels = classify(setup.examples, files.training_path)
+    if held_out is None or files.validation_path is None:
+        return training_labels, None
+    return training_labels, classify(held_out, files.validation_path)
+
+
+def _show(setup: Setup, tensors: dict[str, Tensor], backbone: Backbone) -> Show | None:
+    """Return what shows the method's solved examples before a question, if it has any."""
+    method, renderer = setup.method, setup.files.renderer
+    if "demonstrations" not in method.sites:
+        return None
+    fixed = method.demonstrations(tensors, None)
+
+    def show(pair: Pair) -> Sequence[Pair]:
+        return fixed or method.demonstrations(tensors, Question(pair.prompt, backbone, renderer))
+
+    return show
+
+
+def _by_gradient(method: Method, backbone: Backbone) -> bool:
+    return method.search_steps == 0 and method.parameters(backbone.shape) > 0
+
+
+def _place(tensor: Tensor, backbone: Backbone, *, trained: bool) -> Tensor:
+    """Return a float32 master on the device; one that is trained gathers gradients."""
+    master = tensor.to(backbone.device, torch.float32, copy=True)
+    return master.requires_grad_(trained)
