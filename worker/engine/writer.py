@@ -48,6 +48,7 @@ class Writer:
             len(prompt.ids), sampling=sampling, context=self._context, prefix=footing.rows
         )
         echoed = sampling.echo and sampling.logprobs
+        scored = _echoed(prompt) if echoed else []
         return [
             Choice(
                 request=generation,
@@ -55,7 +56,7 @@ class Writer:
                 prompt=prompt.ids,
                 own=prompt.own,
                 footing=footing,
-                scored=_echoed(prompt) if echoed else (),
+                scored=scored,
                 top=sampling.top_logprobs,
                 limit=limit,
                 seed=choice_seed(generation.seed, index),

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import isfinite
 from pathlib import Path
@@ -30,7 +31,7 @@ class Run:
     method: Method
     tensors: dict[str, Tensor]
     course: Course
-    validation: Task | None
+    validation: Callable[[], Task | None]
     provenance: dict[str, object]
 
     def terms(self) -> Terms:
@@ -118,8 +119,8 @@ class Loop:
     def _rest(self) -> None:
         """Measure, then save both what users can call and what the run can go on from."""
         run, progress = self.run, self.progress
-        if run.validation is not None:
-            found = run.validation.evaluate(run.terms(), check=self.channel.check)
+        if (validation := run.validation()) is not None:
+            found = validation.evaluate(run.terms(), check=self.channel.check)
             if not isfinite(found.loss):
                 raise diverged(progress.step)
             loss, accuracy = found.mean_loss, found.accuracy

@@ -1,7 +1,8 @@
 """From an order to a run: the data read, the method adapted to them, the tensors in place."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -92,12 +93,7 @@ def begin(
         name: _place(start.tensors[name], backbone, trained=method.is_trained(name))
         for name in method.tensors(backbone.shape)  # in one order always: sums depend on it
     }
-    terms = Terms.of(method, tensors, backbone.base)
-    training, validation = make_tasks(setup, tensors, loop=spec.loop, backbone=backbone)
-    if _by_gradient(method, backbone):
-        training.prepare(terms, check=channel.check)
-    if validation is not None:
-        validation.prepare(terms, check=channel.check)
+    tasks = _Tasks(setup, tensors, loop=spec.loop, backbone=backbone, check=channel.check)
     return Run(
         backbone=backbone,
         method=method,
@@ -105,13 +101,13 @@ def begin(
         course=make_course(
             setup,
             tensors,
-            training=training,
+            training=tasks.training,
             start=start,
             spec=spec,
             backbone=backbone,
             channel=channel,
         ),
-        validation=validation,
+        validation=tasks.validation,
         provenance=setup.provenance,
     )
 
@@ -120,7 +116,7 @@ def make_course(
     setup: Setup,
     tensors: dict[str, Tensor],
     *,
-    training: Task,
+    training: Callable[[], Task],
     start: Snapshot,
     spec: TrainSpec,
     backbone: Backbone,
@@ -138,7 +134,7 @@ def make_course(
     return ByGradient(
         method=setup.method,
         tensors=tensors,
-        training=training,
+        training=training(),
         backbone=backbone,
         loop=spec.loop,
         seed=spec.seed,
@@ -147,40 +143,68 @@ def make_course(
     )
 
 
-def make_tasks(
-    setup: Setup, tensors: dict[str, Tensor], *, loop: LoopSpec, backbone: Backbone
-) -> tuple[Task, Task | None]:
-    """Return what is learnt and what is measured."""
-    common: dict[str, Any] = {"backbone": backbone, "max_tokens": loop.micro_batch_tokens}
-    method, files, held_out = setup.method, setup.files, setup.held_out
-    head = method.head(tensors, backbone.base)
-    if head is None or method.class_labels is None:
-        if (show := _show(setup, tensors, backbone)) is not None:
-            held_out = files.validation(show=show)
-        training = NextTokens(setup.examples, **common)
-        return training, None if held_out is None else NextTokens(held_out, **common)
+class _Tasks:
+    """What is learnt and what is measured, made when they are first needed.
 
-    def classify(examples: Examples, path: Path) -> Labels:
-        targets = files.targets(path, method.class_labels or ())
-        return Labels(examples, targets=targets, pooling=head.pooling, **common)
+    What a search has found decides which solved examples are shown before a held-out question.
+    """
 
-    training_labels = classify(setup.examples, files.training_path)
-    if held_out is None or files.validation_path is None:
-        return training_labels, None
-    return training_labels, classify(held_out, files.validation_path)
+    def __init__(
+        self,
+        setup: Setup,
+        tensors: dict[str, Tensor],
+        *,
+        loop: LoopSpec,
+        backbone: Backbone,
+        check: Callable[[], None],
+    ) -> None:
+        self._setup = setup
+        self._tensors = tensors
+        self._backbone = backbone
+        self._check = check
+        self._common: dict[str, Any] = {"backbone": backbone, "max_tokens": loop.micro_batch_tokens}
 
+    def training(self) -> Task:
+        """Return the task of the training file."""
+        setup = self._setup
+        return self._make(setup.examples, setup.files.training_path)
 
-def _show(setup: Setup, tensors: dict[str, Tensor], backbone: Backbone) -> Show | None:
-    """Return what shows the method's solved examples before a question, if it has any."""
-    method, renderer = setup.method, setup.files.renderer
-    if "demonstrations" not in method.sites:
-        return None
-    fixed = method.demonstrations(tensors, None)
+    @cache  # noqa: B019 - as long as the run
+    def validation(self) -> Task | None:
+        """Return the task of the validation file, if there is one."""
+        files, examples = self._setup.files, self._setup.held_out
+        if examples is None or files.validation_path is None:
+            return None
+        if (show := self._show()) is not None:
+            examples = files.validation(show=show) or examples
+        return self._make(examples, files.validation_path)
 
-    def show(pair: Pair) -> Sequence[Pair]:
-        return fixed or method.demonstrations(tensors, Question(pair.prompt, backbone, renderer))
+    def _make(self, examples: Examples, path: Path) -> Task:
+        method, base = self._setup.method, self._backbone.base
+        terms = Terms.of(method, self._tensors, base)
+        task: Task
+        if terms.head is None or method.class_labels is None:
+            task = NextTokens(examples, **self._common)
+        else:
+            targets = self._setup.files.targets(path, method.class_labels)
+            pooling = terms.head.pooling
+            task = Labels(examples, targets=targets, pooling=pooling, **self._common)
+        task.prepare(terms, check=self._check)
+        return task
 
-    return show
+    def _show(self) -> Show | None:
+        """Return what shows the method's solved examples before a question, if it has any."""
+        method, tensors = self._setup.method, self._tensors
+        if "demonstrations" not in method.sites:
+            return None
+        fixed = method.demonstrations(tensors, None)
+        renderer, backbone = self._setup.files.renderer, self._backbone
+
+        def show(pair: Pair) -> Sequence[Pair]:
+            question = Question(pair.prompt, backbone, renderer)
+            return fixed or method.demonstrations(tensors, question)
+
+        return show
 
 
 def _by_gradient(method: Method, backbone: Backbone) -> bool:

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,7 @@ class World:
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     data = tmp_path_factory.mktemp("engine")
     settings = Settings(data_dir=data, base=BASE, engine=engine_settings())
-    make_tiny_base(settings.base_folder, initializer_range=0.1)
+    make_tiny_base(settings.base_folder, initializer_range=0.1, num_hidden_layers=3)
     renderer = Renderer.load(settings.base_folder)
     write_manifest(settings.base_folder, id=BASE, shape={}, renderer_digest=renderer.digest)
     backbone = Backbone.load(settings.base_folder, dtype=torch.float32)
@@ -128,7 +129,7 @@ class TinyProblem:
         ids = [self.renderer.encode(text) for text in texts]
         lengths = tuple(map(len, ids))
         with torch.inference_mode():
-            states = forward(self.backbone, [Part(torch.tensor(sum(ids, [])), lengths)])
+            states = forward(self.backbone, [Part(torch.tensor([*chain(*ids)]), lengths)])
             return pool(states.hidden_td, lengths, pooling=pooling)
 
     def features(self, pooling: Pooling) -> torch.Tensor:
@@ -172,7 +173,8 @@ def kinds(world: World) -> list[Kind]:
 def store_kind(world: World, method: Method, *, problem: TinyProblem, number: int) -> Kind:
     name = f"{method.kind}-{number}"
     form, system = [("chat", None), ("completion", None), ("chat", "Be brief.")][number % 3]
-    method = method.adapt(problem, torch.Generator().manual_seed(number))
+    if not method.class_labels:
+        method = method.adapt(problem, torch.Generator().manual_seed(number))
     adapter = put_adapter(
         world.store,
         world.settings.data_folder / name,

@@ -1,5 +1,6 @@
 """The engine as a process: its socket, its lines, its signals."""
 
+import base64
 import json
 import os
 import signal
@@ -96,9 +97,47 @@ def test_lines_are_streamed(world: World, client: httpx.Client) -> None:
     assert deltas[-1]["finish_reason"] == "length"
     resident = client.get("/health").json()["resident"]
     assert [entry["digest"] for entry in resident] == [adapter["digest"]]
+    assert (resident[0]["kind"], resident[0]["prefix_rows"]) == ("lora", 0)
     assert client.delete(f"/adapters/{adapter['digest']}").status_code == 204
     time.sleep(0.1)
     assert client.get("/health").json()["resident"] == []
+
+
+def test_vectors_and_scores_are_bytes_and_numbers(world: World, client: httpx.Client) -> None:
+    inputs = [{"text": "Hello"}, {"ids": PROMPT}]
+    embedded = client.post("/embed", json={"inputs": inputs, "pooling": "last"}).json()
+    assert [len(base64.b64decode(vector)) for vector in embedded["vectors"]] == [4 * 32] * 2
+    assert embedded["tokens"] == [5, 20]
+    labels = {"labels": ["yes", "no"], "inputs": inputs}
+    adapter = {"name": "mine", "digest": world.adapters[0].digest}
+    for body_ in (labels, {**labels, "adapter": adapter}):
+        scored = client.post("/classify", json=body_).json()
+        assert scored["labels"] == ["yes", "no"]
+        assert [sum(scores) for scores in scored["scores"]] == pytest.approx([1.0, 1.0])
+
+
+@pytest.mark.parametrize(
+    ("path", "body_", "code", "param"),
+    [
+        ("/embed", {"inputs": [{"text": ""}]}, "invalid_prompt", "inputs[0]"),
+        ("/embed", {"inputs": "text"}, "invalid_request", None),
+        ("/classify", {"inputs": [{"text": "a"}]}, "labels_required", "labels"),
+    ],
+)
+def test_what_cannot_be_read_has_a_status(
+    client: httpx.Client, path: str, body_: dict[str, Any], code: str, param: str | None
+) -> None:
+    response = client.post(path, json=body_)
+    assert response.status_code == 400
+    error = response.json()["error"]
+    assert (error["code"], error["param"]) == (code, param)
+
+
+def test_a_reader_who_leaves_frees_the_rows(client: httpx.Client) -> None:
+    many = {"inputs": [{"ids": PROMPT * 20}] * 200}
+    with pytest.raises(httpx.ReadTimeout):
+        client.post("/embed", json=many, timeout=0.2)
+    wait_for_rows(client, 0)
 
 
 @pytest.mark.parametrize(
