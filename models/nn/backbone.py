@@ -62,7 +62,7 @@ class Base:
         return None if bias is None else bias.detach().float()
 
     def row_squares(self, place: str) -> Tensor:
-        """Return (out,): the squared norm of each row of a linear place's weight, kept once made."""
+        """Return (out,): the squared norm of each row of a linear weight, kept once made."""
         if place not in self._row_squares:
             self._row_squares[place] = self.weight(place).pow(2).sum(1)
         return self._row_squares[place]

@@ -137,14 +137,14 @@ class HardPrompt(Method):
         (gradient_pd,) = torch.autograd.grad(loss, rows_pd)
         score_pa = -gradient_pd @ base.embed(ids_a).T
         score_pa[ids_p[:, None] == ids_a] = -torch.inf
-        best, lowest = ids, float(loss)
+        best, lowest = ids, loss.item()
         with torch.no_grad():
             for swapped in self._swaps(ids, score_pa, ids_a, step=step, generator=generator):
                 problem.check()
                 if problem.encode(problem.decode(swapped)) != swapped:
                     continue
                 tried = {**t, IDS: t[IDS].new_tensor(swapped)}
-                if (reached := float(problem.loss(tried, step=step))) < lowest:
+                if (reached := problem.loss(tried, step=step).item()) < lowest:
                     best, lowest = swapped, reached
         found = {**t, IDS: t[IDS].new_tensor(best)}
         return found, {"train_loss": lowest, "swapped": float(best != ids)}

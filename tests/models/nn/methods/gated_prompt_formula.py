@@ -1,4 +1,4 @@
-"""LLaMA-Adapter's attention on a plain Hugging Face network, from the paper and LitGPT's formula."""
+"""LLaMA-Adapter's attention on a plain Hugging Face network, as the papers and LitGPT have it."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -17,10 +17,10 @@ def add_prompts(network: Any, prompts: Mapping[int, Tensor], gates: Mapping[int,
 def _add_prompt(attention: Any, prompt_pd: Tensor, gate: Tensor) -> None:
     seen: dict[str, Any] = {}
 
-    def listen(module: Any, args: Any, kwargs: dict[str, Any]) -> None:  # noqa: ARG001
+    def listen(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
         seen.update(kwargs)
 
-    def add(module: Any, args: tuple[Tensor]) -> tuple[Tensor]:  # noqa: ARG001
+    def add(module: Any, args: tuple[Tensor]) -> tuple[Tensor]:
         hidden_td = seen["hidden_states"][0]
         query_the, key_pke, value_pke = (
             _heads(attention, rows, part)

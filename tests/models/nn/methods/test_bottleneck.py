@@ -39,7 +39,7 @@ def _put(network, method, tensors):
 def _hook(method, own):
     down, down_bias, up, up_bias = own
 
-    def hook(module, args, output):  # noqa: ARG001
+    def hook(module, args, output):
         attended = isinstance(output, tuple)
         result = output[0] if attended else output
         read = args[0] if method.placement == "parallel" else result

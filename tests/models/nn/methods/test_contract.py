@@ -104,7 +104,7 @@ def test_configurations_schemas_and_counts_need_no_torch():
 import sys
 from models.nn.methods import METHODS, parse_method
 from models.nn.shape import Shape
-shape = Shape(hidden=4, layers=3, heads=1, kv_heads=1, head_dim=4, vocab=9, context=9, tied=True,
+shape = Shape(hidden=4, layers=3, heads=1, kv_heads=1, head_dim=4, vocab=9, context=99, tied=True,
     norms={"norm": 4}, linears={f"layers.{layer}.{name}": (4, 4) for layer in range(3) for name in
     ("self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.up_proj", "mlp.down_proj")}
     | {"lm_head": (9, 4)}, parameters={"model.norm.weight": (4,), "lm_head.weight": (9, 4)})

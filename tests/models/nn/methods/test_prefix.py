@@ -19,10 +19,13 @@ from tests.models.nn.families import (
 )
 from tests.models.nn.methods.worded import Worded, train
 
-# PEFT 0.21 reads an attribute that Transformers 5.24 renamed.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"
-)
+# PEFT 0.21 uses names that Transformers 5.24 renamed.
+pytestmark = [
+    pytest.mark.filterwarnings(
+        "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning",
+    ),
+    pytest.mark.filterwarnings("ignore:`past_key_values` is deprecated:FutureWarning"),
+]
 
 BASES = ["llama-biased-tied", "qwen3", "phi3", "gemma", "gemma2", "gemma3", "smollm3"]
 OURS = {
