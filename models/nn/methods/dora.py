@@ -97,7 +97,7 @@ class Dora(LowRank, Method):
 
     def _norm(self, down: Tensor, up: Tensor, *, place: str, base: Base) -> Tensor:
         """Return (out,): the norm of each row of W + s B A, without a gradient."""
-        with torch.enable_grad():
+        with torch.no_grad():
             weight = base.weight(place)
             down, up = down.to(weight.device), up.to(weight.device)
             cross = ((weight @ down.T) * up).sum(1)

@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path
-from xml.etree import ElementTree
+from xml.etree import ElementTree as ET
 
 import matplotlib as mpl
 import pytest
@@ -48,7 +48,7 @@ def test_equal_tables_give_equal_bytes(tmp_path: Path) -> None:
     for one, other in zip(first, again, strict=True):
         assert one.read_bytes() == other.read_bytes(), one.name
     svg = (tmp_path / "a" / "both.svg").read_text()
-    ElementTree.fromstring(svg)
+    ET.fromstring(svg)
     assert not re.search(r"<dc:date>", svg)
 
 

@@ -41,7 +41,7 @@ def test_a_small_set_of_answers_is_a_set_of_labels(labels: int, rows: int, metri
 
 def test_labels_are_asked_row_by_row(tmp_path: Path) -> None:
     rows = [
-        chat("one" if number < 3 else f"q{number}", "yes no".split()[number % 2])
+        chat("one" if number < 3 else f"q{number}", ["yes", "no"][number % 2])
         for number in range(12)
     ]
     found = read(tmp_path, rows)
