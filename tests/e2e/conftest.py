@@ -89,18 +89,21 @@ class System:
         assert not [pid for pid in everything if is_alive(pid)]
 
 
-def start_system(kind: str, folder: Path, request: pytest.FixtureRequest) -> Iterator[System]:
+def start_system(
+    kind: str, folder: Path, request: pytest.FixtureRequest, **settings: str
+) -> Iterator[System]:
     """Start a system over embedded parts, or over PostgreSQL and Redis by URL."""
     # Weights this large give a random network room to learn an answer by heart.
     base = make_tiny_base(folder / "base", initializer_range=0.5)
     if kind == "embedded":
-        system = System(folder, base=base, environment={})
+        system = System(folder, base=base, environment=settings)
         yield system
         system.stop()
         return
     redis_url = request.getfixturevalue("redis_url")
     for database_url in fresh_postgres(request.getfixturevalue("postgres_url")):
-        environment = {"GRAFTWORK_DATABASE_URL": database_url, "GRAFTWORK_BROKER_URL": redis_url}
+        urls = {"GRAFTWORK_DATABASE_URL": database_url, "GRAFTWORK_BROKER_URL": redis_url}
+        environment = {**urls, **settings}
         system = System(folder, base=base, environment=environment)
         yield system
         system.stop()
@@ -149,7 +152,7 @@ def train(client: OpenAI, rows: bytes, **extra: Any) -> FineTuningJob:
     )
 
 
-def wait_for_end(client: OpenAI, job_id: str) -> FineTuningJob:
+def wait_for_end(client: OpenAI, job_id: str, *, seconds: float = 90) -> FineTuningJob:
     """Poll a job until it has ended."""
     last: list[FineTuningJob] = []
 
@@ -157,5 +160,5 @@ def wait_for_end(client: OpenAI, job_id: str) -> FineTuningJob:
         last[:] = [client.fine_tuning.jobs.retrieve(job_id)]
         return last[0].status in ENDED
 
-    wait_for(ended, seconds=90)
+    wait_for(ended, seconds=seconds)
     return last[0]

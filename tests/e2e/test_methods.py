@@ -4,14 +4,19 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import httpx
 import pytest
 from openai import BadRequestError, OpenAI
 
 from tests.e2e.conftest import System, start_system, upload, wait_for_end
-from tests.processes import wait_for
 
 ROWS = {"happy": "good", "glad": "good", "sad": "bad", "angry": "bad"}
 QUESTIONS = ("happy", "sad", "so glad")
+ROW_BYTES = b"".join(
+    b'{"messages": [{"role": "user", "content": "%s"}, {"role": "assistant", "content": "%s"}]}\n'
+    % (question.encode(), answer.encode())
+    for question, answer in ROWS.items()
+)
 
 
 @pytest.fixture(scope="module")
@@ -41,13 +46,8 @@ def get(client: OpenAI, path: str) -> Any:
 @pytest.fixture(scope="module")
 def models(own_system: System) -> dict[str, str]:
     """One tuned model of every kind that the installation offers, by kind."""
-    rows = b"".join(
-        b'{"messages": [{"role": "user", "content": "%s"}, {"role": "assistant", "content": "%s"}]}\n'
-        % (question.encode(), answer.encode())
-        for question, answer in ROWS.items()
-    )
     with own_system.client() as client:
-        file = upload(client, rows * 3)
+        file = upload(client, ROW_BYTES * 3)
         jobs = {
             card["id"]: client.fine_tuning.jobs.create(
                 model="tiny",
@@ -59,7 +59,7 @@ def models(own_system: System) -> dict[str, str]:
             ).id
             for card in get(client, "/methods")["data"]
         }
-        ended = {kind: wait_for_end(client, job) for kind, job in jobs.items()}
+        ended = {kind: wait_for_end(client, job, seconds=400) for kind, job in jobs.items()}
     failed = {kind: job.error for kind, job in ended.items() if job.status != "succeeded"}
     assert not failed
     return {kind: str(job.fine_tuned_model) for kind, job in ended.items()}
@@ -124,8 +124,20 @@ def test_embeddings_come_as_the_sdk_asks_for_them(client: OpenAI) -> None:
 
 
 def test_what_was_downloaded_is_called_again_and_trained_further(
-    client: OpenAI, models: dict[str, str]
+    client: OpenAI, own_system: System, models: dict[str, str]
 ) -> None:
-    name = models["lora"]
-    archive = client.get(f"/adapters/{name}/download", cast_to=bytes, options={}) if False else None
-    assert archive is None
+    headers = {"authorization": f"Bearer {client.api_key}"}
+    for kind in ("lora", "soft_prompt", "full"):
+        address = f"{own_system.url}/v1/adapters"
+        archive = httpx.get(f"{address}/{models[kind]}/download", headers=headers).content
+        sent = httpx.post(address, headers=headers, files={"file": ("a.zip", archive)}, timeout=60)
+        assert sent.status_code == 201, sent.text
+        name = sent.json()["id"]
+        assert name != models[kind]
+        assert ask(client, name, "sad") == ask(client, models[kind], "sad")
+        job = client.fine_tuning.jobs.create(
+            model=name,
+            training_file=upload(client, ROW_BYTES),
+            method={"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 1}}},
+        )
+        assert wait_for_end(client, job.id).status == "succeeded"

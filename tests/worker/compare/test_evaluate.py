@@ -35,6 +35,7 @@ def chat(question: str, answer: str) -> dict[str, Any]:
 
 LABELLED = [chat(f"Is {n} odd?", "yes" if n % 2 else "no") for n in range(20)]
 SPOKEN = [chat(f"Say {n}.", f"It is {n}, as you asked.") for n in range(8)]
+PARROTED = [chat(f"Say {n}.", "It is as you asked.") for n in range(8)]
 
 
 @pytest.fixture
@@ -117,12 +118,18 @@ def test_labels_are_scored_and_everything_is_in_the_table(
     for one in table.rows:
         assert one.quality is not None
         assert 0 <= one.quality.low <= one.quality.value <= one.quality.high <= 1
-        assert one.serving_overhead is not None and one.serving_overhead > 0
+        assert one.serving_overhead is not None
+        assert one.serving_overhead > 0
         assert one.answers is not None
     for one in table.rows[1:]:
-        assert one.parameters and one.artifact_bytes and one.trained_tokens
-        assert one.seconds and one.tokens_per_second and one.peak_bytes
-        assert one.loss is not None and one.model is not None
+        assert one.parameters
+        assert one.artifact_bytes
+        assert one.trained_tokens
+        assert one.seconds
+        assert one.tokens_per_second
+        assert one.peak_bytes
+        assert one.loss is not None
+        assert one.model is not None
     assert set(ended.plots or {}) == {
         f"{name}.{form}" for name in ("both", "parameters", "compute") for form in ("svg", "png")
     }
@@ -139,7 +146,7 @@ def test_a_method_that_cannot_do_it_does_not_spoil_the_others(
     site.start_worker()
     row = post(
         site,
-        SPOKEN,
+        PARROTED,
         {"type": "head", "task": "classification"},
         {"type": "lora", "rank": 2, "alpha": 1e-9},
     )
@@ -151,7 +158,8 @@ def test_a_method_that_cannot_do_it_does_not_spoil_the_others(
     assert (ended.state, table.metric) == ("succeeded", "bleu")
     base, head, lora, gone = table.rows
     assert [one.status for one in table.rows] == ["done", "not_applicable", "done", "cancelled"]
-    assert head.error is not None and "label" in head.error
+    assert head.error is not None
+    assert "label" in head.error
     assert base.quality == lora.quality  # as good as untrained
     assert gone.quality is None
     assert table.pareto == ["base"]
@@ -202,14 +210,16 @@ def test_a_comparison_waits_for_its_jobs_and_belongs_to_one_worker(site: Site) -
     with site.database.unit_of_work() as session:
         assert comparison_claims.due(session)
         taken = comparison_claims.take(session, owner="a", seconds=60)
-        assert taken is not None and taken.state == "evaluating"
+        assert taken is not None
+        assert taken.state == "evaluating"
     with site.database.unit_of_work() as session:
         assert comparison_claims.take(session, owner="b", seconds=60) is None
         assert comparison.is_pinned(session, row.validation_digest)
         comparison_claims.hand_back(session, taken)
     with site.database.unit_of_work() as session:
         again = comparison_claims.take(session, owner="b", seconds=60)
-        assert again is not None and (again.fence, again.attempts) == (taken.fence + 1, 1)
+        assert again is not None
+        assert (again.fence, again.attempts) == (taken.fence + 1, 1)
 
 
 def test_a_deleted_adapter_is_a_row_that_says_so(

@@ -1,6 +1,7 @@
-"""The trainer's own problem over a tiny base with a byte tokenizer, and runs of the trainer on it."""
+"""The trainer's own problem over a tiny base of bytes, and runs of the trainer on it."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,15 +22,11 @@ from worker.train.problem import Question, TrainingProblem
 from worker.train.run import train
 
 REVIEWS = [
-    {
-        "messages": [
-            {"role": "user", "content": f"{opening} film number {number} was {word}"},
-            {"role": "assistant", "content": answer},
-        ]
-    }
+    (f"{opening} film number {number} was {word}", answer)
     for number, opening in enumerate(["The", "Our", "That old", "This new", "A", "My last"])
     for word, answer in [("good", "yes"), ("bad", "no"), ("so so", "perhaps")]
 ]
+Rows = Sequence[tuple[str, str]]
 LOOP = {
     "n_epochs": 4,
     "batch_size": 6,
@@ -71,10 +68,10 @@ class World:
         backbone = Backbone.load(base_folder, dtype=torch.float32)
         return cls(folder, base_folder, backbone, Renderer.load(base_folder))
 
-    def order(self, block: dict[str, Any], *, rows: list[Any] = REVIEWS, **loop: Any) -> TrainOrder:
+    def order(self, block: dict[str, Any], *, rows: Rows = REVIEWS, **loop: Any) -> TrainOrder:
         """Write the files of a job that also measures itself on its rows."""
         path = self.folder / "rows.jsonl"
-        path.write_text("\n".join(map(json.dumps, rows)))
+        path.write_text("\n".join(json.dumps(_chat(*row)) for row in rows))
         return TrainOrder(
             job_id="ftjob-1",
             spec={"base": "tiny", "method": block, "seed": 3, "loop": {**LOOP, **loop}},
@@ -84,7 +81,7 @@ class World:
             work_folder=str(self.folder / "out"),
         )
 
-    def problem(self, method: Method, *, rows: list[Any] = REVIEWS) -> TrainingProblem:
+    def problem(self, method: Method, *, rows: Rows = REVIEWS) -> TrainingProblem:
         """Return the rows as the method may look at them."""
         order = self.order(method.model_dump(mode="json"), rows=rows)
         files = Files(order, renderer=self.renderer, max_length=512, stay_alive=lambda: None)
@@ -97,7 +94,7 @@ class World:
             check=lambda: None,
         )
 
-    def train(self, block: dict[str, Any], *, rows: list[Any] = REVIEWS, **loop: Any) -> list[Any]:
+    def train(self, block: dict[str, Any], *, rows: Rows = REVIEWS, **loop: Any) -> list[Any]:
         """Run the real trainer; return what it said."""
         channel = Silent()
         train(self.order(block, rows=rows, **loop), channel)
@@ -114,3 +111,26 @@ class World:
         ids = torch.tensor(self.renderer.prompt([{"role": "user", "content": text}]))
         hidden = forward(self.backbone, [Part(ids, (len(ids),))]).hidden_td
         return class_logits(pool(hidden, [len(ids)], pooling=head.pooling), head=head)[0]
+
+
+def measured(said: list[Any]) -> dict[str, float]:
+    """Return what a run measured last."""
+    values: dict[str, float] = {}
+    for message in said:
+        values |= getattr(message, "values", {})
+    return values
+
+
+def curve(said: list[Any]) -> list[float]:
+    """Return the training losses of a run."""
+    reports = (getattr(message, "values", {}) for message in said)
+    return [values["train_loss"] for values in reports if "train_loss" in values]
+
+
+def _chat(question: str, answer: str) -> dict[str, Any]:
+    return {
+        "messages": [
+            {"role": "user", "content": question},
+            {"role": "assistant", "content": answer},
+        ]
+    }

@@ -10,7 +10,7 @@ from core.errors import InvalidRequest
 from models.nn.artifact import load_artifact
 from models.nn.methods import parse_method
 from models.nn.methods.feature_based import FeatureBased
-from tests.models.nn.methods.problem import REVIEWS, World
+from tests.models.nn.methods.problem import REVIEWS, World, measured
 
 
 @pytest.fixture(scope="module")
@@ -23,8 +23,8 @@ def fit(world, method, *, seed=0):
     method = method.adapt(problem, torch.Generator().manual_seed(seed))
     started = method.init(world.backbone.base, torch.Generator().manual_seed(seed))
     generator = torch.Generator().manual_seed(seed)
-    tensors, measured = method.search(started, problem, step=0, generator=generator)
-    return method, problem, tensors, measured
+    tensors, found = method.search(started, problem, step=0, generator=generator)
+    return method, problem, tensors, found
 
 
 def test_labels_come_from_the_answers_and_survive_json(world):
@@ -53,9 +53,7 @@ def test_label_sets_that_are_none_are_refused(labels):
 
 @pytest.mark.parametrize("pooling", ["last", "mean"])
 def test_the_fit_is_the_minimum_of_the_penalised_loss_on_scaled_states(world, pooling):
-    method, problem, tensors, measured = fit(
-        world, FeatureBased(pooling=pooling, regularisation=0.1)
-    )
+    method, problem, tensors, found = fit(world, FeatureBased(pooling=pooling, regularisation=0.1))
     z = problem.features(pooling).double()
     mean, spread = z.mean(0), z.std(0, correction=0)
     weight = (tensors["score.weight"].double() * spread).requires_grad_()
@@ -67,20 +65,20 @@ def test_the_fit_is_the_minimum_of_the_penalised_loss_on_scaled_states(world, po
     (loss + 0.05 * weight.square().sum()).backward()
     assert weight.grad.abs().max() < 1e-4
     assert bias.grad.abs().max() < 1e-4
-    assert measured["train_loss"] == pytest.approx(loss.item(), abs=1e-4)
+    assert found["train_loss"] == pytest.approx(loss.item(), abs=1e-4)
     hits = (scores.argmax(1) == answers).double().mean().item()
-    assert measured["train_mean_token_accuracy"] == pytest.approx(hits)
+    assert found["train_mean_token_accuracy"] == pytest.approx(hits)
 
 
 @pytest.mark.parametrize("block", [{}, {"classifier": "mlp", "hidden_size": 8}])
 def test_what_is_served_is_what_was_measured(world, block):
-    method, problem, tensors, measured = fit(world, FeatureBased(regularisation=1e-4, **block))
+    method, problem, tensors, found = fit(world, FeatureBased(regularisation=1e-4, **block))
     head = method.head(tensors, world.backbone.base)
     scores = torch.stack([world.scores(pair.prompt, head) for pair in problem.pairs])
     answers = torch.tensor([method.labels.index(pair.answer) for pair in problem.pairs])
     loss = F.cross_entropy(scores, answers).item()
-    assert measured["train_loss"] == pytest.approx(loss, abs=1e-3)
-    assert measured["train_mean_token_accuracy"] == 1.0
+    assert found["train_loss"] == pytest.approx(loss, abs=1e-3)
+    assert found["train_mean_token_accuracy"] == 1.0
     assert loss < 0.1
 
 
@@ -91,15 +89,7 @@ def test_a_seed_gives_the_same_bits_again(world, block):
 
 
 def test_states_that_never_vary_do_no_harm(world):
-    rows = [
-        {
-            "messages": [
-                {"role": "user", "content": "same"},
-                {"role": "assistant", "content": answer},
-            ]
-        }
-        for answer in ("yes", "no", "no")
-    ]
+    rows = [("same", answer) for answer in ("yes", "no", "no")]
     problem = world.problem(FeatureBased(), rows=rows)
     method = FeatureBased().adapt(problem, torch.Generator())
     started = method.init(world.backbone.base, torch.Generator())
@@ -109,9 +99,7 @@ def test_states_that_never_vary_do_no_harm(world):
 
 
 def test_answers_that_are_no_label_set_are_refused(world):
-    rows = [
-        {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]},
-    ]
+    rows = [("a", "b")]
     with pytest.raises(InvalidRequest) as error:
         FeatureBased().adapt(world.problem(FeatureBased(), rows=rows), torch.Generator())
     assert error.value.code == "no_label_set"
@@ -119,12 +107,8 @@ def test_answers_that_are_no_label_set_are_refused(world):
 
 def test_a_job_ends_with_an_artifact_that_classifies(world):
     said = world.train({"type": "feature_based", "regularisation": 1e-3})
-    values = {}
-    for message in said:
-        values |= getattr(message, "values", {})
-    assert values["valid_mean_token_accuracy"] == 1.0
+    assert measured(said)["valid_mean_token_accuracy"] == 1.0
     loaded = load_artifact(Path(said[-1].adapter_folder), shape=world.backbone.shape)
     head = loaded.method.head(loaded.tensors, world.backbone.base)
-    for row in REVIEWS:
-        question, answer = (turn["content"] for turn in row["messages"])
+    for question, answer in REVIEWS:
         assert loaded.method.labels[world.scores(question, head).argmax()] == answer

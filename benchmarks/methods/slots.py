@@ -1,0 +1,32 @@
+"""How much of a meaning representation its realisation says: `name[Cocum], area[riverside]`."""
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+SLOT = re.compile(r"[\w ]+\[([^\]]+)\]")
+UNSAID = {"yes", "no"}
+"""Values that nobody says word for word."""
+
+
+def values_in(text: str) -> list[str]:
+    """Return the values of the slots of a text that a description must repeat."""
+    return [value for value in SLOT.findall(text) if value not in UNSAID]
+
+
+def exact_slots(lines: Iterable[dict[str, Any]]) -> float | None:
+    """Return the share of slot values that appear in the answers; None where there are no slots.
+
+    `lines` are those of an answers file: `prompt` and `answer`.
+    """
+    said = wanted = 0
+    for line in lines:
+        answer = line["answer"].casefold()
+        values = values_in(_question(line["prompt"]))
+        wanted += len(values)
+        said += sum(value.casefold() in answer for value in values)
+    return said / wanted if wanted else None
+
+
+def _question(prompt: str | list[dict[str, str]]) -> str:
+    return prompt if isinstance(prompt, str) else prompt[-1]["content"]
