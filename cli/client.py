@@ -52,22 +52,31 @@ class Client:
 
     def upload(self, path: Path) -> JSON:
         """Upload a data set, streamed from disk."""
+        return self.send("/files", path, {"purpose": "fine-tune"})
+
+    def send(self, route: str, path: Path, fields: dict[str, str]) -> JSON:
+        """Post a form with a file, streamed from disk."""
         if not path.is_file():
             raise InvalidRequest(f"There is no file {path}.")
         with path.open("rb") as stream:
-            return self._json(
-                "POST", "/files", data={"purpose": "fine-tune"}, files={"file": stream}
-            )
+            return self._json("POST", route, data=fields, files={"file": stream})
 
     def download(self, path: str, target: Path) -> None:
-        """GET bytes into a file."""
+        """GET bytes into a file, which is there in whole or as it was."""
+        part = target.with_name(f"{target.name}.part")
         try:
-            answer = self._http.get(f"{self._base_url}{path}")
+            with self._http.stream("GET", f"{self._base_url}{path}") as answer:
+                if answer.is_error:
+                    answer.read()
+                    _refuse(answer)
+                with part.open("wb") as stream:
+                    for piece in answer.iter_bytes():
+                        stream.write(piece)
+            part.replace(target)
         except httpx.TransportError as error:
             raise self._unreachable(error) from error
-        if answer.is_error:
-            _refuse(answer)
-        target.write_bytes(answer.content)
+        finally:
+            part.unlink(missing_ok=True)
 
     def chat(self, model: str, messages: list[JSON], **sampling: Any) -> Iterator[str]:
         """Stream one answer, piece by piece."""

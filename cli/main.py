@@ -2,7 +2,7 @@
 
 import typer
 
-from cli import chat, compare, demo, doctor, keys, programs, pull, serve, train
+from cli import adapters, chat, compare, demo, doctor, keys, programs, pull, serve, train
 from cli.console import Commands
 
 app = typer.Typer(
@@ -21,6 +21,7 @@ app.command()(train.train)
 app.command()(train.watch)
 app.command()(compare.compare)
 app.command()(chat.chat)
+app.add_typer(adapters.app, name="adapters")
 app.command(rich_help_panel="One program alone")(programs.api)
 app.command(rich_help_panel="One program alone")(programs.worker)
 app.command(rich_help_panel="One program alone")(programs.engine)

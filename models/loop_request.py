@@ -7,7 +7,8 @@ from pydantic import Field
 
 from core.errors import InvalidRequest
 from models.nn.methods import AnyMethod
-from models.spec import MAX_LEARNING_RATE, LoopSpec, Spec
+from models.nn.methods.base import Method
+from models.spec import MAX_LEARNING_RATE, LoopSpec, Quantization, Spec
 
 Epochs = Annotated[int, Field(ge=1, le=1000)] | Literal["auto"]
 BatchSize = Annotated[int, Field(ge=1, le=4096)] | Literal["auto"]
@@ -30,6 +31,12 @@ class LoopRequest(Spec):
     max_sequence_length: int = Field(default=1024, ge=8, le=131072)
     micro_batch_tokens: int = Field(default=1024, ge=8)
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    quantization: Quantization = Field(
+        default="none",
+        description="Hold the base's linear weights in 4 bits (`nf4`) or 8 (`int8`) while the "
+        "adapter is trained over them (QLoRA). It saves memory, and on a machine without a GPU "
+        "nothing else.",
+    )
     max_tokens: int | None = Field(
         default=None,
         ge=1,
@@ -44,6 +51,7 @@ class LoopRequest(Spec):
 def resolve(request: LoopRequest, *, method: AnyMethod, rows: int) -> LoopSpec:
     """Turn `auto` into numbers that suit `rows` rows; refuse an absurd rate or two ends."""
     _refuse_two_ends(request)
+    refuse_replaced_weights(method, quantization=request.quantization)
     epochs, batch = request.n_epochs, request.batch_size
     multiplier = request.learning_rate_multiplier
     rate = request.learning_rate or method.learning_rate
@@ -63,6 +71,17 @@ def resolve(request: LoopRequest, *, method: AnyMethod, rows: int) -> LoopSpec:
         learning_rate=rate,
         **shared,
     )
+
+
+def refuse_replaced_weights(method: Method, *, quantization: Quantization) -> None:
+    """Raise `InvalidRequest` for a method that trains the very weights which are quantised."""
+    if quantization != "none" and "weights" in method.sites:
+        raise InvalidRequest(
+            f"The method `{method.kind}` trains the base's own weights, which {quantization} "
+            "would round; train it with quantization `none`, or choose another method.",
+            code="invalid_value",
+            param="training.quantization",
+        )
 
 
 def _refuse_two_ends(request: LoopRequest) -> None:

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from models.nn.methods import AnyMethod
 
 MAX_LEARNING_RATE = 10.0
+Quantization = Literal["none", "nf4", "int8"]
 
 
 class Spec(BaseModel):
@@ -33,6 +34,7 @@ class LoopSpec(Spec):
     max_sequence_length: int = Field(default=1024, ge=8, le=131072)
     micro_batch_tokens: int = Field(default=1024, ge=8, description="Tokens of one forward.")
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    quantization: Quantization = "none"
     max_tokens: int | None = Field(default=None, ge=1, description="In place of n_epochs.")
     max_seconds: float | None = Field(default=None, gt=0, description="In place of n_epochs.")
 

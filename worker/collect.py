@@ -41,6 +41,7 @@ def _collect_files(database: Database, store: Store) -> None:
 def _collect_adapters(database: Database, store: Store) -> None:
     """Remove deleted adapters and checkpoints, and trees that no living one of them has."""
     with database.unit_of_work() as session:
+        adapter.hold_writers(session)
         gone: list[Adapter | Checkpoint] = [
             *adapter.tombstones(session, limit=BATCH),
             *checkpoint.tombstones(session, limit=BATCH),

@@ -14,7 +14,7 @@ from pydantic import (
 from api.schemas.common import Wire
 from core.errors import InvalidRequest
 from models.loop_request import LoopRequest
-from models.nn.methods import AnyMethod, parse_method
+from models.nn.methods import AnyMethod, parse_posted
 
 DEFAULT_METHOD = "lora"
 HYPERPARAMETERS = ("n_epochs", "batch_size", "learning_rate_multiplier")
@@ -70,7 +70,7 @@ class MethodBlock(Wire):
 
 
 def _read_peft(block: Any) -> Any:
-    return parse_method({"type": DEFAULT_METHOD, **block}) if isinstance(block, dict) else block
+    return parse_posted({"type": DEFAULT_METHOD, **block}) if isinstance(block, dict) else block
 
 
 class JobCreate(Wire):

@@ -10,7 +10,6 @@ from api.schemas.classifications import (
 from api.schemas.embeddings import ReadUsage
 from api.services.catalog import Target
 from api.services.reading import in_batches, to_inputs
-from core.errors import InvalidRequest
 from models.spec import ClassifyReply, ClassifyRequest, Input
 
 BATCH = 32
@@ -21,8 +20,7 @@ SCORINGS = 512
 async def classify(
     engine: EngineClient, body: ClassificationRequest, target: Target
 ) -> ClassificationList:
-    """Return the labels of all inputs."""
-    _check(body, target)
+    """Return the labels of all inputs; the engine says whether labels suit the model."""
 
     async def ask(inputs: list[Input]) -> ClassifyReply:
         return await engine.classify(
@@ -42,21 +40,6 @@ async def classify(
         model=body.model,
         usage=ReadUsage.of(sum(sum(reply.tokens) for reply in replies)),
     )
-
-
-def _check(body: ClassificationRequest, target: Target) -> None:
-    if target.class_labels is None and body.labels is None:
-        raise InvalidRequest(
-            f"{target.name!r} generates text; give the answers to choose from as 'labels'.",
-            code="missing_required_parameter",
-            param="labels",
-        )
-    if target.class_labels is not None and body.labels is not None:
-        raise InvalidRequest(
-            f"{target.name!r} has labels of its own; leave 'labels' out.",
-            code="invalid_value",
-            param="labels",
-        )
 
 
 def _rank(labels: list[str], scores: list[float], *, most: int | None) -> list[Score]:

@@ -20,7 +20,7 @@ from core.errors import InvalidRequest, NotFound
 from core.ids import new_id
 from core.settings import Settings
 from core.store import Store
-from models.nn.methods import METHODS, parse_method
+from models.nn.methods import METHODS, parse_method, parse_posted
 from models.nn.methods.base import Method
 from models.tables import comparison
 from models.tables.comparison import Comparison
@@ -182,7 +182,7 @@ def _read_methods(body: ComparisonCreate) -> list[Method]:
     methods = []
     for number, block in enumerate(body.methods):
         try:
-            methods.append(parse_method(block))
+            methods.append(parse_posted(block))
         except InvalidRequest as error:
             raise _placed(error, number) from error
     return methods

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-SLOT = re.compile(r"[\w ]+\[([^\]]+)\]")
+SLOT = re.compile(r"\w[\w ]*\[([^\]]+)\]")
 UNSAID = {"yes", "no"}
 """Values that nobody says word for word."""
 

@@ -22,6 +22,7 @@ from core.errors import InvalidRequest
 from models.nn.attention import Attention, Recording
 from models.nn.executors import NOBODY, Executor
 from models.nn.leaves import ATTENTION_NAME, act_in, is_offset, replace_leaves, rms
+from models.nn.quantized import leave_file, loading_options, unpack
 from models.nn.shape import BODY_PREFIX, HEAD, Shape, path_of
 from models.nn.terms import LinearTerm
 
@@ -52,9 +53,8 @@ class Base:
     _row_squares: dict[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     def weight(self, place: str) -> Tensor:
-        """Return the (out, in) weight of a linear place."""
-        weight: Tensor = self._module(place).weight.detach().float()
-        return weight
+        """Return the (out, in) weight of a linear place; one that is quantised, as it acts."""
+        return unpack(self._module(place).weight, dtype=self.dtype).float()
 
     def bias(self, place: str) -> Tensor | None:
         """Return the (out,) bias of a linear place, if it has one."""
@@ -154,13 +154,25 @@ class Backbone:
         self._weights: Mapping[str, Tensor] = {}
 
     @classmethod
-    def load(cls, folder: Path, *, dtype: torch.dtype, device: str = "cpu") -> "Backbone":
-        """Load a folder in Hugging Face's format; `InvalidRequest` for an unknown family."""
+    def load(
+        cls, folder: Path, *, dtype: torch.dtype, device: str = "cpu", quantization: str = "none"
+    ) -> "Backbone":
+        """Load a folder in Hugging Face's format; `InvalidRequest` for an unknown family.
+
+        `quantization` is `none`, or `nf4` or `int8` for linear weights in 4 or 8 bits.
+        """
         refuse_unknown_family(AutoConfig.from_pretrained(folder, local_files_only=True))
         network = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, local_files_only=True, use_safetensors=True
+            folder,
+            dtype=dtype,
+            local_files_only=True,
+            use_safetensors=True,
+            **loading_options(quantization, dtype=dtype, device=device),
         )
-        return cls(network.to(device))
+        if quantization == "none":
+            return cls(network.to(device))
+        leave_file(network)
+        return cls(network)
 
     def using(self, weights: Mapping[str, Tensor]) -> "Backbone":
         """Return the same network over other parameters, by their names in it; no copy is made."""

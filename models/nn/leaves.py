@@ -16,6 +16,7 @@ from transformers.modeling_utils import AttentionInterface
 
 from models.nn.attention import Attention
 from models.nn.executors import NOBODY, Executor
+from models.nn.quantized import is_packed, linear
 from models.nn.shape import Shape, path_of
 
 ATTENTION_NAME = "graftwork"
@@ -45,19 +46,20 @@ def act_in(executor: Executor, attention: Attention | None) -> Iterator[None]:
 class LinearLeaf(nn.Module):
     """A frozen linear place that lets the current executor act around its product."""
 
-    def __init__(self, place: str, linear: nn.Linear) -> None:
+    def __init__(self, place: str, module: nn.Linear) -> None:
         super().__init__()
         self.place = place
-        self.weight = linear.weight
-        self.bias = linear.bias
+        self.weight = module.weight
+        self.bias = module.bias
+        self._product = linear if is_packed(module.weight) else F.linear
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (..., o) from (..., i)."""
         executor = _CALL.get().executor
         if executor is NOBODY:
-            return F.linear(x, self.weight, self.bias)
+            return self._product(x, self.weight, self.bias)
         x_ti = executor.linear_input(self.place, x.reshape(-1, x.shape[-1]))
-        y_to = F.linear(x_ti, self.weight, self.bias)
+        y_to = self._product(x_ti, self.weight, self.bias)
         return executor.linear(self.place, x_ti, y_to).view(*x.shape[:-1], -1)
 
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 HEAD = "lm_head"
 BODY_PREFIX = "model."
+_LINEARS = frozenset({"Linear", "Linear4bit", "Linear8bitLt"})
 
 
 class Shape(BaseModel, frozen=True):
@@ -33,7 +34,10 @@ class Shape(BaseModel, frozen=True):
     parts: dict[str, dict[str, tuple[int, int]]] = {}
     """Output slices of fused places by the name the part has where it is not fused (Phi-3)."""
     parameters: dict[str, tuple[int, ...]] = {}
-    """Every parameter of the network by its name there; one that is tied to another is left out."""
+    """Every parameter of the network by its name there; one that is tied to another is left out.
+
+    So is a weight that is held in 4 or 8 bits: nothing can stand for it.
+    """
 
     @property
     def sublayers(self) -> tuple[str, ...]:
@@ -56,7 +60,7 @@ class Shape(BaseModel, frozen=True):
         linears = {
             place: (module.out_features, module.in_features)
             for place, module in modules.items()
-            if type(module).__name__ == "Linear"
+            if type(module).__name__ in _LINEARS
         }
         norms = {
             place: config.hidden_size
@@ -79,7 +83,11 @@ class Shape(BaseModel, frozen=True):
             linears=linears,
             norms=norms,
             parts=_parts(linears, query=config.num_attention_heads * head_dim),
-            parameters={name: tuple(value.shape) for name, value in network.named_parameters()},
+            parameters={
+                name: tuple(value.shape)
+                for name, value in network.named_parameters()
+                if value.is_floating_point()
+            },
         )
 
 

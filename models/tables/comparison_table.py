@@ -10,8 +10,8 @@ from models.tables import adapter, comparison
 from models.tables.comparison import Comparison
 from models.tables.job import Job
 
-NOT_APPLICABLE = "no_label_set"
-"""The error of a classifier's job on data that have no labels."""
+NOT_APPLICABLE = ("no_label_set", "unknown_label")
+"""How a classifier's job fails on data whose answers are no labels."""
 
 
 def assemble(session: Session, row: Comparison) -> ComparisonResult:
@@ -84,7 +84,7 @@ def _ended(job: Job) -> dict[str, Any] | None:
     if job.state not in ("failed", "cancelled"):
         return None
     error = job.error or {}
-    unsuitable = error.get("code") == NOT_APPLICABLE
+    unsuitable = error.get("code") in NOT_APPLICABLE
     return {
         "status": "not_applicable" if unsuitable else job.state,
         "error": error.get("message"),

@@ -165,9 +165,6 @@ def test_a_classifier_has_labels_of_its_own(stack: Stack, client: OpenAI, classi
     assert [item.messages for item in asked.inputs] == [user("a"), user("turn")]
     one = classify(client, model=classifier, input=user("a"))
     assert [row["index"] for row in one["data"]] == [0]
-    with pytest.raises(BadRequestError) as refused:
-        classify(client, model=classifier, input="a", labels=["x", "y"])
-    assert refused.value.param == "labels"
 
 
 def test_many_labels_make_small_batches(stack: Stack, client: OpenAI) -> None:
@@ -180,7 +177,6 @@ def test_many_labels_make_small_batches(stack: Stack, client: OpenAI) -> None:
 @pytest.mark.parametrize(
     ("changes", "param"),
     [
-        ({"labels": None}, "labels"),
         ({"labels": ["x"]}, "labels"),
         ({"labels": ["x", "x"]}, "labels"),
         ({"labels": ["x", " "]}, "labels"),

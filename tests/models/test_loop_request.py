@@ -36,3 +36,11 @@ def test_an_absurd_rate_is_refused() -> None:
     asked = LoopRequest(learning_rate=1.0, learning_rate_multiplier=100)
     with pytest.raises(InvalidRequest, match="learning rate comes to 100"):
         resolve(asked, method=LORA, rows=1)
+
+
+def test_a_method_that_trains_the_quantised_weights_is_refused() -> None:
+    asked = LoopRequest(quantization="nf4")
+    assert resolve(asked, method=LORA, rows=1).quantization == "nf4"
+    with pytest.raises(InvalidRequest, match="full") as caught:
+        resolve(asked, method=parse_method({"type": "full"}), rows=1)
+    assert caught.value.param == "training.quantization"

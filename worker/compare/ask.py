@@ -15,6 +15,11 @@ CLASSIFY_ROWS = 16
 TIMED_ANSWERS, TIMED_TOKENS, TIMED_INPUTS, ROUNDS = 8, 32, 32, 3
 LETTERS_PER_TOKEN, SPARE_TOKENS, MOST_TOKENS = 3, 16, 256
 
+CLASSIFIERS_ONLY = ("labels_not_allowed", "not_generative")
+"""What the engine says to who takes a classifier for something else."""
+TOO_LONG, UNANSWERED = "context_length_exceeded", ""
+"""A question that does not fit is one that the model got wrong."""
+
 
 class Asked:
     """One model that can be asked, in the way that suits it.
@@ -37,11 +42,11 @@ class Asked:
         items = self._questions.items
         with ThreadPoolExecutor(AT_ONCE) as pool:
             if self.generates:
-                return list(pool.map(self._say, items))
+                return list(pool.map(self._say_if_it_fits, items))
         groups = [
             items[start : start + CLASSIFY_ROWS] for start in range(0, len(items), CLASSIFY_ROWS)
         ]
-        return [answer for group in groups for answer in self._label(group)]
+        return [answer for group in groups for answer in self._label_what_fits(group)]
 
     def batch(self) -> Callable[[], object]:
         """Return the fixed piece of work by which the cost of serving is measured."""
@@ -58,24 +63,43 @@ class Asked:
 
     def _find_way(self) -> None:
         """Learn by one question whether the model is a classifier, which has its own labels."""
-        first = self._questions.items[0]
-        try:
-            if self.generates:
-                self._say(first, most=1)
-            else:
-                self._label([first])
-        except EngineRefused as refusal:
-            if self._adapter is None:
-                raise
-            self.generates, self._labels = False, None
+        for question in self._questions.items:
             try:
-                self._label([first])
-            except EngineRefused:
-                raise refusal from None
+                if self.generates:
+                    self._say(question, most=1)
+                else:
+                    self._label([question])
+            except EngineRefused as refusal:
+                if refusal.code in CLASSIFIERS_ONLY:
+                    self.generates, self._labels = False, None
+                elif refusal.code == TOO_LONG:
+                    continue
+                else:
+                    raise
+            return
+        raise EngineRefused("No question fits into the model's context.", code=TOO_LONG)
 
     def _say(self, question: Question, *, most: int | None = None) -> str:
         sampling = SamplingSpec(max_tokens=most or self._most_tokens, temperature=0.0)
         return self._generate(question, sampling)
+
+    def _say_if_it_fits(self, question: Question) -> str:
+        try:
+            return self._say(question)
+        except EngineRefused as refusal:
+            if refusal.code != TOO_LONG:
+                raise
+            return UNANSWERED
+
+    def _label_what_fits(self, questions: Sequence[Question]) -> list[str]:
+        try:
+            return self._label(questions)
+        except EngineRefused as refusal:
+            if refusal.code != TOO_LONG:
+                raise
+            if len(questions) == 1:
+                return [UNANSWERED]
+            return [answer for one in questions for answer in self._label_what_fits([one])]
 
     def _say_long(self, question: Question) -> str:
         sampling = SamplingSpec(max_tokens=TIMED_TOKENS, temperature=0.0, ignore_eos=True)
@@ -112,16 +136,22 @@ def overhead(model: Asked, *, base: Asked) -> float | None:
     """Return the time of a batch under an adapter over that of the base, the median of a few.
 
     Both are measured in turns, so that other work on the machine meets both. None where they do
-    not do the same: a classifier beside a base that writes text.
+    not do the same, as a classifier beside a base that writes text, and where the batch of one
+    of them does not fit into its context.
     """
     if model.generates != base.generates:
         return None
     work, reference = model.batch(), base.batch()
-    work()  # the first one loads the adapter
     ratios = []
-    for _ in range(ROUNDS):
-        theirs = _seconds(reference)
-        ratios.append(_seconds(work) / theirs)
+    try:
+        work()  # the first one loads the adapter
+        for _ in range(ROUNDS):
+            theirs = _seconds(reference)
+            ratios.append(_seconds(work) / theirs)
+    except EngineRefused as refusal:
+        if refusal.code != TOO_LONG:
+            raise
+        return None
     return statistics.median(ratios)
 
 

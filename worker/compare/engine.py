@@ -32,7 +32,7 @@ _lines = msgspec.json.Decoder(AnyGenerateLine)
 
 
 class EngineRefused(GraftworkError):
-    """The engine understood the request and will not do it, now or later."""
+    """The engine cannot do what was asked, now or later."""
 
 
 class Engine:
@@ -120,12 +120,12 @@ def _refusal(status: int, content: bytes) -> GraftworkError:
         detail = msgspec.json.decode(content)["error"]
         return _error(status, code=detail["code"], message=detail["message"])
     except (msgspec.DecodeError, KeyError, TypeError):
-        return _away() if status >= 500 else EngineRefused(f"The engine answered {status}.")
+        return EngineRefused(f"The engine answered {status}.")
 
 
 def _error(status: int, *, code: str, message: str) -> GraftworkError:
     """Tell what may pass later from what will not."""
-    kind = Unavailable if status >= 500 else EngineRefused
+    kind = Unavailable if status == httpx.codes.SERVICE_UNAVAILABLE else EngineRefused
     return kind(message, code=code)
 
 

@@ -35,6 +35,8 @@ STYLE: dict[Any, Any] = {
 NAMES = {"accuracy": "accuracy", "exact_match": "exact match", "bleu": "BLEU"}
 UNITS = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
 DOTS_PER_INCH = 160
+NO_SECONDS = 0.05
+"""What takes less trains nothing."""
 
 
 class Panel(NamedTuple):
@@ -111,7 +113,7 @@ PARAMETERS = Panel(
 COMPUTE = Panel(
     "compute",
     "training time",
-    lambda row: row.seconds,
+    lambda row: row.seconds if row.seconds is None or row.seconds > NO_SECONDS else 0.0,
     format_seconds,
     [0.1, 0.3, 1, 3, 10, 30, 60, 180, 600, 1800, 3600, 10800, 36000, 86400],
 )

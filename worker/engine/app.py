@@ -1,4 +1,4 @@
-"""The engine's HTTP face, for the api only: generate, read, health, metrics, drop an adapter."""
+"""The engine's HTTP face, for the api only: generate, read, inspect, health, metrics, drop."""
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
@@ -13,7 +13,13 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from core.errors import GraftworkError, InvalidRequest
-from models.spec import AnyGenerateLine, ClassifyRequest, EmbedRequest, GenerateRequest
+from models.spec import (
+    AnyGenerateLine,
+    ClassifyRequest,
+    EmbedRequest,
+    GenerateRequest,
+    InspectRequest,
+)
 from worker.engine.engine import Engine
 
 Lines = AsyncGenerator[AnyGenerateLine, None]
@@ -28,6 +34,7 @@ def create_app(engine: Engine) -> Starlette:
             Route("/generate", _generate, methods=["POST"]),
             Route("/embed", _embed, methods=["POST"]),
             Route("/classify", _classify, methods=["POST"]),
+            Route("/inspect", _inspect, methods=["POST"]),
             Route("/health", _health),
             Route("/metrics", _metrics),
             Route("/adapters/{digest}", _drop, methods=["DELETE"]),
@@ -58,6 +65,12 @@ async def _embed(request: Request) -> Response:
 async def _classify(request: Request) -> Response:
     engine: Engine = request.app.state.engine
     return await _reply(request, engine.classify(await _decode(request, ClassifyRequest)))
+
+
+async def _inspect(request: Request) -> Response:
+    engine: Engine = request.app.state.engine
+    order = await _decode(request, InspectRequest)
+    return await _reply(request, engine.inspect(order.digest))
 
 
 async def _reply(request: Request, working: Awaitable[msgspec.Struct]) -> Response:

@@ -29,6 +29,7 @@ class Assembly:
     backbone: Backbone
     renderer: Renderer
     context: int
+    loader: Loader
     loop: Loop
 
 
@@ -68,7 +69,7 @@ def assemble(
     )
     with torch.inference_mode():
         runner.warm_up()
-    return Assembly(manifest, backbone, renderer, context, loop)
+    return Assembly(manifest, backbone, renderer, context, loader, loop)
 
 
 def _device(compute: ComputeSettings) -> str:

@@ -7,12 +7,14 @@ otherwise computes steps. Without work it sleeps.
 import asyncio
 import queue
 import secrets
+import tempfile
 import threading
 from collections.abc import AsyncGenerator, Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 import structlog
 import torch
@@ -28,15 +30,19 @@ from models.spec import (
     EmbedRequest,
     GenerateRequest,
     Input,
+    InspectReply,
     SamplingSpec,
 )
 from worker.engine.adapters import Fetch
 from worker.engine.assembly import Assembly, assemble
 from worker.engine.generation import Generation
+from worker.engine.inspect import inspect
 from worker.engine.intake import read_input, read_prompt, read_sampling, token_limit
 from worker.engine.metrics import Metrics
 from worker.engine.reading import Reading, Reply, name_of
 from worker.engine.request import Outbox, Request
+
+ReplyT = TypeVar("ReplyT")
 
 log = structlog.get_logger(__name__)
 
@@ -94,6 +100,16 @@ class Engine:
         if not isinstance(reply, ClassifyReply):
             raise TypeError("Classifying gives scores.")
         return reply
+
+    async def inspect(self, digest: str) -> InspectReply:
+        """Say whether a stored adapter can be served here, and what it is."""
+        opened, budget = self._serving(), self._settings.engine.adapter_bytes
+        with tempfile.TemporaryDirectory(prefix="graftwork-inspect-") as scratch:
+            folder = await asyncio.to_thread(self._fetch, digest, Path(scratch) / "adapter")
+            look = partial(inspect, folder, digest=digest, loader=opened.loader, budget=budget)
+            reply: Future[InspectReply] = Future()
+            self._inbox.put(partial(_answer, reply, look))
+            return await asyncio.wrap_future(reply)
 
     @property
     def busy(self) -> bool:
@@ -258,6 +274,16 @@ class Engine:
 
     def _close(self) -> None:
         self._closing = True
+
+
+def _answer(reply: Future[ReplyT], work: Callable[[], ReplyT]) -> None:
+    """Do what was posted, unless nobody waits for it any more, and hand its result over."""
+    if not reply.set_running_or_notify_cancel():
+        return
+    try:
+        reply.set_result(work())
+    except Exception as error:  # noqa: BLE001 - the caller's to handle; the engine goes on
+        reply.set_exception(error)
 
 
 def _stopping() -> Unavailable:

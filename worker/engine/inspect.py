@@ -47,12 +47,12 @@ def inspect(folder: Path, *, digest: str, loader: Loader, budget: int) -> Inspec
     if size > budget:
         return InspectReply(problems=[f"{TENSORS} has {size} bytes; the engine takes {budget}."])
     try:
-        loader.load(AdapterRef(name=f"sent as {TENSORS}", digest=digest), folder)
+        loader.load(AdapterRef(name=TENSORS, digest=digest), folder)
         method = load_artifact(folder, shape=shape).method
         if (folder / TRAINING_TENSORS).is_file():
             load_training_tensors(folder, shape=shape)
-    except Exception as error:
-        log.info("adapter_does_not_fit", digest=digest, exc_info=error)
+    except Exception as error:  # noqa: BLE001 - whatever is wrong with it is what was asked
+        log.info("adapter_does_not_fit", digest=digest, kind=type(error).__name__)
         return _compare(folder, held, shape=shape, problem=_tell(error))
     return _describe(method, shape, matched=_cut(held))
 

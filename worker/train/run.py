@@ -20,6 +20,7 @@ from torch import Tensor
 from core.bases import hash_file
 from core.errors import GraftworkError, InvalidData, InvalidRequest
 from core.faults import crash_point
+from models.loop_request import refuse_replaced_weights
 from models.nn.artifact import load_training_tensors
 from models.nn.backbone import Backbone, pick_dtype
 from models.nn.methods.base import Method
@@ -61,8 +62,14 @@ def train(order: TrainOrder, channel: Channel) -> None:
     """Carry out an order from its files to a folder to publish, or to a saved pause."""
     spec = TrainSpec.model_validate(order.spec)
     device = prepare_torch(order)
-    dtype = pick_training_dtype(spec, device)
-    backbone = Backbone.load(Path(order.base_folder), dtype=dtype, device=device)
+    quantization = spec.loop.quantization
+    refuse_replaced_weights(spec.method, quantization=quantization)
+    backbone = Backbone.load(
+        Path(order.base_folder),
+        dtype=pick_training_dtype(spec, device),
+        device=device,
+        quantization=quantization,
+    )
     checkpoints = Checkpoints(Path(order.work_folder))
     setup = prepare(order, spec, backbone=backbone, channel=channel)
     start = find_start(

@@ -68,6 +68,7 @@ def prepare(order: TrainOrder, spec: TrainSpec, *, backbone: Backbone, channel: 
     provenance = {
         **order.provenance,
         "seed": spec.seed,
+        "base_quantization": spec.loop.quantization,
         "data": report,
         "prompt": describe_prompts(files.training_path),
     }

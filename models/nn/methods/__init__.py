@@ -59,6 +59,20 @@ def parse_method(block: Mapping[str, Any]) -> Method:
         raise _explain(error, METHODS[kind]) from error
 
 
+def parse_posted(block: Mapping[str, Any]) -> Method:
+    """Return the method that a user describes; as `parse_method`, less what only data decide."""
+    method = parse_method(block)
+    for name in method.model_fields_set:
+        extra = type(method).model_fields[name].json_schema_extra
+        if isinstance(extra, dict) and extra.get("readOnly") and getattr(method, name):
+            raise InvalidRequest(
+                f"{name!r} is filled in by the job, from its training file; leave it out.",
+                code="invalid_value",
+                param=f"{_PARAM}.{name}",
+            )
+    return method
+
+
 def _explain(error: ValidationError, method: type[Method]) -> InvalidRequest:
     """Turn pydantic's first complaint into our error; an unknown key goes before a bad value."""
     problems = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")

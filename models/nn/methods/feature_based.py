@@ -61,7 +61,7 @@ class FeatureBased(Method):
         "mean", description="The last hidden state of a prompt, or the mean of all of them."
     )
     regularisation: float = Field(
-        0.01,
+        0.1,
         gt=0,
         le=1000,
         description="Half of it, times the sum of squared weights, is added to the mean loss.",

@@ -49,7 +49,7 @@ class HardPrompt(Method):
         {"prompt_length": 3, "algorithm": "autoprompt", "steps": 2},
         {"prompt_length": 2, "algorithm": "gcg", "steps": 2, "candidates": 3},
     )
-    learning_rate: ClassVar[float] = 1e-2
+    learning_rate: ClassVar[float] = 1e-1
 
     kind: Literal["hard_prompt"] = Field("hard_prompt", alias="type")
     prompt_length: int = Field(8, ge=1, le=512, description="Tokens of the prompt.")

@@ -39,6 +39,10 @@ if TYPE_CHECKING:
 else:
     torch = lazy_loader.load("torch")
 
+HEAD_SCALE = 0.01
+INNER_SCALE, SCORE_SCALE = 0.3, 10.0
+"""Hidden states share a large part, which moves all units of an inner layer at once."""
+
 
 class Head(Method):
     """New output layers for labels, or the language-model head; the trunk stays frozen."""
@@ -46,10 +50,10 @@ class Head(Method):
     sites: ClassVar[frozenset[Site]] = frozenset({"head", "linear"})
     examples: ClassVar[tuple[dict[str, Any], ...]] = (
         {},
-        {"hidden_size": 6, "pooling": "mean", "labels": ["no", "perhaps", "yes"]},
+        {"hidden_size": 6, "pooling": "last", "labels": ["no", "perhaps", "yes"]},
         {"task": "generation"},
     )
-    learning_rate: ClassVar[float] = 1e-3
+    learning_rate: ClassVar[float] = 1e-2
 
     kind: Literal["head"] = Field("head", alias="type")
     task: Literal["classification", "generation"] = Field(
@@ -63,7 +67,7 @@ class Head(Method):
         description="Classification: the size of a layer before the scores; 0 for none.",
     )
     pooling: Pooling = Field(
-        "last",
+        "mean",
         description="Classification: the last hidden state of a prompt, or the mean of all.",
     )
     labels: Labels = Field((), description=f"Classification: {LABELS_HELP}")
@@ -95,6 +99,14 @@ class Head(Method):
             bound = 1 / sqrt(base.shape.hidden)
             tensors["inner.weight"].uniform_(-bound, bound, generator=generator)
         return tensors
+
+    def learning_rate_scale(self, name: str) -> float:
+        """Move the base's own head a little, and an inner layer less than the scores above it."""
+        if self.task == "generation":
+            return HEAD_SCALE
+        if not self.hidden_size:
+            return 1.0
+        return INNER_SCALE if name.startswith("inner.") else SCORE_SCALE
 
     def adapt(self, problem: Problem, generator: torch.Generator) -> Self:  # noqa: ARG002
         """Take the labels from the data, or check those given against them."""

@@ -138,6 +138,10 @@ class Prefix(Method):
             return {PREFIX: prefix_pf} | gates
         return self._solve(prefix_pf, base.shape.hidden, generator) | gates
 
+    def learning_rate_scale(self, name: str) -> float:
+        """Train the network of the reparametrisation more slowly than a prefix by itself."""
+        return 1.0 if name in (PREFIX, GATE) else 0.03
+
     def keys_values(self, t: Mapping[str, Tensor], layer: int, base: Base) -> KeysValues | None:
         """Return the keys, rotated already, and values of a layer."""
         return None if self.zero_gate else KeysValues(*self._sides(t, layer, base.shape))

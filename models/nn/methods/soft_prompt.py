@@ -153,8 +153,8 @@ class SoftPrompt(Method):
         return base.embed(ids.to(base.device)).cpu()
 
     def learning_rate_scale(self, name: str) -> float:
-        """Train an encoder's weights a tenth as fast as a prompt."""
-        return 1.0 if name == PROMPT else 0.1
+        """Train an encoder and its input more slowly than a prompt by itself."""
+        return 1.0 if name == PROMPT else 0.03
 
     def embeddings(self, t: Mapping[str, Tensor], base: Base) -> Tensor | None:  # noqa: ARG002
         """Return P."""

@@ -165,12 +165,17 @@ def test_a_method_that_cannot_do_it_does_not_spoil_the_others(
     assert table.pareto == ["base"]
 
 
-def test_a_killed_worker_costs_no_answers(site: Site, engine: subprocess.Popen[bytes]) -> None:
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_a_worker_that_ends_costs_no_answers(
+    site: Site, engine: subprocess.Popen[bytes], how: signal.Signals
+) -> None:
     first = site.start_worker()
     row = post(site, SPOKEN, *({"type": "lora", "rank": rank} for rank in (1, 2, 3)))
     wait_for(lambda: read(site, row)[0].measured, seconds=SECONDS)
-    first.send_signal(signal.SIGKILL)
+    first.send_signal(how)
+    first.wait(60)
     kept, _ = read(site, row)
+    assert (kept.owner is None) == (how == signal.SIGTERM)
     assert kept.state == "evaluating"
     site.start_worker()
     ended, table = wait_for_end(site, row)

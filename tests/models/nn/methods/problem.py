@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any
 
 import torch
@@ -70,7 +71,8 @@ class World:
 
     def order(self, block: dict[str, Any], *, rows: Rows = REVIEWS, **loop: Any) -> TrainOrder:
         """Write the files of a job that also measures itself on its rows."""
-        path = self.folder / "rows.jsonl"
+        folder = Path(mkdtemp(dir=self.folder))
+        path = folder / "rows.jsonl"
         path.write_text("\n".join(json.dumps(_chat(*row)) for row in rows))
         return TrainOrder(
             job_id="ftjob-1",
@@ -78,7 +80,7 @@ class World:
             base_folder=str(self.base_folder),
             training_file=str(path),
             validation_file=str(path),
-            work_folder=str(self.folder / "out"),
+            work_folder=str(folder / "out"),
         )
 
     def problem(self, method: Method, *, rows: Rows = REVIEWS) -> TrainingProblem:

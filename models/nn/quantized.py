@@ -1,0 +1,107 @@
+"""Linear weights held in 4 or 8 bits by bitsandbytes, and products with them (QLoRA).
+
+Dettmers et al., arXiv 2305.14314 and 2208.07339. Only the weight is packed: `nf4` is 4-bit
+NormalFloat in blocks of 64 with doubly quantised block maxima; `int8` has one scale a row. A
+product unpacks the weight to the dtype of its input, in the forward and again in the backward, so
+that it is, to the bit, that of a network which holds the unpacked weights. The library's own
+layers are not asked: on the CPU its 4-bit layer repacks the weight once it runs without
+gradients; its 8-bit layer rounds the inputs too, by outliers that depend on the whole batch.
+
+Shapes: T rows, i in features, o out features.
+"""
+
+import copy
+from math import prod
+from typing import Any
+
+import lazy_loader
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import BitsAndBytesConfig
+from transformers.utils import is_bitsandbytes_available
+
+from core.errors import InvalidRequest
+from models.nn.shape import HEAD
+
+bitsandbytes = lazy_loader.load("bitsandbytes")
+_INT8_MAX = 127
+
+
+def loading_options(quantization: str, *, dtype: torch.dtype, device: str) -> dict[str, Any]:
+    """Return what `from_pretrained` is told to pack all linear weights but the head's."""
+    if quantization == "none":
+        return {}
+    if not is_bitsandbytes_available():
+        raise InvalidRequest(
+            f"Quantization to {quantization} needs bitsandbytes, which this worker lacks; "
+            "`pip install graftwork[gpu]` there, or train with quantization `none`.",
+            code="quantization_unavailable",
+            param="training.quantization",
+        )
+    config = BitsAndBytesConfig(
+        load_in_4bit=quantization == "nf4",
+        load_in_8bit=quantization == "int8",
+        llm_int8_skip_modules=[HEAD],
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
+    return {"quantization_config": config, "device_map": {"": device}}
+
+
+def leave_file(network: nn.Module) -> None:
+    """Copy the parameters that were not packed: one view of the mapped file keeps all of it."""
+    for parameter in network.parameters():
+        if not is_packed(parameter):
+            parameter.data = parameter.data.clone()
+
+
+def is_packed(weight: Tensor) -> bool:
+    """Say whether a weight is held in 4 or 8 bits."""
+    return not weight.is_floating_point()
+
+
+def unpack(weight: Tensor, *, dtype: torch.dtype) -> Tensor:
+    """Return the (o, i) weight that a product in this dtype multiplies by."""
+    if not is_packed(weight):
+        return weight.detach().to(dtype)
+    packed: Any = weight
+    unpacked: Tensor
+    if (state := getattr(packed, "quant_state", None)) is not None:
+        unpacked = bitsandbytes.functional.dequantize_4bit(packed.data, _by_blocks(state))
+        return unpacked.to(dtype).view(state.shape)
+    unpacked = packed.data.to(dtype).mul_(packed.SCB.div(_INT8_MAX)[:, None])
+    return unpacked
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Return (..., o) from (..., i), as `F.linear`; gradients flow to x alone."""
+    product: Tensor = _Product.apply(x, weight, bias)  # type: ignore[no-untyped-call]
+    return product
+
+
+def _by_blocks(state: Any) -> Any:
+    """Return the state of the same weight with a block a row.
+
+    On the CPU the library starts a new block at every row, which its packing does not.
+    """
+    count, size = prod(state.shape), state.blocksize
+    view = copy.copy(state)
+    view.shape = torch.Size((1, count) if count % size else (count // size, size))
+    return view
+
+
+class _Product(torch.autograd.Function):
+    """y = x W^T + b, which keeps the packed weight for the backward and not the unpacked one."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.weight = weight
+        return F.linear(x, unpack(weight, dtype=x.dtype), bias)
+
+    @staticmethod
+    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, None, None]:
+        if not ctx.needs_input_grad[0]:
+            return None, None, None
+        return grad_y @ unpack(ctx.weight, dtype=grad_y.dtype), None, None

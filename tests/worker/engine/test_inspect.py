@@ -1,0 +1,200 @@
+"""Adapters from elsewhere, as the engine finds them: what PEFT wrote, and what is wrong."""
+
+import asyncio
+import json
+import shutil
+from collections.abc import Callable
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from core.errors import NotFound
+from models.nn.methods import METHODS
+from models.spec import AdapterRef, InspectReply
+from tests.tiny import make_tiny_base
+from tests.worker.engine.conftest import World, ask_all, order, put_adapter
+from worker.engine.engine import Engine
+
+# PEFT 0.21 reads an attribute that Transformers 5.24 renamed.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"
+)
+
+THEIRS = {
+    "lora": peft.LoraConfig(r=4, lora_alpha=8, target_modules="all-linear"),
+    "ia3": peft.IA3Config(
+        target_modules=["k_proj", "v_proj", "down_proj"], feedforward_modules=["down_proj"]
+    ),
+}
+
+
+@pytest.fixture
+def engine(start_engine: Callable[..., Engine]) -> Engine:
+    return start_engine()
+
+
+def by_peft(base: Path, folder: Path, config: Any) -> Path:
+    """Save an adapter as PEFT does, its tensors far from neutral."""
+    network = peft.get_peft_model(AutoModelForCausalLM.from_pretrained(base), deepcopy(config))
+    torch.manual_seed(3)
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            if "lora_" in name or "ia3_" in name:
+                parameter.add_(0.3 * torch.randn_like(parameter))
+    network.save_pretrained(folder)
+    return folder
+
+
+def look(engine: Engine, world: World, folder: Path) -> InspectReply:
+    return asyncio.run(engine.inspect(world.store.put_tree(folder)))
+
+
+@pytest.mark.parametrize("kind", THEIRS)
+def test_what_peft_wrote_fits_and_is_served(
+    engine: Engine, world: World, tmp_path: Path, kind: str
+) -> None:
+    folder = by_peft(world.settings.base_folder, tmp_path / kind, THEIRS[kind])
+    found = look(engine, world, folder)
+    assert (found.problems, found.missing, found.unexpected, found.mismatched) == ([], [], [], [])
+    assert found.method["type"] == kind
+    assert set(found.matched) == set(load_file(folder / "adapter_model.safetensors"))
+    assert found.parameters == sum(
+        tensor.numel() for tensor in load_file(folder / "adapter_model.safetensors").values()
+    )
+    adapter = AdapterRef("theirs", world.store.put_tree(folder))
+    ours, base = ask_all(
+        engine, [order("abc", adapter=adapter, logprobs=True), order("abc", logprobs=True)]
+    )
+    assert ours.ids != base.ids
+    network = AutoModelForCausalLM.from_pretrained(world.settings.base_folder)
+    theirs = peft.PeftModel.from_pretrained(network, folder).eval()
+    prompt = world.renderer.completion_prompt("abc")
+    written = theirs.generate(torch.tensor([prompt]), max_new_tokens=8, do_sample=False)
+    assert ours.ids == written[0, len(prompt) :].tolist()[: len(ours.ids)]
+
+
+@pytest.mark.parametrize("kind", METHODS)
+def test_our_own_form_fits(engine: Engine, world: World, tmp_path: Path, kind: str) -> None:
+    block = {"type": kind, **METHODS[kind].examples[0]}
+    ref = put_adapter(world.store, tmp_path / kind, backbone=world.backbone, block=block, seed=1)
+    found = asyncio.run(engine.inspect(ref.digest))
+    assert found.problems == []
+    assert found.method["type"] == kind
+
+
+@pytest.fixture
+def lora(world: World, tmp_path: Path) -> Path:
+    """A folder that PEFT would have written, to spoil."""
+    block = {"type": "lora", "rank": 2, "target_modules": ["q_proj"]}
+    put_adapter(world.store, tmp_path / "lora", backbone=world.backbone, block=block, seed=1)
+    (tmp_path / "lora" / "graftwork.json").unlink()
+    return tmp_path / "lora"
+
+
+def spoil(folder: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
+    path = folder / "adapter_model.safetensors"
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path)
+
+
+FIRST_B = "base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight"
+
+
+def test_missing_unexpected_and_misfitting_tensors_are_named(
+    engine: Engine, world: World, lora: Path
+) -> None:
+    def change(tensors: dict[str, torch.Tensor]) -> None:
+        tensors["extra"] = torch.ones(2)
+        tensors["x"] = tensors.pop(FIRST_B)
+        other = FIRST_B.replace(".0.", ".1.")
+        tensors[other] = torch.ones(7, 2)
+
+    spoil(lora, change)
+    found = look(engine, world, lora)
+    assert (found.missing, found.unexpected) == ([FIRST_B], ["extra", "x"])
+    assert found.mismatched == [f"{FIRST_B.replace('.0.', '.1.')}: (7, 2), not (32, 2)"]
+    assert len(found.matched) == 4
+    assert len(found.problems) == 1
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30])
+def test_numbers_that_would_reach_other_rows(
+    engine: Engine, world: World, lora: Path, value: float
+) -> None:
+    spoil(lora, lambda tensors: tensors[FIRST_B].fill_(value))
+    found = look(engine, world, lora)
+    assert "finite" in found.problems[0]
+    assert len(found.matched) == 6
+
+
+def edit(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"peft_type": "VBLORA"}, "VBLORA"),
+        ({"peft_type": "\ud800"}, "not supported"),
+        ({"use_dora": True, "lora_bias": True}, "lora_bias"),
+        ({"r": "four"}, "adapter_config.json"),
+        ({"r": 8}, "dimensions"),
+    ],
+)
+def test_configurations_that_mean_something_else(
+    engine: Engine, world: World, lora: Path, changes: dict[str, Any], said: str
+) -> None:
+    edit(lora / "adapter_config.json", **changes)
+    (problem,) = look(engine, world, lora).problems
+    assert said in problem
+
+
+def test_another_base_by_digest_and_by_size(engine: Engine, world: World, tmp_path: Path) -> None:
+    block = {"type": "lora", "rank": 2}
+    folder = tmp_path / "other"
+    provenance = {"base_digest": "f" * 64}
+    put_adapter(
+        world.store, folder, backbone=world.backbone, block=block, seed=1, provenance=provenance
+    )
+    (problem,) = look(engine, world, folder).problems
+    assert "another base model" in problem
+
+    wide = make_tiny_base(tmp_path / "wide", hidden_size=64)
+    found = look(engine, world, by_peft(wide, tmp_path / "wider", THEIRS["lora"]))
+    assert found.problems
+    assert found.mismatched
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"\xff" * 64, b"\x08" + bytes(7) + b"{}"])
+def test_files_that_are_not_what_their_names_say(
+    engine: Engine, world: World, lora: Path, content: bytes
+) -> None:
+    (lora / "adapter_model.safetensors").write_bytes(content)
+    assert look(engine, world, lora).problems
+    shutil.copy(lora / "adapter_config.json", lora / "graftwork.json")
+    assert look(engine, world, lora).problems
+
+
+def test_one_that_is_too_large_is_not_even_read(
+    start_engine: Callable[..., Engine], world: World, lora: Path
+) -> None:
+    engine = start_engine(adapter_bytes=100)
+    (problem,) = look(engine, world, lora).problems
+    assert "takes 100" in problem
+
+
+def test_bytes_that_are_not_stored_are_not_found(engine: Engine) -> None:
+    with pytest.raises(NotFound):
+        asyncio.run(engine.inspect("0" * 64))
+
+
+def test_nothing_of_it_stays(engine: Engine, world: World, lora: Path) -> None:
+    look(engine, world, lora)
+    assert engine.health()["resident"] == []
