@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 else:
     torch = lazy_loader.load("torch")
 
-HEAD_SCALE = 0.01
+HEAD_SCALE = 0.05
 INNER_SCALE, SCORE_SCALE = 0.3, 10.0
 """Hidden states share a large part, which moves all units of an inner layer at once."""
 

@@ -51,7 +51,7 @@ class LlamaAdapter(GatedPrompt, Method):
         {"prompt_length": 2, "layers": 2, "gates": "layer"},
         {"prompt_length": 1, "layers": 2, "gates": "layer", "gate_activation": "none"},
     )
-    learning_rate: ClassVar[float] = 1e-2
+    learning_rate: ClassVar[float] = 2e-2
     peft_type: ClassVar[str | None] = "ADAPTION_PROMPT"
 
     kind: Literal["llama_adapter"] = Field("llama_adapter", alias="type")

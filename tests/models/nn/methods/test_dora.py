@@ -58,8 +58,8 @@ def test_peft_reads_ours_with_equal_logits(variant, method, tmp_path):
 @torch.no_grad()
 def test_we_read_what_peft_wrote_with_equal_logits(variant, targets, tmp_path):
     config = peft.LoraConfig(r=4, lora_alpha=6, use_dora=True, target_modules=targets)
-    theirs = peft.get_peft_model(make_network(variant), config).eval()
     torch.manual_seed(1)
+    theirs = peft.get_peft_model(make_network(variant), config).eval()
     for name, parameter in theirs.named_parameters():
         if "lora_" in name:
             parameter.add_(0.2 * torch.randn_like(parameter))

@@ -70,8 +70,8 @@ def test_peft_reads_ours_with_equal_logits(variant, method, tmp_path):
 @pytest.mark.parametrize("name", THEIRS)
 @torch.no_grad()
 def test_we_read_what_peft_wrote_with_equal_logits(variant, name, tmp_path):
-    theirs = peft.get_peft_model(make_network(variant), THEIRS[name]).eval()
     torch.manual_seed(1)
+    theirs = peft.get_peft_model(make_network(variant), THEIRS[name]).eval()
     for parameter_name, parameter in theirs.named_parameters():
         if "lora_" in parameter_name or "ia3_" in parameter_name:
             parameter.add_(0.2 * torch.randn_like(parameter))
