@@ -24,14 +24,12 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     import torch
-    import torch.nn.functional as F
     from torch import Tensor
 
     from models.nn.backbone import Base
     from models.nn.problem import Problem
 else:
     torch = lazy_loader.load("torch")
-    F = lazy_loader.load("torch.nn.functional")
 
 PREFIX = "prompt_embeddings"
 GATE = "gate"
@@ -226,7 +224,7 @@ class Prefix(Method):
         """Return a network that gives P, or what is nearest to it."""
         rows_pd = torch.randn(len(prefix_pf), hidden, generator=generator)
         down_md = torch.randn(self.hidden_size, hidden, generator=generator) / hidden**0.5
-        inner_pm = torch.tanh(F.linear(rows_pd, down_md))
+        inner_pm = torch.tanh(torch.nn.functional.linear(rows_pd, down_md))
         mean_f = prefix_pf.mean(0)
         return {
             _INPUT: rows_pd,
@@ -253,5 +251,7 @@ def _features(shape: Shape) -> int:
 
 def _transform(t: Mapping[str, Tensor], part: slice) -> Tensor:
     """Return some columns of P (p, f) from the network."""
-    inner_pm = torch.tanh(F.linear(t[_INPUT], t[f"{_DOWN}.weight"], t[f"{_DOWN}.bias"]))
-    return F.linear(inner_pm, t[f"{_UP}.weight"][part], t[f"{_UP}.bias"][part])
+    inner_pm = torch.tanh(
+        torch.nn.functional.linear(t[_INPUT], t[f"{_DOWN}.weight"], t[f"{_DOWN}.bias"])
+    )
+    return torch.nn.functional.linear(inner_pm, t[f"{_UP}.weight"][part], t[f"{_UP}.bias"][part])

@@ -23,14 +23,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     import torch
-    import torch.nn.functional as F
     from torch import Tensor
 
     from models.nn.backbone import Base
     from models.nn.problem import Problem
 else:
     torch = lazy_loader.load("torch")
-    F = lazy_loader.load("torch.nn.functional")
 
 PROMPT = "prompt_embeddings"
 _INPUT = "embedding.weight"
@@ -230,8 +228,8 @@ class SoftPrompt(Method):
             z_pm = _run_lstm(z_pm, t)
         layers = _layers(t)
         for layer in layers:
-            z_pm = F.linear(z_pm, t[f"{layer}.weight"], t[f"{layer}.bias"])
-            z_pm = z_pm if layer == layers[-1] else F.relu(z_pm)
+            z_pm = torch.nn.functional.linear(z_pm, t[f"{layer}.weight"], t[f"{layer}.bias"])
+            z_pm = z_pm if layer == layers[-1] else torch.nn.functional.relu(z_pm)
         return z_pm
 
 
