@@ -54,7 +54,7 @@ def _method_row(
     )
     return MethodResult(
         label=entry["label"],
-        method=job.method,
+        method=entry["method"],
         job=job.id,
         model=job.fine_tuned_model,
         loss=(job.metrics or {}).get("full_valid_loss"),
@@ -62,7 +62,7 @@ def _method_row(
         artifact_bytes=made.bytes if made else 0,
         trained_tokens=job.trained_tokens or 0,
         seconds=usage.get("train_seconds"),
-        tokens_per_second=usage.get("tokens_per_second", job.tokens_per_second),
+        tokens_per_second=usage.get("tokens_per_second"),
         peak_bytes=None if peak is None else int(peak),
         **ended,
     )

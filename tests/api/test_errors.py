@@ -60,8 +60,8 @@ def test_wrong_addresses(http: httpx.Client, method: str, path: str, status: int
 
 
 def test_what_is_not_offered_is_named(http: httpx.Client) -> None:
-    error = check_envelope(http.post("/v1/embeddings", json={}), 404)
-    assert error["message"] == "POST /v1/embeddings is not offered."
+    error = check_envelope(http.post("/v1/responses", json={}), 404)
+    assert error["message"] == "POST /v1/responses is not offered."
 
 
 @pytest.mark.parametrize(

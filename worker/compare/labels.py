@@ -9,7 +9,6 @@ from math import cos, hypot, radians, sin
 from typing import NamedTuple
 
 from matplotlib.axes import Axes
-from matplotlib.patheffects import withStroke
 from matplotlib.transforms import Bbox
 
 POINT_RADIUS = 5.0
@@ -89,7 +88,12 @@ def _write(axes: Axes, label: Label, *, spot: _Spot, color: str, line_color: str
         fontweight="bold" if label.strong else "normal",
         color=color,
         zorder=4,
-        path_effects=[withStroke(linewidth=2.0, foreground="white")],
+        bbox={
+            "boxstyle": "square,pad=0.1",
+            "facecolor": "white",
+            "edgecolor": "none",
+            "alpha": 0.7,
+        },
         arrowprops=line if spot.distance > LINE_FROM else None,
     )
 

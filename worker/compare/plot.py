@@ -151,6 +151,8 @@ def draw(result: ComparisonResult, *, panels: Sequence[Panel]) -> Figure:
         if result.metric != "bleu":
             axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         drawn.append((axes, _draw_points(axes, points)))
+        bottom, top = axes.get_ylim()
+        axes.set_ylim(max(bottom, -0.04 * top), top)  # nothing is worse than zero
     figure.canvas.draw()  # settles the layout, in which labels are then placed
     figure.set_layout_engine("none")
     for axes, content in drawn:
