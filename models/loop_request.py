@@ -67,7 +67,7 @@ def resolve(request: LoopRequest, *, method: AnyMethod, rows: int) -> LoopSpec:
     )
     return LoopSpec(
         n_epochs=_suitable_epochs(rows) if epochs == "auto" else epochs,
-        batch_size=_suitable_batch_size(rows) if batch == "auto" else batch,
+        batch_size=_suitable_batch_size(rows, request) if batch == "auto" else batch,
         learning_rate=rate,
         **shared,
     )
@@ -101,6 +101,10 @@ def _suitable_epochs(rows: int) -> int:
     return min(wanted, max(1, 25_000 // rows))
 
 
-def _suitable_batch_size(rows: int) -> int:
-    """Return a power of two near rows / 24, so that small sets still get a few dozen steps."""
-    return int(2 ** min(max(round(log2(rows / 24)), 0), 5))
+def _suitable_batch_size(rows: int, request: LoopRequest) -> int:
+    """Return a power of two near rows / 24, so that small sets still get a few dozen steps.
+
+    A run that ends before its epoch does is given small batches for the same reason.
+    """
+    most = 5 if request.max_tokens is None and request.max_seconds is None else 3
+    return int(2 ** min(max(round(log2(rows / 24)), 0), most))

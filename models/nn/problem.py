@@ -39,7 +39,7 @@ class Query(Protocol):
 
 
 class Problem(Protocol):
-    """A data set over a base; N rows, d hidden."""
+    """A data set over a base; n rows, d hidden."""
 
     @property
     def base(self) -> Base:
@@ -49,8 +49,12 @@ class Problem(Protocol):
     def pairs(self) -> Sequence[Pair]:
         """Every row; `InvalidRequest` where a row has no answer apart from its prompt."""
 
+    @property
+    def rows(self) -> Sequence[int]:
+        """The rows that the budget of the run lets a method read, n of them; else all."""
+
     def features(self, pooling: Pooling) -> Tensor:
-        """Return (N, d) float32: the base's pooled final hidden states of the rows' prompts."""
+        """Return (n, d) float32: the base's pooled final hidden states of the prompts of `rows`."""
 
     def text_features(self, texts: Sequence[str], pooling: Pooling) -> Tensor:
         """Return (n, d) float32 of bare texts, comparable with `Query.features`."""

@@ -216,7 +216,7 @@ def _draw_points(axes: Axes, points: Sequence[Point]) -> Drawn:
         )
         axes.plot(x, y, "o", color=color, markersize=6.5, markeredgecolor="white", zorder=3)
     if len(best) > 1:
-        axes.legend(loc="lower right", frameon=False, fontsize=8)
+        axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), frameon=False, fontsize=8)
     labels = [Label(point.label, places[point.label], point.label in best) for point in points]
     lines = [
         ((places[point.label][0], point.quality.low), (places[point.label][0], point.quality.high))

@@ -12,12 +12,12 @@ from core.errors import InvalidRequest
 from models.nn.backbone import Backbone
 from models.nn.executors import DropoutSource
 from models.nn.methods.base import Method
-from models.nn.problem import Problem
 from models.nn.terms import Terms
 from models.spec import LoopSpec
 from worker.train.checkpoint import Progress
 from worker.train.optim import Optimizer
 from worker.train.plan import Plan
+from worker.train.problem import TrainingProblem
 from worker.train.score import Score
 from worker.train.tasks import Task
 
@@ -76,12 +76,17 @@ class ByGradient:
         self._seed = seed
         self._check = check
         self._plan = Plan(training.examples, loop=loop, seed=seed)
+        self._freezes = loop.max_seconds is None
         self.total_steps = self._plan.total_steps
         self._optimizer = Optimizer(tensors, method=method, loop=loop)
         self._optimizer.restore(moments)
 
     def take(self, progress: Progress) -> Taken:
         """See `Course.take`."""
+        if self._freezes:
+            terms = Terms.of(self._method, self._tensors, self._base)
+            self._training.prepare(terms, rows=self._plan.rows(), check=self._check)
+            self._freezes = False
         total = Score()
         streams = self._training.streams(self._plan.batch(progress.step))
         for index, stream in enumerate(streams):
@@ -132,7 +137,7 @@ class BySearch:
         *,
         method: Method,
         tensors: Mapping[str, Tensor],
-        problem: Problem,
+        problem: TrainingProblem,
         loop: LoopSpec,
         seed: int,
     ) -> None:
@@ -147,6 +152,7 @@ class BySearch:
         """See `Course.take`."""
         if not self._method.search_steps:
             return Taken({}, 0)
+        before = self._problem.tokens_read
         found, values = self._method.search(
             self._tensors,
             self._problem,
@@ -158,7 +164,7 @@ class BySearch:
         with torch.no_grad():
             for name, tensor in self._tensors.items():
                 tensor.copy_(found[name])
-        return Taken(values, 0)
+        return Taken(values, self._problem.tokens_read - before)
 
     def is_over(self, progress: Progress) -> bool:
         """See `Course.is_over`."""

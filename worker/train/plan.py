@@ -32,6 +32,12 @@ class Plan:
         size = self._loop.batch_size
         return order[index * size : (index + 1) * size]
 
+    def rows(self) -> NDArray[np.int64]:
+        """Return every row that the run will read; all of them where only time will tell."""
+        if not self.total_steps or self.total_steps >= self.steps_per_epoch:
+            return np.arange(len(self._lengths))
+        return np.concatenate([self.batch(step) for step in range(self.total_steps)])
+
     def tokens(self, step: int) -> int:
         """Return how many tokens the rows of a step have."""
         return int(self._lengths[self.batch(step)].sum())

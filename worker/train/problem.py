@@ -1,13 +1,16 @@
 """The training data as methods may look at it (`models.nn.problem.Problem`).
 
-Shapes: N rows, n texts, d hidden.
+Shapes: n rows or texts, d hidden.
 """
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from models.nn.backbone import Backbone, Base
@@ -21,8 +24,10 @@ from models.spec import LoopSpec
 from worker.train.data import Stream
 from worker.train.files import Files
 from worker.train.frozen import freeze
-from worker.train.plan import Plan
+from worker.train.plan import Plan, epoch_order
 from worker.train.tasks import NextTokens
+
+TRIAL_ROWS = 8
 
 
 class TrainingProblem:
@@ -45,6 +50,8 @@ class TrainingProblem:
         self._loop = loop
         self._seed = seed
         self._features = cache(self._compute_features)
+        self.tokens_read = 0
+        """Tokens of prompts that went through the base."""
 
     @property
     def base(self) -> Base:
@@ -55,6 +62,17 @@ class TrainingProblem:
     def pairs(self) -> Sequence[Pair]:
         """See `Problem.pairs`."""
         return list(self._files.pairs())
+
+    @cached_property
+    def rows(self) -> Sequence[int]:
+        """See `Problem.rows`: the first of the seeded order, in the file's own."""
+        prompts = self._files.prompts
+        order = epoch_order(len(prompts), seed=self._seed, epoch=0)
+        budget = self._token_budget(order)
+        if budget is None:
+            return range(len(prompts))
+        ends = np.cumsum(np.diff(prompts.offsets)[order])
+        return sorted(order[: int(np.searchsorted(ends, budget)) + 1].tolist())
 
     def features(self, pooling: Pooling) -> Tensor:
         """See `Problem.features`."""
@@ -93,9 +111,25 @@ class TrainingProblem:
     def _batch(self, step: int) -> Stream:
         return self._task.streams(self._plan.batch(step))[0]
 
+    def _token_budget(self, order: NDArray[np.int64]) -> float | None:
+        """Return how many tokens of prompts the run may read; a time is tried out on a few."""
+        if self._loop.max_seconds is None:
+            return self._loop.max_tokens
+        began, before = time.monotonic(), self.tokens_read
+        self._pool(order[:TRIAL_ROWS], "last")
+        speed = (self.tokens_read - before) / max(time.monotonic() - began, 1e-6)
+        return speed * self._loop.max_seconds
+
     def _compute_features(self, pooling: Pooling) -> Tensor:
+        return self._pool(np.array(self.rows), pooling)
+
+    def _pool(self, rows: NDArray[np.int64], pooling: Pooling) -> Tensor:
+        """Return (n, d) float32: the pooled states of these rows' prompts."""
+        prompts = self._files.prompts
+        self.tokens_read += sum(prompts.length(row) for row in rows)
         frozen = freeze(
-            self._files.prompts,
+            prompts,
+            rows,
             backbone=self._backbone,
             pick=lambda stream, hidden_td: (
                 pool(hidden_td, stream.lengths, pooling=pooling),
@@ -104,7 +138,7 @@ class TrainingProblem:
             max_tokens=self._loop.micro_batch_tokens,
             check=self.check,
         )
-        return frozen.states_nd
+        return frozen.of(rows.tolist())
 
     def _text_features(self, text: str, pooling: Pooling) -> Tensor:
         self.check()

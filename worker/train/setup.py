@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -178,20 +179,19 @@ class _Tasks:
             return None
         if (show := self._show()) is not None:
             examples = files.validation(show=show) or examples
-        return self._make(examples, files.validation_path)
+        task = self._make(examples, files.validation_path)
+        terms = Terms.of(self._setup.method, self._tensors, self._backbone.base)
+        task.prepare(terms, rows=np.arange(len(examples)), check=self._check)
+        return task
 
     def _make(self, examples: Examples, path: Path) -> Task:
         method, base = self._setup.method, self._backbone.base
         terms = Terms.of(method, self._tensors, base)
-        task: Task
         if terms.head is None or method.class_labels is None:
-            task = NextTokens(examples, **self._common)
-        else:
-            targets = self._setup.files.targets(path, method.class_labels)
-            pooling = terms.head.pooling
-            task = Labels(examples, targets=targets, pooling=pooling, **self._common)
-        task.prepare(terms, check=self._check)
-        return task
+            return NextTokens(examples, **self._common)
+        targets = self._setup.files.targets(path, method.class_labels)
+        pooling = terms.head.pooling
+        return Labels(examples, targets=targets, pooling=pooling, **self._common)
 
     def _show(self) -> Show | None:
         """Return what shows the method's solved examples before a question, if it has any."""

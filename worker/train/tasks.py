@@ -37,12 +37,16 @@ class Task(ABC):
         self._max_tokens = max_tokens
         self._frozen: Frozen | None = None
 
-    def prepare(self, terms: Terms, *, check: Check) -> None:
-        """Compute the trunk's states once, if these terms leave it alone and memory allows."""
+    def prepare(self, terms: Terms, *, rows: NDArray[np.int64], check: Check) -> None:
+        """Compute the trunk's states of the rows that will be read, once.
+
+        Only if these terms leave it alone and memory allows.
+        """
         size = self._picked_rows() * self._backbone.shape.hidden * 4
         if terms.leaves_trunk_alone and size <= MOST_FROZEN_BYTES:
             self._frozen = freeze(
                 self.examples,
+                rows,
                 backbone=self._backbone,
                 pick=self._pick,
                 max_tokens=self._max_tokens,

@@ -108,7 +108,7 @@ def test_a_frozen_trunk_is_computed_once_and_gives_the_same_loss(examples, backb
     expected = {name: tensor.grad.clone() for name, tensor in tensors.items()}
     for tensor in tensors.values():
         tensor.grad = None
-    task.prepare(terms, check=lambda: None)
+    task.prepare(terms, rows=np.arange(7), check=lambda: None)
     monkeypatch.setattr(backbone, "hidden", None)
     cached = task.score(stream, Terms.of(method, tensors, backbone.base))
     assert cached.correct == fresh.correct
