@@ -39,7 +39,7 @@ class Full(Method):
     sites: ClassVar[frozenset[Site]] = frozenset({"weights"})
     examples: ClassVar[tuple[dict[str, Any], ...]] = ({}, {"last_blocks": 1})
     shares_batch: ClassVar[bool] = False
-    learning_rate: ClassVar[float] = 5e-5
+    learning_rate: ClassVar[float] = 1e-4
 
     kind: Literal["full"] = Field("full", alias="type")
     last_blocks: int | None = Field(
