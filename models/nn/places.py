@@ -45,7 +45,7 @@ def match_targets(targets: Sequence[str], places: Iterable[str]) -> tuple[str, .
         if not found:
             names = sorted({place.rpartition(".")[2] for place in places})
             raise InvalidRequest(
-                f"target_modules: {target!r} is no linear place of this base; "
+                f"target_modules: {target!r} names no such layer of this base; "
                 f"the names are {', '.join(names)}.",
                 code="invalid_value",
                 param="peft.target_modules",

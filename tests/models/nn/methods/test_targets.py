@@ -32,7 +32,7 @@ def test_a_whole_place_may_be_written_with_the_networks_prefix(shape):
 @pytest.mark.parametrize("cls", [Lora, IA3])
 def test_a_target_that_matches_nothing_is_named(shape, cls, target):
     method = cls(target_modules=("q_proj", "down_proj", target))
-    with pytest.raises(InvalidRequest, match="no linear place") as caught:
+    with pytest.raises(InvalidRequest, match="names no such layer") as caught:
         method.tensors(shape)
     assert (caught.value.code, caught.value.param) == ("invalid_value", "peft.target_modules")
     assert repr(target) in caught.value.message
