@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from models.nn.terms import Pooling
 
 MOST_LABELS = 1000
+ROWS_A_LABEL = 2
 
 
 class Pair(NamedTuple):
@@ -78,10 +79,13 @@ class Problem(Protocol):
 def find_labels(pairs: Sequence[Pair]) -> tuple[str, ...]:
     """Return the distinct answers, sorted; `InvalidRequest` where they are no label set."""
     labels = sorted({pair.answer for pair in pairs})
-    if not 2 <= len(labels) <= MOST_LABELS:
+    most = min(MOST_LABELS, len(pairs) // ROWS_A_LABEL)
+    if not 2 <= len(labels) <= most:
         raise InvalidRequest(
-            f"The answers of the training file are {len(labels)} different texts; a classifier "
-            f"needs rows whose last answer is one of 2 to {MOST_LABELS} labels.",
+            f"The answers of the training file's {len(pairs)} rows are {len(labels)} different "
+            f"texts; a classifier needs rows that end on one of 2 to {MOST_LABELS} labels, "
+            f"{ROWS_A_LABEL} rows for each on average. For other answers choose a method that "
+            "generates text.",
             code="no_label_set",
             param="training_file",
         )

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+import msgspec
 import torch
 from torch import Tensor
 
@@ -36,8 +37,7 @@ class Identity:
     renderer_digest: str
 
 
-@dataclass(frozen=True, slots=True)
-class Form:
+class Form(msgspec.Struct, frozen=True):
     """How a bare text is put to an adapter, or to the base: as in its training."""
 
     format: Literal["chat", "completion", "text"]
@@ -153,8 +153,14 @@ class Loader:
 
 
 def _read_form(artifact: Artifact, *, default: Form) -> Form:
+    """Return the form that an artifact names; `Corrupt` if it is none: anybody may bring one."""
     prompt = artifact.provenance.get("prompt")
-    return default if prompt is None else Form(prompt["format"], prompt.get("system"))
+    if prompt is None:
+        return default
+    try:
+        return msgspec.convert(prompt, Form)
+    except msgspec.ValidationError as error:
+        raise Corrupt(f"graftwork.json has a `prompt` that is none: {error}.") from error
 
 
 def _require_bounded(adapter: AdapterRef, checks: Iterator[bool]) -> None:

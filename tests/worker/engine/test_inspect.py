@@ -156,6 +156,16 @@ def test_configurations_that_mean_something_else(
     assert said in problem
 
 
+@pytest.mark.parametrize("prompt", ["chat", {"format": "poem"}, {"format": "chat", "system": 3}])
+def test_a_form_of_prompt_that_is_none(
+    engine: Engine, world: World, lora: Path, prompt: Any
+) -> None:
+    method = {"type": "lora", "rank": 2, "target_modules": ["q_proj"]}
+    ours = {"format": 1, "method": method, "prompt": prompt}
+    (lora / "graftwork.json").write_text(json.dumps(ours))
+    assert "prompt" in look(engine, world, lora).problems[0]
+
+
 def test_another_base_by_digest_and_by_size(engine: Engine, world: World, tmp_path: Path) -> None:
     block = {"type": "lora", "rank": 2}
     folder = tmp_path / "other"

@@ -89,7 +89,7 @@ def test_a_seed_gives_the_same_bits_again(world, block):
 
 
 def test_states_that_never_vary_do_no_harm(world):
-    rows = [("same", answer) for answer in ("yes", "no", "no")]
+    rows = [("same", answer) for answer in ("yes", "no", "no") * 2]
     problem = world.problem(FeatureBased(), rows=rows)
     method = FeatureBased().adapt(problem, torch.Generator())
     started = method.init(world.backbone.base, torch.Generator())
@@ -99,10 +99,11 @@ def test_states_that_never_vary_do_no_harm(world):
 
 
 def test_answers_that_are_no_label_set_are_refused(world):
-    rows = [("a", "b")]
-    with pytest.raises(InvalidRequest) as error:
-        FeatureBased().adapt(world.problem(FeatureBased(), rows=rows), torch.Generator())
-    assert error.value.code == "no_label_set"
+    for answers in ("b", "bcd", "bcde"):  # one answer, and answers that few rows share
+        rows = [("a", answer) for answer in answers]
+        with pytest.raises(InvalidRequest) as error:
+            FeatureBased().adapt(world.problem(FeatureBased(), rows=rows), torch.Generator())
+        assert error.value.code == "no_label_set"
 
 
 def test_a_job_ends_with_an_artifact_that_classifies(world):
