@@ -63,6 +63,8 @@ class Client:
 
     def download(self, path: str, target: Path) -> None:
         """GET bytes into a file, which is there in whole or as it was."""
+        if not target.parent.is_dir():
+            raise InvalidRequest(f"There is no folder {target.parent} to write {target.name} into.")
         part = target.with_name(f"{target.name}.part")
         try:
             with self._http.stream("GET", f"{self._base_url}{path}") as answer:

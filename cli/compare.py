@@ -52,6 +52,8 @@ def compare(
 
     if plot and plot.suffix not in (".svg", ".png"):
         fail(f"{plot} must end in .svg or .png.")
+    if plot and not plot.parent.is_dir():
+        fail(f"There is no folder {plot.parent} to write {plot.name} into.")
     budget = {k: v for k, v in {"tokens": tokens, "seconds": seconds}.items() if v is not None}
     options = {
         "budget": budget or None,

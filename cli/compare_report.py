@@ -50,7 +50,8 @@ def follow(client: Client, comparison_id: str) -> JSON:
 
 def print_table(comparison: JSON) -> None:
     """Print the table, and below it why rows are missing."""
-    console = Console(width=max(out.width, WIDTH) if not out.is_terminal else None, highlight=False)
+    width = None if out.is_terminal else max(out.width, WIDTH)
+    console = Console(width=width, highlight=False, emoji=False)
     console.print(make_table(comparison))
     for row in comparison["result"]["rows"]:
         if row["error"]:

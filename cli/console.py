@@ -8,8 +8,8 @@ from typer.core import TyperGroup
 
 from core.errors import GraftworkError
 
-out = Console(highlight=False, soft_wrap=True)
-err = Console(highlight=False, soft_wrap=True, stderr=True)
+out = Console(highlight=False, emoji=False, soft_wrap=True)
+err = Console(highlight=False, emoji=False, soft_wrap=True, stderr=True)
 
 
 def fail(message: str) -> NoReturn:

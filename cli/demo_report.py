@@ -67,9 +67,8 @@ def print_comparison(comparison: Comparison, *, base: str, tuned: str) -> None:
     table.add_column(f"adapter: {tuned}", ratio=3, overflow="fold")
     for one in _spread(comparison.answers):
         table.add_row(*(_cell(text) for text in (one.mail, one.base, one.tuned)))
-    Console(width=max(out.width, 110) if not out.is_terminal else None, highlight=False).print(
-        table
-    )
+    width = None if out.is_terminal else max(out.width, 110)
+    Console(width=width, highlight=False, emoji=False).print(table)
     count = len(comparison.answers)
     out.print(f"Fields right, over all {count} unseen mails:")
     out.print(f"  base     {comparison.base_score:6.1%}")

@@ -79,6 +79,14 @@ class Problem(Protocol):
 def find_labels(pairs: Sequence[Pair]) -> tuple[str, ...]:
     """Return the distinct answers, sorted; `InvalidRequest` where they are no label set."""
     labels = sorted({pair.answer for pair in pairs})
+    if "" in labels:
+        blank = next(pair.prompt for pair in pairs if not pair.answer)
+        raise InvalidRequest(
+            f"The answer to {blank[:80]!r} is blank, which is no label; fill it in or leave the "
+            "row out.",
+            code="no_label_set",
+            param="training_file",
+        )
     most = min(MOST_LABELS, len(pairs) // ROWS_A_LABEL)
     if not 2 <= len(labels) <= most:
         raise InvalidRequest(

@@ -33,11 +33,11 @@ def run(stack: Stack, key: str, *arguments: str, folder: Path) -> subprocess.Com
 
 
 def test_a_folder_goes_in_and_a_zip_comes_out(stack: Stack, key: str, folder: Path) -> None:
-    made = run(stack, key, "import", str(folder), "--suffix", "mine", folder=folder)
+    made = run(stack, key, "import", str(folder), "--suffix", "back", folder=folder)
     assert made.returncode == 0, made.stderr
     assert "2 tensors fit, 100 parameters" in made.stderr
     name = made.stdout.strip()
-    assert ":mine:" in name
+    assert ":back:" in name
     out = run(stack, key, "export", name, folder=folder)
     assert out.returncode == 0, out.stderr
     zipped = folder / out.stdout.strip()
@@ -65,3 +65,9 @@ def test_what_does_not_fit_is_told_in_lines(stack: Stack, key: str, folder: Path
     missing = run(stack, key, "export", "ft:nobody", folder=folder)
     assert (missing.returncode, "does not exist" in missing.stderr) == (1, True)
     assert not list(folder.glob("*.zip*"))
+
+
+def test_a_file_goes_into_no_folder_that_is_not_there(stack: Stack, key: str, folder: Path) -> None:
+    lost = run(stack, key, "export", "ft:nobody", "nowhere/there.zip", folder=folder)
+    assert lost.returncode == 1
+    assert "There is no folder nowhere" in lost.stderr

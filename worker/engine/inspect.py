@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -43,9 +44,10 @@ def inspect(folder: Path, *, digest: str, loader: Loader, budget: int) -> Inspec
         held = _read_sizes(folder / TENSORS)
     except (OSError, SafetensorError) as error:
         return InspectReply(problems=[f"{TENSORS} is not a whole safetensors file: {error}."])
-    size = (folder / TENSORS).stat().st_size
+    size = sum(map(prod, held.values())) * loader.backbone.dtype.itemsize
     if size > budget:
-        return InspectReply(problems=[f"{TENSORS} has {size} bytes; the engine takes {budget}."])
+        needs = f"{TENSORS} takes {size} bytes in memory; the engine has {budget} for adapters."
+        return InspectReply(problems=[needs])
     try:
         loader.load(AdapterRef(name=TENSORS, digest=digest), folder)
         method = load_artifact(folder, shape=shape).method

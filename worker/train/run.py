@@ -71,7 +71,11 @@ def train(order: TrainOrder, channel: Channel) -> None:
         quantization=quantization,
     )
     checkpoints = Checkpoints(Path(order.work_folder))
-    setup = prepare(order, spec, backbone=backbone, channel=channel)
+    try:
+        setup = prepare(order, spec, backbone=backbone, channel=channel)
+    except Interrupted:
+        channel.say(Stopped(step=saved_step(order, checkpoints)))
+        return
     start = find_start(
         order, setup.method, seed=spec.seed, backbone=backbone, checkpoints=checkpoints
     )
@@ -151,7 +155,7 @@ def find_start(
 ) -> Snapshot:
     """Return where to go on: at a checkpoint, at a parent adapter, or at fresh tensors."""
     digest = digest_of(order)
-    folder = checkpoints.newest() or (Path(order.resume_folder) if order.resume_folder else None)
+    folder = find_saved(order, checkpoints)
     if folder is not None:
         return load(folder, run_digest=digest)
     if order.parent_folder is not None:
@@ -159,6 +163,17 @@ def find_start(
     else:
         tensors = method.init(backbone.base, torch.Generator().manual_seed(seed))
     return Snapshot(tensors, {}, Progress(run_digest=digest))
+
+
+def find_saved(order: TrainOrder, checkpoints: Checkpoints) -> Path | None:
+    """Return the checkpoint to go on from, if there is one."""
+    return checkpoints.newest() or (Path(order.resume_folder) if order.resume_folder else None)
+
+
+def saved_step(order: TrainOrder, checkpoints: Checkpoints) -> int:
+    """Return the step that the run would go on from."""
+    folder = find_saved(order, checkpoints)
+    return 0 if folder is None else load(folder, run_digest=digest_of(order)).progress.step
 
 
 def read_parent(folder: Path, method: Method, backbone: Backbone) -> dict[str, Tensor]:

@@ -197,7 +197,7 @@ def test_one_that_is_too_large_is_not_even_read(
 ) -> None:
     engine = start_engine(adapter_bytes=100)
     (problem,) = look(engine, world, lora).problems
-    assert "takes 100" in problem
+    assert "has 100 for adapters" in problem
 
 
 def test_bytes_that_are_not_stored_are_not_found(engine: Engine) -> None:

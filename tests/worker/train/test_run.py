@@ -116,6 +116,17 @@ def test_a_run_started_again_goes_on_from_its_own_newest_checkpoint(make_job):
     assert carry_out(order)[1].resumed_step == 3
 
 
+@pytest.mark.parametrize("saved", [0, 1])
+def test_a_pause_while_the_method_looks_at_the_data_is_a_pause(make_job, saved):
+    order = make_job().order(method={"type": "hard_prompt", "prompt_length": 3})
+    if saved:
+        carry_out(order, asks_after=3)
+    messages = carry_out(order, asks_after=1)
+    assert names(messages) == ["Validated", "Stopped"]
+    assert messages[-1].step == saved
+    assert names(carry_out(order))[-1] == "Succeeded"
+
+
 def test_a_job_may_go_on_from_a_parent(make_job):
     parent = carry_out(make_job("parent").order(validation=ROWS))
     order = make_job("child").order(

@@ -106,6 +106,14 @@ def test_answers_that_are_no_label_set_are_refused(world):
         assert error.value.code == "no_label_set"
 
 
+def test_a_blank_answer_is_no_label(world):
+    rows = [("a", "yes"), ("b", "no"), ("c", " ")] * 4
+    with pytest.raises(InvalidRequest) as error:
+        FeatureBased().adapt(world.problem(FeatureBased(), rows=rows), torch.Generator())
+    assert error.value.code == "no_label_set"
+    assert "'c' is blank" in error.value.message
+
+
 def test_a_job_ends_with_an_artifact_that_classifies(world):
     said = world.train({"type": "feature_based", "regularisation": 1e-3})
     assert measured(said)["valid_mean_token_accuracy"] == 1.0
