@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 import typer
 
-from cli.console import Commands, err, fail, out
+from cli.console import Commands, err, fail, out, tell_call
 from cli.options import DEFAULT_URL, ApiKey, BaseUrl
 from core.errors import InvalidRequest
 
@@ -53,7 +53,7 @@ def import_adapter(
     fits = f"{len(report['matched'])} tensors fit, {report['parameters']:,} parameters"
     err.print(f"{report['method']['type']}: {fits}.", markup=False)
     out.print(made["id"], markup=False)
-    err.print(f'Call it with: graftwork chat "{made["id"]}"', markup=False)
+    tell_call(made["id"], method=report["method"])
 
 
 @app.command("export")

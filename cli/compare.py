@@ -18,7 +18,8 @@ Valid = Annotated[
 Methods = Annotated[
     str,
     typer.Option(
-        help="`all`, or kinds as GET /v1/methods names them; options as in lora:rank=8:alpha=16."
+        help="`all`, or kinds as GET /v1/methods names them, between commas; options behind colons, "
+        "lists joined by +: lora:rank=8:target_modules=q_proj+v_proj,ia3. A list of one ends in +."
     ),
 ]
 Tokens = Annotated[int | None, typer.Option(min=1, help="Train each on so many tokens.")]
@@ -93,5 +94,13 @@ def parse_methods(text: str) -> str | list[dict[str, Any]]:
     blocks = []
     for item in text.split(","):
         kind, *options = item.strip().split(":")
-        blocks.append({"type": kind, **parse_options(options)})
+        given = parse_options(options, flag="--methods")
+        blocks.append({"type": kind} | {name: _split(value) for name, value in given.items()})
     return blocks
+
+
+def _split(value: Any) -> Any:
+    """Read `a+b` as a list, and `a+` as one of a single item."""
+    if isinstance(value, str) and "+" in value:
+        return value.removesuffix("+").split("+")
+    return value

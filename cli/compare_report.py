@@ -12,6 +12,7 @@ from rich.text import Text
 from cli.client import JSON, Client
 from cli.console import err, out
 from core.errors import Unavailable
+from models.comparison import describe_budget
 
 ENDED = ("succeeded", "failed", "cancelled")
 POLL_SECONDS = 2.0
@@ -28,6 +29,7 @@ COLUMNS = (
     "training",
     "serving",
 )
+ON_FRONT = "* Pareto front: no other row is as good with as few trained parameters."
 UNITS = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
@@ -49,26 +51,40 @@ def follow(client: Client, comparison_id: str) -> JSON:
 
 
 def print_table(comparison: JSON) -> None:
-    """Print the table, and below it why rows are missing."""
+    """Print the table, and below it the ids of the models and why rows are missing."""
     width = None if out.is_terminal else max(out.width, WIDTH)
     console = Console(width=width, highlight=False, emoji=False)
     console.print(make_table(comparison))
-    for row in comparison["result"]["rows"]:
+    rows = comparison["result"]["rows"]
+    if models := [row for row in rows if row["model"]]:
+        width = max(len(row["label"]) for row in models)
+        out.print("Models:", style="bold")
+        for row in models:
+            out.print(f"  {row['label']:{width}}  {row['model']}", markup=False)
+    for row in rows:
         if row["error"]:
             out.print(f"{row['label']}: {row['error']}", style="dim", markup=False)
 
 
 def make_table(comparison: JSON) -> Table:
-    """Return the table as far as it goes; rows of the Pareto front are bold."""
+    """Return the table as far as it goes; rows of the Pareto front are bold and have a `*`."""
     result = comparison["result"]
-    title = f"{comparison['model']}: {result['metric']}, {_budget(comparison['budget'])} each"
-    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", pad_edge=False)
+    title = f"{comparison['model']}: {result['metric']}, {describe_budget(comparison['budget'])}"
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        title=title,
+        title_justify="left",
+        caption=ON_FRONT if result["pareto"] else None,
+        caption_justify="left",
+        pad_edge=False,
+    )
     for number, name in enumerate(COLUMNS):
         table.add_column(name, justify="left" if number == 0 else "right", no_wrap=number > 0)
     for row in result["rows"]:
         best = row["label"] in result["pareto"]
-        cells = [Text(cell) for cell in _cells(row, metric=result["metric"])]
-        table.add_row(*cells, style="bold" if best else None)
+        name, *figures = _cells(row, metric=result["metric"])
+        cells = [f"{'*' if best else ' '} {name}", *figures]
+        table.add_row(*map(Text, cells), style="bold" if best else None)
     return table
 
 
@@ -125,8 +141,3 @@ def _size(value: float, *, unit: str = "") -> str:
         if value >= size:
             return f"{value / size:.3g} {prefix}{unit}".strip()
     return f"{value:.0f} {unit}".strip()
-
-
-def _budget(budget: dict[str, float]) -> str:
-    [(unit, amount)] = budget.items()
-    return f"{amount:,.0f} {unit}"

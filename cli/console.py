@@ -1,5 +1,6 @@
 """Where the command line writes: results on standard output, the rest on standard error."""
 
+from collections.abc import Mapping
 from typing import Any, NoReturn
 
 import typer
@@ -16,6 +17,14 @@ def fail(message: str) -> NoReturn:
     """Say what went wrong and what to do, and end with exit code 1."""
     err.print(f"Error: {message}", style="red", markup=False)
     raise typer.Exit(1)
+
+
+def tell_call(name: str, *, method: Mapping[str, Any]) -> None:
+    """Say how a model is called: one whose method has labels classifies, others write."""
+    if method.get("labels"):
+        err.print(f'Call it with: POST /v1/classifications, "model": "{name}"', markup=False)
+    else:
+        err.print(f'Call it with: graftwork chat "{name}"', markup=False)
 
 
 class Commands(TyperGroup):

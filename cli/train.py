@@ -3,10 +3,11 @@
 import json
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import quote
 
 import typer
 
-from cli.console import err, fail, out
+from cli.console import err, fail, out, tell_call
 from cli.options import DEFAULT_URL, ApiKey, BaseUrl
 from core.errors import InvalidRequest
 
@@ -99,23 +100,24 @@ def watch(
         except KeyboardInterrupt:
             err.print(f"\nThe job goes on. Watch again with: graftwork watch {job_id}")
             return
-    name = job["fine_tuned_model"]
+        name = job["fine_tuned_model"]
+        card = client.get(f"/models/{quote(name)}") if name else None
     if job["status"] == "paused":
         out.print(f"{job_id} is paused.", markup=False)
-    elif job["status"] != "succeeded" or not name:
+    elif job["status"] != "succeeded" or not card:
         fail(f"{job_id} {job['status']}.")
     else:
         out.print(f"\n{name}", style="bold", markup=False)
-        err.print(f'Call it with: graftwork chat "{name}"', markup=False)
+        tell_call(name, method=card["graftwork"]["method"])
 
 
-def parse_options(options: list[str]) -> dict[str, Any]:
-    """Read `name=value` pairs; values are JSON where they can be, else text."""
+def parse_options(options: list[str], *, flag: str = "--option") -> dict[str, Any]:
+    """Read `name=value` pairs given to a flag; values are JSON where they can be, else text."""
     parsed: dict[str, Any] = {}
     for option in options:
         name, equals, value = option.partition("=")
         if not equals or not name:
-            raise InvalidRequest(f"--option {option!r} is not of the form name=value.")
+            raise InvalidRequest(f"{flag} {option!r} is not of the form name=value.")
         try:
             parsed[name.strip()] = json.loads(value)
         except ValueError:

@@ -11,6 +11,8 @@ from pydantic import BaseModel, ConfigDict
 from core.errors import Corrupt, NotFound
 
 MANIFEST = "graftwork-base.json"
+REPOSITORIES = {"smollm2-135m-instruct": "HuggingFaceTB/SmolLM2-135M-Instruct"}
+"""What others call a known base, by its id here: its authors' repository."""
 ID_PATTERN = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
 

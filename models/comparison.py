@@ -1,6 +1,6 @@
 """What a comparison of methods finds: a row a method, as stored, shown, printed and drawn."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -60,6 +60,15 @@ class ComparisonResult(msgspec.Struct, frozen=True, kw_only=True):
     """`accuracy`, `exact_match` or `bleu`; more is better."""
     rows: list[MethodResult]
     pareto: list[str] = []
+    base: str | None = None
+    budget: dict[str, float] | None = None
+    """What each method was trained for: `tokens` or `seconds`."""
+
+
+def describe_budget(budget: Mapping[str, float]) -> str:
+    """Return in words how much each method was trained."""
+    [(unit, amount)] = budget.items()
+    return f"{amount:,.0f} {unit} each"
 
 
 class Cost(NamedTuple):

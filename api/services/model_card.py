@@ -11,10 +11,11 @@ from safetensors import safe_open
 
 from api.schemas.catalog import ModelCard
 from api.services.archive import CONFIG, PROVENANCE, TENSORS, TRAINING
+from core.bases import REPOSITORIES
 from models.nn.methods import METHODS
 
-HUB = {"smollm2-135m-instruct": ("HuggingFaceTB/SmolLM2-135M-Instruct", "apache-2.0")}
-"""Where the bases that `graftwork pull` knows are published, and under what licence."""
+LICENCES = {"smollm2-135m-instruct": "apache-2.0"}
+"""Under what licence the bases are published that `graftwork pull` knows."""
 _NUMBERS = re.compile(r"(?<=\.)\d+(?=\.|$)")
 
 
@@ -23,7 +24,8 @@ def render(card: ModelCard, folder: Path) -> str:
     provenance, peft = _read(folder / PROVENANCE), (folder / CONFIG).is_file()
     method = card.graftwork.method or {}
     kind, count = str(method.get("type")), card.graftwork.parameters or 0
-    repository, licence = HUB.get(card.graftwork.base, (card.graftwork.base, "unknown"))
+    base = card.graftwork.base
+    repository, licence = REPOSITORIES.get(base, base), LICENCES.get(base, "unknown")
     parts = [
         _front_matter(repository, licence=licence, kind=kind, peft=peft),
         f"# {card.id}",

@@ -1,5 +1,6 @@
 """What embeddings and classifications have in common: inputs read a few at a time."""
 
+import re
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
@@ -31,10 +32,20 @@ async def in_batches(
     ask: Callable[[list[Input]], Awaitable[ReplyT]],
 ) -> list[ReplyT]:
     """Ask about `size` inputs at a time, one batch after the other, so that others get a turn."""
-    starts = range(0, len(inputs), size)
-    try:
-        return [await ask(list(inputs[start : start + size])) for start in starts]
-    except Refused as refusal:
-        if refusal.param in ("messages", "prompt", "text", "ids", "inputs"):
-            refusal.param = "input"
-        raise
+    replies = []
+    for start in range(0, len(inputs), size):
+        try:
+            replies.append(await ask(list(inputs[start : start + size])))
+        except Refused as refusal:
+            refusal.param = _param(refusal.param, start=start, count=len(inputs))
+            raise
+    return replies
+
+
+def _param(named: str | None, *, start: int, count: int) -> str | None:
+    """Return what the caller calls the input that the engine names within its batch."""
+    if named in ("messages", "prompt", "text", "ids", "inputs"):
+        return "input"
+    if found := re.fullmatch(r"inputs\[(\d+)\]", named or ""):
+        return f"input.{start + int(found[1])}" if count > 1 else "input"
+    return named

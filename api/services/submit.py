@@ -14,7 +14,7 @@ from core.errors import InvalidRequest
 from core.ids import new_id
 from core.settings import Settings
 from models.loop_request import resolve
-from models.nn.methods import parse_method
+from models.nn.methods import decided_fields, parse_method
 from models.nn.methods.base import Method
 from models.tables import file, job
 from models.tables.file import File
@@ -106,27 +106,41 @@ def find_training_file(session: Session, file_id: str, *, tenant: str, param: st
 def _choose_method(body: JobCreate, target: Target, *, settings: Settings) -> Method:
     """Return the method, checked against the base's places and against the parent's tensors.
 
-    What `peft` leaves out is as it was for the parent: its sizes, and what its data decided.
+    What `peft` leaves out is as it was for the parent; what only data decide, they decide anew.
     """
     shape = find_shape(settings)
     parent = parse_method(target.method) if target.method else None
-    method = body.peft or parent or parse_method({"type": DEFAULT_METHOD})
+    default = parse_method({"type": parent.kind if parent else DEFAULT_METHOD})
+    method = body.peft or default
     if parent is not None and method.kind == parent.kind:
         method = _fill(method, parent)
-    tensors = method.tensors(shape) if shape else None
+    trained = method.trained(shape) if shape else None
     if parent is None:
         return method
-    if method.kind != parent.kind or (shape and tensors != parent.tensors(shape)):
+    if method.kind != parent.kind or (shape and trained != parent.trained(shape)):
         raise InvalidRequest(
             f"{target.name!r} was tuned by {json.dumps(target.method)}; going on from it needs the "
             "same tensors. Leave `peft` out to take its method.",
             code="incompatible_parent",
             param="peft",
         )
+    _refuse_other_labels(method, parent)
     return method
+
+
+def _refuse_other_labels(method: Method, parent: Method) -> None:
+    """Raise for labels that are not the parent's: its outputs mean those, in their order."""
+    if parent.class_labels and set(method.class_labels or ()) != set(parent.class_labels):
+        raise InvalidRequest(
+            "A classifier that goes on keeps its labels. Leave `labels` out, or train the new ones "
+            "from the base.",
+            code="incompatible_parent",
+            param="peft.labels",
+        )
 
 
 def _fill(method: Method, parent: Method) -> Method:
     """Return a method with the values that nobody gave taken from its parent."""
     given = method.model_dump(include=method.model_fields_set)
-    return parse_method({**parent.model_dump(), **given})
+    taken = parent.model_dump(exclude=decided_fields(type(parent)))
+    return parse_method({**taken, **given})

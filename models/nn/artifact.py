@@ -14,9 +14,10 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
+from core.bases import REPOSITORIES
 from core.errors import Corrupt, InvalidRequest
 from models.nn.backbone import Base
-from models.nn.methods import METHODS, parse_method
+from models.nn.methods import METHODS, explain, parse_method
 from models.nn.methods.base import Method
 from models.nn.shape import Shape
 
@@ -61,7 +62,8 @@ def save_artifact(
     if not _same(trained, served):
         _write(folder / TRAINING_TENSORS, _pack(trained))
     if config is not None:
-        named = {"base_model_name_or_path": provenance.get("base")}
+        base_id = provenance.get("base")
+        named = {"base_model_name_or_path": REPOSITORIES.get(str(base_id), base_id)}
         _write(folder / PEFT_CONFIG, _json(config | named))
     ours = {"format": FORMAT, "method": method.model_dump(mode="json")}
     _write(folder / PROVENANCE, _json(provenance | ours))
@@ -75,17 +77,23 @@ def load_artifact(folder: Path, *, shape: Shape) -> Artifact:
     `InvalidRequest` for a PEFT adapter that uses what we do not support.
     """
     stored = _read_tensors(folder / TENSORS)
-    if (folder / PROVENANCE).is_file():
-        provenance = _read_json(folder / PROVENANCE)
-        if provenance.get("format") != FORMAT:
-            raise Corrupt(f"{PROVENANCE} has format {provenance.get('format')!r}, not {FORMAT}.")
+    if provenance := read_provenance(folder):
         method = parse_method(provenance.get("method") or {})
         tensors = method.unpack(stored, shape)
     else:
-        provenance = {}
         method, tensors = _from_peft(_read_json(folder / PEFT_CONFIG), stored, shape)
     _check(tensors, expected=method.served(shape))
     return Artifact(method, tensors, provenance)
+
+
+def read_provenance(folder: Path) -> dict[str, Any]:
+    """Return what our own file says of an adapter; nothing where there is none."""
+    if not (folder / PROVENANCE).is_file():
+        return {}
+    provenance = _read_json(folder / PROVENANCE)
+    if provenance.get("format") != FORMAT:
+        raise Corrupt(f"{PROVENANCE} has format {provenance.get('format')!r}, not {FORMAT}.")
+    return provenance
 
 
 def load_training_tensors(folder: Path, *, shape: Shape) -> Artifact:
@@ -124,8 +132,11 @@ def _from_peft(
                 return method.from_peft(config, stored, shape)
             except InvalidRequest as error:
                 refusal = error
-            except (ValidationError, LookupError) as error:
-                raise Corrupt(f"{PEFT_CONFIG} or its tensors do not fit: {error}") from error
+            except ValidationError as error:
+                said = explain(error, method).message.replace("for peft.", "for ")
+                raise Corrupt(f"{PEFT_CONFIG}: {said}") from error
+            except LookupError as error:
+                raise Corrupt(f"{PEFT_CONFIG} or its tensors lack {error}.") from error
     raise refusal
 
 

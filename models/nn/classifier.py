@@ -43,10 +43,11 @@ def decide_labels(given: tuple[str, ...], pairs: Sequence[Pair]) -> tuple[str, .
     """Return the labels that a user gave, if they cover the answers, or else those of the data."""
     if not given:
         return find_labels(pairs)
-    if missing := sorted({pair.answer for pair in pairs} - set(given)):
+    if missing := sorted({pair.label for pair in pairs} - set(given)):
         raise InvalidRequest(
             f"The training file has the answer {missing[0][:80]!r}, which is not in `labels` "
-            f"({len(missing)} such answers); add it, or leave `labels` out to take all of them.",
+            f"({len(missing)} such answers); mend the rows, or train from the base, where "
+            "`labels` can name it too, or be left out.",
             code="unknown_label",
             param="peft.labels",
         )

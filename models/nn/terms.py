@@ -60,7 +60,7 @@ class LinearTerm(Term):
 
     y = output_scale * (W (input_scale * x) + b0 + scale * up down drop(input_scale * x)) + bias
 
-    where `weight`, if given, stands for W; or, for an algebra without fields of its own,
+    where `weight`, if given, stands for W and b0; or, for an algebra without fields of its own,
     y = function(x, W x + b0), which is correct everywhere and fast nowhere.
     """
 

@@ -23,12 +23,18 @@ def assemble(session: Session, row: Comparison) -> ComparisonResult:
         _base_row(row),
         *(_method_row(session, row, entry=entry, job=jobs[entry["job"]]) for entry in row.entries),
     ]
-    return ComparisonResult(metric=row.measured_by or row.metric, rows=rows, pareto=pareto(rows))
+    return ComparisonResult(
+        metric=row.measured_by or row.metric,
+        rows=rows,
+        pareto=pareto(rows),
+        base=row.base,
+        budget=row.budget,
+    )
 
 
 def _base_row(row: Comparison) -> MethodResult:
     found = _found(row, BASE_LABEL)
-    status = "evaluating" if row.state == "evaluating" else "queued"
+    status = "queued" if row.state == "training" else row.state
     return MethodResult(
         label=BASE_LABEL,
         method={},

@@ -39,10 +39,17 @@ SHAPE = Shape(
         "layers.0.self_attn.q_proj": (8, 8),
         "layers.0.self_attn.k_proj": (4, 8),
         "layers.0.self_attn.v_proj": (4, 8),
+        "layers.0.self_attn.o_proj": (8, 8),
+        "layers.0.mlp.gate_proj": (16, 8),
+        "layers.0.mlp.up_proj": (16, 8),
         "layers.0.mlp.down_proj": (8, 16),
         "lm_head": (32, 8),
     },
-    norms={"norm": 8},
+    norms={
+        "layers.0.input_layernorm": 8,
+        "layers.0.post_attention_layernorm": 8,
+        "norm": 8,
+    },
     parameters={"model.embed_tokens.weight": (32, 8), "model.norm.weight": (8,)},
 )
 CHAT_ROW = b'{"messages":[{"role":"user","content":"a"},{"role":"assistant","content":"b"}]}\n'

@@ -39,6 +39,8 @@ REFUSALS = {
     "unknown": (404, "adapter_not_found", "No such adapter."),
     "overload": (503, "engine_overloaded", "Too many wait."),
 }
+NAMED = "refuse by name"
+"""Refused as what cannot be read, by its place in the batch."""
 FITS = InspectReply(
     method={
         "type": "lora", "rank": 2, "alpha": 4.0, "dropout": 0.0,
@@ -181,10 +183,10 @@ class FakeEngine:
             yield GenerateEnd(prompt_tokens=3, completion_tokens=count)
 
 
-def refuse(text: str) -> Response:
+def refuse(text: str, *, param: str = "messages") -> Response:
     """Return the refusal that a text asks for."""
     status, code, message = REFUSALS[text]
-    detail = {"code": code, "message": message, "param": "messages" if status == 400 else None}
+    detail = {"code": code, "message": message, "param": param if status == 400 else None}
     return JSONResponse({"error": detail}, status_code=status)
 
 
@@ -193,6 +195,8 @@ async def refusal(request: Request, inputs: list[Input]) -> Response | None:
     texts = [text_of(item) for item in inputs]
     while "stall" in texts and not await request.is_disconnected():  # noqa: ASYNC110 - no event
         await asyncio.sleep(0.02)
+    if NAMED in texts:
+        return refuse("refuse", param=f"inputs[{texts.index(NAMED)}]")
     return next((refuse(text) for text in texts if text in REFUSALS), None)
 
 

@@ -14,9 +14,7 @@ import yaml
 from openai import NotFoundError, OpenAI
 from safetensors.numpy import save
 
-from api.services.model_card import HUB
 from core.store import Store
-from models.nn.download import KNOWN
 from models.spec import InspectReply
 from models.tables.checkpoint import Checkpoint
 from tests.api.conftest import Stack, add_adapter, tenant_of, user
@@ -258,9 +256,3 @@ def test_bytes_that_are_gone_are_an_error_and_no_empty_zip(
     with stack.database.unit_of_work() as session:
         name = add_adapter(session, tenant, digest="e" * 64).name
     assert download(http, name).status_code == 404
-
-
-def test_the_hub_names_are_those_that_pull_knows() -> None:
-    assert {name: known.repository for name, known in KNOWN.items()} == {
-        name: repository for name, (repository, _) in HUB.items()
-    }

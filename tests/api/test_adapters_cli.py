@@ -49,6 +49,18 @@ def test_a_folder_goes_in_and_a_zip_comes_out(stack: Stack, key: str, folder: Pa
     assert (folder / "there.zip").read_bytes() == zipped.read_bytes()
 
 
+def test_a_classifier_is_called_by_its_own_endpoint(stack: Stack, key: str, folder: Path) -> None:
+    method = {"type": "head", "labels": ["ham", "spam"]}
+    stack.engine.finding = InspectReply(method=method, parameters=9, matched=["one"])
+    try:
+        made = run(stack, key, "import", str(folder), folder=folder)
+    finally:
+        stack.engine.finding = FITS
+    assert made.returncode == 0, made.stderr
+    assert "POST /v1/classifications" in made.stderr
+    assert "graftwork chat" not in made.stderr
+
+
 def test_what_does_not_fit_is_told_in_lines(stack: Stack, key: str, folder: Path) -> None:
     names = [f"tensor-{number}" for number in range(9)]
     stack.engine.finding = InspectReply(problems=["Tensors are missing."], missing=names)

@@ -68,7 +68,7 @@ def test_methods_show_their_options_and_size(http: httpx.Client) -> None:
     lora = listed["lora"]
     assert lora["schema"]["properties"]["rank"]["default"] == 16
     assert lora["schema"]["additionalProperties"] is False
-    assert lora["parameters"] == 16 * ((8 + 8) + (8 + 4) * 2 + (16 + 8))
+    assert lora["parameters"] == 16 * ((8 + 8) * 2 + (8 + 4) * 2 + (16 + 8) * 3)
     assert lora["shares_batch"] is True
     assert lora["description"]
 

@@ -74,6 +74,8 @@ def test_all_is_every_kind_with_its_defaults(http: httpx.Client, training_file: 
         ({"budget": {}}, "budget", "invalid_value"),
         ({"methods": []}, "methods", "invalid_value"),
         ({"methods": [{"type": "lora"}, {"type": "magic"}]}, "methods.1.type", "unknown_method"),
+        ({"methods": [{"rank": 2}]}, "methods.0.type", "unknown_method"),
+        ({"methods": [{"type": "lora", "rank": True}]}, "methods.0.rank", "invalid_value"),
         ({"methods": [{"type": "lora", "rank": 0}]}, "methods.0.rank", "invalid_value"),
         (
             {"methods": [{"type": "lora", "target_modules": ["nowhere"]}]},
@@ -122,6 +124,7 @@ def test_cancelling_ends_its_jobs(http: httpx.Client, client: OpenAI, training_f
     assert cancelled["status"] == "cancelled"
     states = {client.fine_tuning.jobs.retrieve(name).status for name in made["jobs"]}
     assert states == {"cancelled"}
+    assert {row["status"] for row in cancelled["result"]["rows"]} == {"cancelled"}
     assert http.post(f"{PATH}/{made['id']}/cancel").json() == cancelled
 
 

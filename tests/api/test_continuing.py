@@ -60,6 +60,18 @@ def test_what_is_left_out_is_the_parents_and_what_is_given_counts(
     assert refused.value.code == "incompatible_parent"
 
 
+@pytest.mark.parametrize("kind", ["feature_based", "head"])
+def test_a_classifier_keeps_its_labels(
+    stack: Stack, client: OpenAI, tenant: str, training_file: str, kind: str
+) -> None:
+    with stack.database.unit_of_work() as session:
+        parent = add_adapter(session, tenant, method=stored(kind)).name
+    assert go_on(client, parent, training_file, type=kind, labels=LABELS[::-1])
+    with pytest.raises(BadRequestError, match="from the base") as refused:
+        go_on(client, parent, training_file, type=kind, labels=["x", "y", "z"])
+    assert (refused.value.code, refused.value.param) == ("incompatible_parent", "peft.labels")
+
+
 def test_every_kind_has_a_card(http: httpx.Client) -> None:
     cards = {card["type"]: card for card in http.get("/v1/methods").json()["data"]}
     assert list(cards) == list(METHODS)
@@ -77,3 +89,18 @@ def test_every_kind_has_a_card(http: httpx.Client) -> None:
     assert (cards["lora"]["starts_as_base"], cards["soft_prompt"]["starts_as_base"]) == (
         True, False,
     )  # fmt: skip
+
+
+def test_what_only_data_decide_is_decided_anew(
+    stack: Stack, client: OpenAI, tenant: str, training_file: str
+) -> None:
+    shown = [{"prompt": "a", "answer": "b"}]
+    for chosen in (
+        {"chosen": shown},
+        {"pool": shown, "selection": "nearest", "scope": "per_request"},
+    ):
+        method = {**stored("in_context"), "k": 1, **chosen}
+        with stack.database.unit_of_work() as session:
+            parent = add_adapter(session, tenant, method=method).name
+        assert go_on(client, parent, training_file) == {**method, "chosen": [], "pool": []}
+        assert go_on(client, parent, training_file, type="in_context", k=2)["k"] == 2

@@ -87,6 +87,16 @@ def test_auto_may_be_said(client: OpenAI, training_file: str) -> None:
             "invalid_value",
             "peft.target_modules",
         ),
+        (
+            {"extra_body": {"peft": {"type": "ia3", "feedforward_modules": ["nowhere"]}}},
+            "invalid_value",
+            "peft.feedforward_modules",
+        ),
+        (
+            {"extra_body": {"peft": {"type": "head", "labels": ["one"]}}},
+            "invalid_value",
+            "peft.labels",
+        ),
         ({"extra_body": {"training": {"lr": 1}}}, "unknown_parameter", "training.lr"),
         ({"extra_body": {"tenant": "x"}}, "unknown_parameter", "tenant"),
         ({"extra_body": {"state": "succeeded"}}, "unknown_parameter", "state"),
@@ -126,6 +136,7 @@ def test_a_refusal_names_the_parameter(
     error = refused(client, **{"training": training_file, **values})
     assert error.status_code in (400, 404)
     assert (error.code, error.param) == (code, param)
+    assert "Value error" not in error.message
     assert error.response.headers["x-should-retry"] == "false"
 
 

@@ -121,6 +121,19 @@ def test_the_engines_refusals_are_told(client: OpenAI, path: str) -> None:
     assert (busy.value.status_code, busy.value.code) == (503, "engine_overloaded")
 
 
+@pytest.mark.parametrize(
+    ("texts", "param"),
+    [(["a", "refuse by name"], "input.1"), (["a"] * 34 + ["refuse by name"], "input.34")],
+)
+def test_an_input_is_named_by_its_place_in_the_whole_list(
+    http: httpx.Client, texts: list[str], param: str
+) -> None:
+    answer = http.post("/v1/embeddings", json={"model": "tiny", "input": texts})
+    assert answer.json()["error"]["param"] == param
+    one = http.post("/v1/embeddings", json={"model": "tiny", "input": texts[-1]})
+    assert one.json()["error"]["param"] == "input"
+
+
 def test_who_leaves_stops_the_work(stack: Stack, http: httpx.Client) -> None:
     before = len(stack.engine.read)
     body = {"model": "tiny", "input": ["stall"] + ["a"] * 40}

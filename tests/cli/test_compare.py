@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from cli.compare import parse_methods
-from cli.compare_report import make_table
+from cli.compare_report import make_table, print_table
 from core.errors import InvalidRequest
 
 
@@ -19,6 +19,13 @@ from core.errors import InvalidRequest
             "lora:rank=8:use_rslora=true, ia3",
             [{"type": "lora", "rank": 8, "use_rslora": True}, {"type": "ia3"}],
         ),
+        (
+            "lora:target_modules=q_proj+v_proj:alpha=1e+1,ia3:target_modules=k_proj+",
+            [
+                {"type": "lora", "target_modules": ["q_proj", "v_proj"], "alpha": 10.0},
+                {"type": "ia3", "target_modules": ["k_proj"]},
+            ],
+        ),
     ],
 )
 def test_methods_are_kinds_with_options(text: str, blocks: Any) -> None:
@@ -26,7 +33,7 @@ def test_methods_are_kinds_with_options(text: str, blocks: Any) -> None:
 
 
 def test_an_option_without_a_value_is_refused() -> None:
-    with pytest.raises(InvalidRequest):
+    with pytest.raises(InvalidRequest, match="--methods 'rank'"):
         parse_methods("lora:rank")
 
 
@@ -34,6 +41,7 @@ def row(label: str, **values: Any) -> dict[str, Any]:
     return {
         "label": label,
         "job": label,
+        "model": f"ft:tiny:{label}",
         "status": "done",
         "error": None,
         "quality": {"value": 0.8125, "low": 0.75, "high": 0.875},
@@ -62,6 +70,23 @@ def test_the_table_has_every_figure() -> None:
         "81.2%", "75.0% to 87.5%", "0.512", "4.88 M", "19.6 MB", "252", "1.2 GB", "48 s", "1.19 x",
     ):  # fmt: skip
         assert figure in text
+
+
+def test_a_pipe_gets_the_models_ids_and_the_front(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [row("lora"), row("ia3 wide"), row("gone", model=None, quality=None, error="Deleted.")]
+    result = {"metric": "accuracy", "rows": rows, "pareto": ["lora"]}
+    print_table({"model": "tiny", "budget": {"tokens": 12000}, "result": result})
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[:2] for line in lines if line.startswith("*")] == [
+        ["*", "lora"],
+        ["*", "Pareto"],
+    ]
+    assert lines[-4:] == [
+        "Models:",
+        "  lora      ft:tiny:lora",
+        "  ia3 wide  ft:tiny:ia3 wide",
+        "gone: Deleted.",
+    ]
 
 
 def test_rows_without_figures_say_how_they_are() -> None:

@@ -15,7 +15,15 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator, PercentFormatter
 
-from models.comparison import BASE_LABEL, ComparisonResult, Cost, Measured, MethodResult, front
+from models.comparison import (
+    BASE_LABEL,
+    ComparisonResult,
+    Cost,
+    Measured,
+    MethodResult,
+    describe_budget,
+    front,
+)
 from worker.compare.labels import Label, Place, place_labels
 
 INK, MUTED, GRID = "#1f2933", "#7b8794", "#e4e7eb"
@@ -32,11 +40,17 @@ STYLE: dict[Any, Any] = {
     "svg.fonttype": "path",
     "path.simplify": False,
 }
+RING: dict[str, Any] = {
+    "markersize": 10.0,
+    "markerfacecolor": "none",
+    "markeredgewidth": 1.8,
+    "zorder": 3.5,
+}
 NAMES = {"accuracy": "accuracy", "exact_match": "exact match", "bleu": "BLEU"}
 UNITS = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
 DOTS_PER_INCH = 160
-NO_SECONDS = 0.05
-"""What takes less trains nothing."""
+LEAST_SECONDS = 0.1
+"""What takes less has a place of its own at the left."""
 
 
 class Panel(NamedTuple):
@@ -46,6 +60,8 @@ class Panel(NamedTuple):
     title: str
     cost: Callable[[MethodResult], float | None]
     format: Callable[[float], str]
+    least: str
+    """What stands at the left of the logarithmic axis."""
     ticks: Sequence[float]
 
 
@@ -108,13 +124,15 @@ PARAMETERS = Panel(
     "trained parameters",
     lambda row: float(row.parameters),
     format_count,
+    "0",
     [10.0**power for power in range(13)],
 )
 COMPUTE = Panel(
     "compute",
     "training time",
-    lambda row: row.seconds if row.seconds is None or row.seconds > NO_SECONDS else 0.0,
+    lambda row: row.seconds if row.seconds is None or row.seconds >= LEAST_SECONDS else 0.0,
     format_seconds,
+    f"<{LEAST_SECONDS:g} s",
     [0.1, 0.3, 1, 3, 10, 30, 60, 180, 600, 1800, 3600, 10800, 36000, 86400],
 )
 PLOTS: dict[str, tuple[Panel, ...]] = {
@@ -143,6 +161,7 @@ def draw(result: ComparisonResult, *, panels: Sequence[Panel]) -> Figure:
     """Return a figure with the panels side by side."""
     figure = Figure(figsize=(7.2 * len(panels), 5.2), facecolor="white", layout="constrained")
     FigureCanvasAgg(figure)
+    figure.suptitle(_title(result), x=0.01, ha="left", fontsize=12, fontweight="bold")
     drawn = []
     for number, panel in enumerate(panels):
         axes = figure.add_subplot(1, len(panels), number + 1)
@@ -160,6 +179,12 @@ def draw(result: ComparisonResult, *, panels: Sequence[Panel]) -> Figure:
     return figure
 
 
+def _title(result: ComparisonResult) -> str:
+    """Return what was compared on what, as far as the table says."""
+    budget = describe_budget(result.budget) if result.budget else None
+    return ", ".join(filter(None, [result.base, NAMES.get(result.metric, result.metric), budget]))
+
+
 def _points(result: ComparisonResult, panel: Panel) -> list[Point]:
     points = []
     for row in result.rows:
@@ -170,13 +195,13 @@ def _points(result: ComparisonResult, panel: Panel) -> list[Point]:
 
 
 def _dress(axes: Axes, panel: Panel, *, points: Sequence[Point], metric: str | None) -> None:
-    """Draw what is behind the points: axes, grid, and where zero is on a logarithmic axis."""
+    """Draw what is behind the points: axes, grid, and the place left of a logarithmic axis."""
     scale = _Scale.of(points)
     low, high = log10(scale.low), log10(scale.high)
     axes.set_xlim((scale.zero if scale.has_zero else low) - 0.25, high + 0.4)
     shown = [tick for tick in panel.ticks if low - 0.2 <= log10(tick) <= high + 0.4]
     ticks = [scale.zero] * scale.has_zero + [log10(tick) for tick in shown]
-    names = ["0"] * scale.has_zero + [panel.format(tick) for tick in shown]
+    names = [panel.least] * scale.has_zero + [panel.format(tick) for tick in shown]
     axes.xaxis.set_major_locator(FixedLocator(ticks))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda _, index: names[index or 0]))
     axes.xaxis.set_minor_locator(NullLocator())
@@ -187,8 +212,9 @@ def _dress(axes: Axes, panel: Panel, *, points: Sequence[Point], metric: str | N
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     axes.margins(y=0.12)
-    axes.set_xlabel(panel.title + (" (log scale; 0 apart)" if scale.has_zero else " (log scale)"))
-    axes.set_title(f"Quality against {panel.title}", loc="left", fontsize=11, fontweight="bold")
+    apart = f"; {panel.least} apart" if scale.has_zero else ""
+    axes.set_xlabel(f"{panel.title} (log scale{apart})")
+    axes.set_title(f"Quality against {panel.title}", loc="left", fontsize=10)
     if metric is not None:
         axes.set_ylabel(f"{NAMES.get(metric, metric)} on validation rows, 95 % interval")
 
@@ -214,7 +240,10 @@ def _draw_points(axes: Axes, points: Sequence[Point]) -> Drawn:
         axes.errorbar(
             x, y, yerr=interval, fmt="none", ecolor=color, elinewidth=1.0, alpha=0.45, zorder=2.5
         )
-        axes.plot(x, y, "o", color=color, markersize=6.5, markeredgecolor="white", zorder=3)
+        if point.label == BASE_LABEL:  # a ring, so that it shows what it is drawn over
+            axes.plot(x, y, "o", color=color, **RING)
+        else:
+            axes.plot(x, y, "o", color=color, markersize=6.5, markeredgecolor="white", zorder=3)
     if len(best) > 1:
         axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), frameon=False, fontsize=8)
     labels = [Label(point.label, places[point.label], point.label in best) for point in points]

@@ -3,17 +3,17 @@
 Shapes: p rows of a prefix, K key and value heads, h head dimension, n tokens, d hidden.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 import torch
 from torch import Tensor
 
 from core.errors import Corrupt, InvalidRequest
-from models.nn.artifact import Artifact, load_artifact
+from models.nn.artifact import Artifact, load_artifact, read_provenance
 from models.nn.attention import PackedCausal, Span
 from models.nn.backbone import Backbone
 from models.nn.chat import Renderer
@@ -89,8 +89,8 @@ class Loader:
         `Corrupt` for numbers that could reach other rows; `InvalidRequest` for what was made for
         something else.
         """
+        self._check_identity(adapter, read_provenance(folder))
         artifact = load_artifact(folder, shape=self.backbone.shape)
-        self._check_identity(adapter, artifact)
         terms = Terms.of(artifact.method, artifact.tensors, self.backbone.base)
         _require_bounded(adapter, _bounded(terms))
         form = _read_form(artifact, default=self.form)
@@ -137,13 +137,13 @@ class Loader:
         )
         return pool(hidden_nd, [len(ids_n)], pooling=pooling)[0].cpu()
 
-    def _check_identity(self, adapter: AdapterRef, artifact: Artifact) -> None:
+    def _check_identity(self, adapter: AdapterRef, provenance: Mapping[str, Any]) -> None:
         """Refuse what says that it was made for something else; bare PEFT files say nothing."""
         for key, expected, what in (
             ("base_digest", self.identity.base_digest, "base model"),
             ("renderer_digest", self.identity.renderer_digest, "tokenizer or chat template"),
         ):
-            if artifact.provenance.get(key, expected) != expected:
+            if provenance.get(key, expected) != expected:
                 raise InvalidRequest(
                     f"The adapter {adapter.name!r} was trained on another {what} than this "
                     "engine serves.",

@@ -52,12 +52,17 @@ class Files:
         """The training file as questions without their answers."""
         return self._read(self.training_path, self._prompt, cut=keep_end)
 
-    def validation(self, *, show: Show | None = None) -> Examples | None:
-        """Return the validation file as tokens and labels, with examples shown before."""
+    def validation(
+        self, *, show: Show | None = None, max_length: int | None = None
+    ) -> Examples | None:
+        """Return the validation file as tokens and labels, with examples shown before.
+
+        They may take rows beyond what is trained; `max_length` tokens are kept then.
+        """
         if self.validation_path is None:
             return None
         render = partial(render_example, renderer=self.renderer, show=show)
-        return self._read(self.validation_path, render)
+        return self._read(self.validation_path, render, max_length=max_length)
 
     def validation_prompts(self) -> Examples | None:
         """Return the validation file as questions."""
@@ -71,7 +76,7 @@ class Files:
     def targets(self, path: Path, labels: tuple[str, ...]) -> NDArray[np.int64]:
         """Return of every row the index of its answer among `labels`."""
         index = {label: number for number, label in enumerate(labels)}
-        answers = [pair_of(row).answer for row in good_rows(path)]
+        answers = [pair_of(row).label for row in good_rows(path)]
         if unknown := sorted(set(answers) - index.keys()):
             raise InvalidRequest(
                 f"The answer {unknown[0][:80]!r} is none of the {len(labels)} labels that are "
@@ -86,14 +91,19 @@ class Files:
         return Example(ids, [False] * len(ids))
 
     def _read(
-        self, path: Path, render: Callable[[Row], Example], *, cut: Cut = keep_start
+        self,
+        path: Path,
+        render: Callable[[Row], Example],
+        *,
+        cut: Cut = keep_start,
+        max_length: int | None = None,
     ) -> Examples:
         return read_examples(
             path,
             folder=Path(self._order.work_folder),
             render=render,
             cut=cut,
-            max_length=self._max_length,
+            max_length=max_length or self._max_length,
             param=_param(path, self._order),
             stay_alive=self._stay_alive,
         )

@@ -43,12 +43,12 @@ def render_prompt(row: Row, *, renderer: Renderer) -> list[int]:
 def pair_of(row: Row) -> Pair:
     """Return the last turn of the user and the answer to it; `InvalidRequest` where none is."""
     if isinstance(row, CompletionRow):
-        return Pair(row.prompt, row.completion.strip())
+        return Pair(row.prompt, row.completion)
     if isinstance(row, ChatRow):
         last = _last_answer(row)
         asked = [turn.text for turn in row.messages[:last] if turn.role == "user"]
         if asked:
-            return Pair(asked[-1], row.messages[last].text.strip())
+            return Pair(asked[-1], row.messages[last].text)
     raise _no_answer()
 
 

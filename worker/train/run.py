@@ -158,7 +158,7 @@ def find_start(
     folder = find_saved(order, checkpoints)
     if folder is not None:
         return load(folder, run_digest=digest)
-    if order.parent_folder is not None:
+    if order.parent_folder is not None and method.trained(backbone.shape):
         tensors = read_parent(Path(order.parent_folder), method, backbone)
     else:
         tensors = method.init(backbone.base, torch.Generator().manual_seed(seed))

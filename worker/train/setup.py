@@ -178,7 +178,8 @@ class _Tasks:
         if examples is None or files.validation_path is None:
             return None
         if (show := self._show()) is not None:
-            examples = files.validation(show=show) or examples
+            context = self._backbone.shape.context
+            examples = files.validation(show=show, max_length=context) or examples
         task = self._make(examples, files.validation_path)
         terms = Terms.of(self._setup.method, self._tensors, self._backbone.base)
         task.prepare(terms, rows=np.arange(len(examples)), check=self._check)

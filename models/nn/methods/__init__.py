@@ -6,7 +6,7 @@ validate and describe methods.
 
 import importlib
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field, ValidationError
@@ -21,13 +21,21 @@ def _discover() -> dict[str, type[Method]]:
     """Import the files beside this one and return their method classes by kind."""
     for module in pkgutil.iter_modules(__path__):
         importlib.import_module(f"{__name__}.{module.name}")
-    classes = {found.model_fields["kind"].default: found for found in _leaves(Method)}
+    classes: dict[str, type[Method]] = {}
+    for found in _below(Method):
+        if "kind" in found.__annotations__:  # of its own: one that is shared names no method
+            kind = found.model_fields["kind"].default
+            if classes.get(kind, found) is not found:
+                raise TypeError(f"Two methods have the kind {kind!r}.")
+            classes[kind] = found
     return dict(sorted(classes.items()))
 
 
-def _leaves(parent: type[Method]) -> list[type[Method]]:
-    children = parent.__subclasses__()
-    return [leaf for child in children for leaf in _leaves(child)] if children else [parent]
+def _below(parent: type[Method]) -> Iterator[type[Method]]:
+    """Go through all classes that derive from one, also those that others derive from."""
+    for child in parent.__subclasses__():
+        yield child
+        yield from _below(child)
 
 
 METHODS: dict[str, type[Method]] = _discover()
@@ -48,23 +56,23 @@ def parse_method(block: Mapping[str, Any]) -> Method:
     """
     kind = block.get("type")
     if not isinstance(kind, str) or kind not in METHODS:
+        wrong = f"Unknown method {kind!r}; `type`" if "type" in block else "`type` is missing; it"
         raise InvalidRequest(
-            f"Unknown method {kind!r}; `type` must be one of {', '.join(METHODS)}.",
+            f"{wrong} must be one of {', '.join(METHODS)}.",
             code="unknown_method",
             param=f"{_PARAM}.type",
         )
     try:
         return METHODS[kind].model_validate(dict(block))
     except ValidationError as error:
-        raise _explain(error, METHODS[kind]) from error
+        raise explain(error, METHODS[kind]) from error
 
 
 def parse_posted(block: Mapping[str, Any]) -> Method:
     """Return the method that a user describes; as `parse_method`, less what only data decide."""
     method = parse_method(block)
-    for name in method.model_fields_set:
-        extra = type(method).model_fields[name].json_schema_extra
-        if isinstance(extra, dict) and extra.get("readOnly") and getattr(method, name):
+    for name in method.model_fields_set & decided_fields(type(method)):
+        if getattr(method, name):
             raise InvalidRequest(
                 f"{name!r} is filled in by the job, from its training file; leave it out.",
                 code="invalid_value",
@@ -73,7 +81,16 @@ def parse_posted(block: Mapping[str, Any]) -> Method:
     return method
 
 
-def _explain(error: ValidationError, method: type[Method]) -> InvalidRequest:
+def decided_fields(method: type[Method]) -> set[str]:
+    """Return the fields that a job fills in from its data and nobody may give: `readOnly` ones."""
+    return {
+        name
+        for name, field in method.model_fields.items()
+        if isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get("readOnly")
+    }
+
+
+def explain(error: ValidationError, method: type[Method]) -> InvalidRequest:
     """Turn pydantic's first complaint into our error; an unknown key goes before a bad value."""
     problems = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
     key = str(problems[0]["loc"][0]) if problems[0]["loc"] else "type"
@@ -85,7 +102,8 @@ def _explain(error: ValidationError, method: type[Method]) -> InvalidRequest:
             code="unknown_parameter",
             param=param,
         )
-    reasons = "; or ".join(p["msg"] for p in problems if p["loc"][:1] == problems[0]["loc"][:1])
+    alike = [problem for problem in problems if problem["loc"][:1] == problems[0]["loc"][:1]]
+    reasons = "; or ".join(problem["msg"].removeprefix("Value error, ") for problem in alike)
     return InvalidRequest(
         f"Invalid value for {param}: {reasons}.", code="invalid_value", param=param
     )

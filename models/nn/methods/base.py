@@ -9,8 +9,9 @@ from __future__ import annotations
 from math import prod
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 
+from core.errors import InvalidRequest
 from models.nn.shape import Shape
 
 if TYPE_CHECKING:
@@ -71,6 +72,22 @@ class Method(BaseModel):
     kind: str
     """Overridden by `Literal["name"] = Field("name", alias="type")`."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_truth_for_numbers(cls, block: Any) -> Any:
+        """Raise where true or false stands for a number, which pydantic would read as 1 or 0."""
+        for name, field in cls.model_fields.items():
+            key = field.alias or name
+            kinds = {field.annotation, *get_args(field.annotation)}
+            given = block.get(key) if isinstance(block, dict) else None
+            if isinstance(given, bool) and kinds & {int, float} and bool not in kinds:
+                raise InvalidRequest(
+                    f"Invalid value for peft.{key}: give a number, not {str(given).lower()}.",
+                    code="invalid_value",
+                    param=f"peft.{key}",
+                )
+        return block
+
     @property
     def starts_as_base(self) -> bool:
         """Whether freshly initialised tensors change nothing, to the bit."""
@@ -104,10 +121,14 @@ class Method(BaseModel):
         """Return what the learning rate of one tensor is multiplied by."""
         return 1.0
 
+    def trained(self, shape: Shape) -> dict[str, tuple[int, ...]]:
+        """Return the names and dimensions of the tensors that are trained."""
+        named = self.tensors(shape).items()
+        return {name: dimensions for name, dimensions in named if self.is_trained(name)}
+
     def parameters(self, shape: Shape) -> int:
         """Return how many numbers are trained."""
-        named = self.tensors(shape).items()
-        return sum(prod(dimensions) for name, dimensions in named if self.is_trained(name))
+        return sum(map(prod, self.trained(shape).values()))
 
     # --- what the data decide ----------------------------------------------------------------
 

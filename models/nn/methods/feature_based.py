@@ -103,7 +103,7 @@ class FeatureBased(Method):
         """Fit the classifier; the same data and seed give the same bits on one machine."""
         features_nd = problem.features(self.pooling).detach().to("cpu", torch.float64)
         ids = {label: index for index, label in enumerate(self.labels)}
-        answers_n = torch.tensor([ids[problem.pairs[row].answer] for row in problem.rows])
+        answers_n = torch.tensor([ids[problem.pairs[row].label] for row in problem.rows])
         mean_d, spread_d = features_nd.mean(0), features_nd.std(0, correction=0)
         spread_d = torch.where(spread_d > CONSTANT, spread_d, 1.0)
         scaled_nd = (features_nd - mean_d) / spread_d

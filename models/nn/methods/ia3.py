@@ -60,7 +60,7 @@ class IA3(Method):
     def inputs(self, shape: Shape) -> tuple[str, ...]:
         """Return the places whose input is rescaled."""
         chosen = match_targets(self.target_modules, _names(shape))
-        inputs = match_targets(self.feedforward_modules, shape.linears)
+        inputs = match_targets(self.feedforward_modules, shape.linears, field="feedforward_modules")
         if outside := [place for place in inputs if place not in chosen]:
             raise InvalidRequest(
                 f"feedforward_modules names {outside[0]!r}, which target_modules does not.",

@@ -246,6 +246,6 @@ def _in_turn(order: Sequence[int], pairs: Sequence[Pair]) -> list[int]:
     turns: dict[str, int] = {}
     place = {}
     for row in order:
-        answer = pairs[row].answer
+        answer = pairs[row].label
         place[row] = turns[answer] = turns.get(answer, 0) + 1
     return sorted(order, key=place.__getitem__)

@@ -75,7 +75,9 @@ class Prefix(Method):
         description="The text that `text` starts from, repeated or cut to prefix_length tokens.",
     )
     init_ids: tuple[TokenId, ...] = Field(
-        (), description="The tokens of init_text; made from it when the job starts."
+        (),
+        description="The tokens of init_text; the job fills this in.",
+        json_schema_extra={"readOnly": True},
     )
     reparametrisation: bool = Field(
         default=False,

@@ -68,7 +68,9 @@ class SoftPrompt(Method):
         description="The text that `text` starts from, repeated or cut to prompt_length tokens.",
     )
     init_ids: tuple[TokenId, ...] = Field(
-        (), description="The tokens of init_text; made from it when the job starts."
+        (),
+        description="The tokens of init_text; the job fills this in.",
+        json_schema_extra={"readOnly": True},
     )
     encoder: Literal["none", "mlp", "lstm"] = Field(
         "none",

@@ -5,6 +5,7 @@ from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import matplotlib as mpl
+import msgspec
 import pytest
 from matplotlib.text import Annotation
 
@@ -62,6 +63,17 @@ def test_no_name_covers_another() -> None:
         boxes = [name.get_tightbbox() for name in names if name.arrow_patch is None]
         for index, box in enumerate(boxes):
             assert not any(box.overlaps(other) for other in boxes[index + 1 :])
+
+
+def test_the_picture_says_what_it_shows_and_the_base_is_over_its_neighbours() -> None:
+    result = msgspec.structs.replace(table(), base="tiny", budget={"tokens": 12000})
+    figure = draw(result, panels=(PARAMETERS, COMPUTE))
+    assert figure.get_suptitle() == "tiny, accuracy, 12,000 tokens each"
+    for axes, least in zip(figure.axes, ("0", "<0.1 s"), strict=True):
+        assert axes.get_xticklabels()[0].get_text() == least
+        dots = [line for line in axes.lines if line.get_marker() == "o"]
+        [base] = [line for line in dots if line.get_markerfacecolor() == "none"]
+        assert base.get_zorder() > max(line.get_zorder() for line in dots if line is not base)
 
 
 def test_one_row_is_a_picture_too(tmp_path: Path) -> None:

@@ -127,6 +127,30 @@ def test_a_pause_while_the_method_looks_at_the_data_is_a_pause(make_job, saved):
     assert names(carry_out(order))[-1] == "Succeeded"
 
 
+def test_a_demonstration_is_what_was_written_and_a_label_has_no_space_around_it(make_job, backbone):
+    rows = [{"prompt": f"{n}:", "completion": (" odd", " even")[n % 2]} for n in range(8)]
+    shown, labelled = (
+        carry_out(make_job(block["type"]).order(rows=rows, validation=rows, method=block))
+        for block in ({"type": "in_context", "k": 2}, {"type": "head"})
+    )
+    method = load_artifact(Path(shown[-1].adapter_folder), shape=backbone.shape).method
+    assert {row.answer for row in method.chosen} == {" odd", " even"}
+    classifier = load_artifact(Path(labelled[-1].adapter_folder), shape=backbone.shape).method
+    assert classifier.class_labels == ("even", "odd")
+
+
+def test_demonstrations_do_not_push_rows_out_of_a_measure(make_job):
+    rows = [
+        {"prompt": f"{'so ' * (20 + 3 * n)}:", "completion": (" a", " b")[n % 2]} for n in range(4)
+    ]
+    block = {"type": "in_context", "k": 1}
+    loop = {"max_sequence_length": 100}
+    order = make_job().order(rows=rows, validation=rows[:1], method=block, loop=loop)
+    messages = carry_out(order)
+    assert names(messages)[-1] == "Succeeded"
+    assert messages[-1].metrics["valid_loss"] > 0
+
+
 def test_a_job_may_go_on_from_a_parent(make_job):
     parent = carry_out(make_job("parent").order(validation=ROWS))
     order = make_job("child").order(

@@ -8,6 +8,7 @@ import torch
 
 from core.errors import Corrupt, InvalidRequest
 from models.nn.artifact import load_artifact, save_artifact
+from models.nn.methods import parse_posted
 from models.nn.methods.prefix import GATE, PREFIX, Prefix
 from tests.models.nn.families import (
     make_backbone,
@@ -175,3 +176,10 @@ def test_training_lowers_a_real_loss(method):
     tensors = method.init(problem.base, torch.Generator().manual_seed(0))
     losses = train(problem, tensors, steps=30, rate=1e-2)
     assert losses[-1] < losses[0] - 0.05
+
+
+def test_the_tokens_of_the_text_are_not_posted():
+    with pytest.raises(InvalidRequest, match="leave it out") as caught:
+        parse_posted({"type": "prefix", "init_ids": [3]})
+    assert caught.value.param == "peft.init_ids"
+    assert Prefix.model_json_schema()["properties"]["init_ids"]["readOnly"]

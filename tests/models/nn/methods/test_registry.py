@@ -1,5 +1,12 @@
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
+import core
+import models
 from core.errors import InvalidRequest
 from models.nn.methods import METHODS, parse_method
 
@@ -36,6 +43,8 @@ def test_an_unknown_key_is_named_beside_those_that_are_known():
         ("rank", 0),
         ("rank", "many"),
         ("rank", 2.5),
+        ("rank", True),
+        ("alpha", False),
         ("alpha", float("nan")),
         ("dropout", 1.0),
         ("target_modules", []),
@@ -56,5 +65,33 @@ def test_an_unknown_method_is_answered_with_those_that_exist(block):
     assert all(kind in error.message for kind in METHODS)
 
 
+def test_a_block_without_a_type_is_told_so():
+    assert "`type` is missing" in _refusal({"rank": 2}).message
+
+
 def test_the_key_to_fix_first_is_the_unknown_one():
     assert _refusal({"type": "lora", "rank": 0, "rnk": 3}).param == "peft.rnk"
+
+
+def test_a_method_that_derives_from_another_stands_beside_it(tmp_path):
+    package = tmp_path / "models"
+    shutil.copytree(Path(models.__path__[0]), package)
+    shutil.copytree(Path(core.__path__[0]), tmp_path / "core")
+    code = """
+from typing import Literal
+
+from pydantic import Field
+
+from models.nn.methods.lora import Lora
+
+
+class Other(Lora):
+    kind: Literal["{kind}"] = Field("{kind}", alias="type")
+"""
+    asked = "from models.nn.methods import METHODS; print(*METHODS)"
+    command = [sys.executable, "-c", asked]
+    for kind, message in (("other", ""), ("lora", "Two methods have the kind 'lora'")):
+        (package / "nn" / "methods" / "other.py").write_text(code.format(kind=kind))
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        assert message in done.stderr
+        assert message or set(done.stdout.split()) == {"other", *METHODS}

@@ -9,7 +9,7 @@ from peft.tuners.p_tuning.model import PromptEncoder
 
 from core.errors import Corrupt, InvalidRequest
 from models.nn.artifact import load_artifact, load_training_tensors, save_artifact
-from models.nn.methods import parse_method
+from models.nn.methods import parse_method, parse_posted
 from models.nn.methods.soft_prompt import PROMPT, SoftPrompt
 from tests.models.nn.families import make_backbone, make_network, random_ids, random_tensors
 from tests.models.nn.families import run_alone as run_alone_with
@@ -171,3 +171,10 @@ def test_training_lowers_a_real_loss(name):
     tensors = problem.method.init(problem.base, torch.Generator().manual_seed(0))
     losses = train(problem, tensors, steps=30, rate=SoftPrompt.learning_rate)
     assert losses[-1] < losses[0] - 0.05
+
+
+def test_the_tokens_of_the_text_are_not_posted():
+    with pytest.raises(InvalidRequest, match="leave it out") as caught:
+        parse_posted({"type": "soft_prompt", "init_ids": [3]})
+    assert caught.value.param == "peft.init_ids"
+    assert SoftPrompt.model_json_schema()["properties"]["init_ids"]["readOnly"]
