@@ -18,8 +18,9 @@ Valid = Annotated[
 Methods = Annotated[
     str,
     typer.Option(
-        help="`all`, or kinds as GET /v1/methods names them, between commas; options behind colons, "
-        "lists joined by +: lora:rank=8:target_modules=q_proj+v_proj,ia3. A list of one ends in +."
+        help="`all`, or kinds as GET /v1/methods names them, between commas; options behind "
+        "colons, lists joined by +: lora:rank=8:target_modules=q_proj+v_proj,ia3. "
+        "A list of one ends in +."
     ),
 ]
 Tokens = Annotated[int | None, typer.Option(min=1, help="Train each on so many tokens.")]

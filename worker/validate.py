@@ -13,8 +13,10 @@ from core.database import Database
 from core.errors import GraftworkError, InvalidData, StaleFence, Unavailable
 from core.store import Store
 from models import dataset
+from models.answers import check_answers
 from models.loop_request import LoopRequest, resolve
 from models.nn.methods import AnyMethod
+from models.nn.methods.base import Method
 from models.tables import claims
 from models.tables.job import Job
 
@@ -24,11 +26,9 @@ log = structlog.get_logger(__name__)
 def validate_files(row: Job, *, database: Database, store: Store) -> None:
     """Move an owned job from `validating_files` to `queued`, or to `failed` with its problems."""
     try:
-        report = _inspect(row.training_digest, store=store, param="training_file")
-        if row.validation_digest:
-            held_out = _inspect(row.validation_digest, store=store, param="validation_file")
-            report["validation_rows"] = held_out["rows"]
         method = TypeAdapter[Any](AnyMethod).validate_python(row.method)
+        with tempfile.TemporaryDirectory() as folder:
+            report = _look(row, method, store=store, folder=Path(folder))
         loop = resolve(LoopRequest(**row.loop), method=method, rows=report["rows"])
         with database.unit_of_work() as session:
             claims.validated(session, row, report=report, resolved=loop.model_dump())
@@ -64,11 +64,21 @@ def _refuse(
         )
 
 
-def _inspect(digest: str, *, store: Store, param: str) -> dict[str, Any]:
+def _look(row: Job, method: Method, *, store: Store, folder: Path) -> dict[str, Any]:
+    """Read the job's files as its method will; return the report on the training file."""
+    training = store.fetch_file(row.training_digest, folder / "training.jsonl")
+    report = _inspect(training, param="training_file")
+    validation = None
+    if row.validation_digest:
+        validation = store.fetch_file(row.validation_digest, folder / "validation.jsonl")
+        report["validation_rows"] = _inspect(validation, param="validation_file")["rows"]
+    check_answers(method, training, validation)
+    return report
+
+
+def _inspect(path: Path, *, param: str) -> dict[str, Any]:
     """Read a whole file; raise `InvalidData` with the first problems if it has any."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = store.fetch_file(digest, Path(folder) / "rows.jsonl")
-        report = dataset.inspect(path)
+    report = dataset.inspect(path)
     if report.problem_counts:
         raise InvalidData(
             report.summary(),

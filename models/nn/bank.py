@@ -29,11 +29,10 @@ class Layout:
     columns: tuple[tuple[int, int, float], ...]
     """(slot, width, scale) in order."""
 
-    def weight(self, slots_t: Tensor, dtype: torch.dtype) -> Tensor:
-        """Return (T, R): the scale where the row's slot owns the column, else 0."""
+    def weight(self, slots_t: Tensor) -> Tensor:
+        """Return (T, R) float32: the scale where the row's slot owns the column, else 0."""
         scales = [scale for _, width, scale in self.columns for _ in range(width)]
-        scales_r = torch.tensor(scales, device=slots_t.device, dtype=dtype)
-        return self.owned(slots_t).to(dtype) * scales_r
+        return self.owned(slots_t) * torch.tensor(scales, device=slots_t.device)
 
     def owned(self, slots_t: Tensor) -> Tensor:
         """Return (T, R) bool: whether the row's slot owns the column."""

@@ -5,7 +5,6 @@ Shapes: T rows, i in features, o out features, d hidden, H query heads, h head d
 
 from dataclasses import dataclass, field
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -43,7 +42,7 @@ class Packed:
             rows_n = self._rows(slot)
             y_to = y_to.index_copy(0, rows_n, F.linear(x_ti[rows_n], weight_oi))
         if held.layout and held.down_ri is not None and held.up_or is not None:
-            weight_tr = self._weight(held.layout, y_to.dtype)
+            weight_tr = self._weight(held.layout)
             y_to = OPS.low_rank(
                 y_to, x_ti, down_ri=held.down_ri, up_or=held.up_or, weight=weight_tr
             )
@@ -77,7 +76,7 @@ class Packed:
                 down_bias_m=held.down_bias_m,
                 activation=held.activation,
                 up_dm=held.up_dm,
-                weight=self._weight(held.layout, y_td.dtype),
+                weight=self._weight(held.layout),
             )
             y_td = OPS.row_shift(y_td, table_ni=held.up_bias_nd, rows_t=self.slots_t)
         return y_td
@@ -106,9 +105,9 @@ class Packed:
     def _rows(self, slot: int) -> Tensor:
         return (self.slots_t == slot).nonzero()[:, 0]
 
-    def _weight(self, layout: Layout, dtype: torch.dtype) -> Tensor:
+    def _weight(self, layout: Layout) -> Tensor:
         if layout not in self._weights:
-            self._weights[layout] = layout.weight(self.slots_t, dtype)
+            self._weights[layout] = layout.weight(self.slots_t)
         return self._weights[layout]
 
     def _visible_keys(self, held: AttentionBank) -> Tensor:

@@ -77,7 +77,7 @@ def test_a_pipe_gets_the_models_ids_and_the_front(capsys: pytest.CaptureFixture[
     result = {"metric": "accuracy", "rows": rows, "pareto": ["lora"]}
     print_table({"model": "tiny", "budget": {"tokens": 12000}, "result": result})
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[:2] for line in lines if line.startswith("*")] == [
+    assert [line.split()[:2] for line in lines if line.lstrip().startswith("*")] == [
         ["*", "lora"],
         ["*", "Pareto"],
     ]

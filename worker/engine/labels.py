@@ -125,7 +125,8 @@ class Labelling:
         return _answer(example, start=len(prompt.ids))
 
     def _after_text(self, text: str, label: str) -> list[tuple[int, bool]]:
-        example = self.renderer.completion_example(text, label)
+        lead = "" if label[:1].isspace() else self.form.lead
+        example = self.renderer.completion_example(text, lead + label)
         return _answer(example, start=example.labelled.index(True))
 
     def _grow(self, continuations: Sequence[Continuation], *, room: int) -> list[_Group]:

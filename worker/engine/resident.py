@@ -42,6 +42,8 @@ class Form(msgspec.Struct, frozen=True):
 
     format: Literal["chat", "completion", "text"]
     system: str | None = None
+    lead: str = ""
+    """White space between a bare prompt and its completion."""
 
     def wrap(self, text: str) -> Input:
         """Return a text as a request."""

@@ -144,7 +144,7 @@ class BySearch:
         self._method = method
         self._tensors = tensors
         self._problem = problem
-        self._max_seconds = loop.max_seconds
+        self._loop = loop
         self._seed = seed
         self.total_steps = max(method.search_steps, 1)
 
@@ -168,8 +168,12 @@ class BySearch:
 
     def is_over(self, progress: Progress) -> bool:
         """See `Course.is_over`."""
-        timed_out = self._max_seconds is not None and progress.seconds >= self._max_seconds
-        return progress.step >= self.total_steps or (timed_out and progress.step > 0)
+        spent = (
+            (progress.seconds, self._loop.max_seconds),
+            (progress.trained_tokens, self._loop.max_tokens),
+        )
+        is_spent = any(limit is not None and value >= limit for value, limit in spent)
+        return progress.step >= self.total_steps or (is_spent and progress.step > 0)
 
     def rests(self, step: int) -> bool:  # noqa: ARG002
         """Say no: only the end of a search is worth showing."""

@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from core.errors import InvalidRequest
+from models.answers import good_rows, index_labels, pair_of
 from models.dataset import Row
 from models.nn.chat import Example, Renderer
 from models.nn.problem import Pair
 from models.spec import TrainOrder
 from worker.train.data import Cut, Examples, keep_end, keep_start, read_examples
-from worker.train.rows import Show, good_rows, pair_of, render_example, render_prompt
+from worker.train.rows import Show, render_example, render_prompt
 
 
 class Files:
@@ -75,16 +75,8 @@ class Files:
 
     def targets(self, path: Path, labels: tuple[str, ...]) -> NDArray[np.int64]:
         """Return of every row the index of its answer among `labels`."""
-        index = {label: number for number, label in enumerate(labels)}
-        answers = [pair_of(row).label for row in good_rows(path)]
-        if unknown := sorted(set(answers) - index.keys()):
-            raise InvalidRequest(
-                f"The answer {unknown[0][:80]!r} is none of the {len(labels)} labels that are "
-                "trained; mend the rows, or name all labels in the method's `labels`.",
-                code="unknown_label",
-                param=_param(path, self._order),
-            )
-        return np.array([index[answer] for answer in answers], dtype=np.int64)
+        found = index_labels(path, labels, param=_param(path, self._order))
+        return np.array(found, dtype=np.int64)
 
     def _prompt(self, row: Row) -> Example:
         ids = render_prompt(row, renderer=self.renderer)

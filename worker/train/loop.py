@@ -136,6 +136,8 @@ class Loop:
         self._save("epoch", adapter_folder=str(self._save_adapter()))
 
     def _report(self, values: dict[str, float]) -> None:
+        if not values:
+            return  # a step that measures nothing
         progress, speed = self.progress, self._speed
         progress.history.append(StepValues(progress.step, values))
         self.channel.say(

@@ -1,12 +1,11 @@
 """Rows of a data set in the forms that training needs: examples, questions, answers."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from core.errors import InvalidRequest
-from models.dataset import AnyTurn, AssistantTurn, ChatRow, CompletionRow, Row, iterate
-from models.dataset_problems import Problem as RowProblem
+from models.answers import good_rows, last_answer, no_answer, pair_of
+from models.dataset import AnyTurn, AssistantTurn, ChatRow, CompletionRow, Row
 from models.nn.chat import Example, Renderer
 from models.nn.demonstrations import show_before_text, show_in_chat
 from models.nn.messages import Message
@@ -33,33 +32,19 @@ def render_example(row: Row, *, renderer: Renderer, show: Show | None = None) ->
 def render_prompt(row: Row, *, renderer: Renderer) -> list[int]:
     """Return the tokens of what comes before a row's last answer."""
     if isinstance(row, ChatRow):
-        last = _last_answer(row)
+        last = last_answer(row)
         return renderer.prompt([_message(turn) for turn in row.messages[:last]])
     if isinstance(row, CompletionRow):
         return renderer.completion_prompt(row.prompt)
-    raise _no_answer()
-
-
-def pair_of(row: Row) -> Pair:
-    """Return the last turn of the user and the answer to it; `InvalidRequest` where none is."""
-    if isinstance(row, CompletionRow):
-        return Pair(row.prompt, row.completion)
-    if isinstance(row, ChatRow):
-        last = _last_answer(row)
-        asked = [turn.text for turn in row.messages[:last] if turn.role == "user"]
-        if asked:
-            return Pair(asked[-1], row.messages[last].text)
-    raise _no_answer()
-
-
-def good_rows(path: Path) -> Iterable[Row]:
-    """Go through the rows of a file that training keeps."""
-    return (row for _, row in iterate(path) if not isinstance(row, RowProblem))
+    raise no_answer()
 
 
 def describe_prompts(path: Path) -> dict[str, Any]:
-    """Return how to put a bare text: the file's format, the system turn that all rows share."""
-    kind, systems = "text", set[str | None]()
+    """Return how to put a bare text: the file's format, and what all its rows have in common.
+
+    That is the system turn of conversations, and the white space before completions.
+    """
+    kind, systems, leads = "text", set[str | None](), set[str]()
     for row in good_rows(path):
         if isinstance(row, ChatRow):
             kind = "chat"
@@ -67,27 +52,15 @@ def describe_prompts(path: Path) -> dict[str, Any]:
             systems.add(turns[0] if turns else None)
         elif isinstance(row, CompletionRow):
             kind = "completion"
-    return {"format": kind, "system": systems.pop() if len(systems) == 1 else None}
-
-
-def _last_answer(row: ChatRow) -> int:
-    """Return the index of the last answer that is learnt."""
-    for index in range(len(row.messages) - 1, 0, -1):
-        turn = row.messages[index]
-        if isinstance(turn, AssistantTurn) and turn.trained:
-            return index
-    raise _no_answer()
+            words = row.completion.lstrip()
+            leads.add(row.completion[: len(row.completion) - len(words)])
+    return {
+        "format": kind,
+        "system": systems.pop() if len(systems) == 1 else None,
+        "lead": leads.pop() if len(leads) == 1 else "",
+    }
 
 
 def _message(turn: AnyTurn) -> Message:
     weight = turn.weight if isinstance(turn, AssistantTurn) else None
     return {"role": turn.role, "content": turn.text, "weight": weight}
-
-
-def _no_answer() -> InvalidRequest:
-    return InvalidRequest(
-        "This method learns answers to questions; every row needs a turn of the user, or a prompt, "
-        "and an answer to it.",
-        code="no_answers",
-        param="training_file",
-    )

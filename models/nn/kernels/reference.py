@@ -27,10 +27,12 @@ def low_rank(
     """Return `y + ((x @ downT) * weight) @ upT`, of y's shape and dtype, with gradients.
 
     `weight` is the scale of one adapter, or (t, r): the scale where a row owns a column, else 0.
-    All tensors have one dtype. Source: LoRA, arXiv 2106.09685 section 4.1; the masked form joins
-    the updates of several adapters in two products.
+    Tensors have one dtype, but the mask is float32, so that scales are applied unrounded. Source:
+    LoRA, arXiv 2106.09685 section 4.1; the masked form joins the updates of several adapters in
+    two products.
     """
-    return y_to + F.linear(F.linear(x_ti, down_ri) * weight, up_or)
+    inner_tr = (F.linear(x_ti, down_ri) * weight).to(x_ti.dtype)
+    return y_to + F.linear(inner_tr, up_or)
 
 
 def bottleneck(
@@ -49,7 +51,7 @@ def bottleneck(
     Source: adapter modules, arXiv 1902.00751 section 2.1.
     """
     inner_tm = ACTIVATIONS[activation](F.linear(z_td, down_md, down_bias_m))
-    return y_td + F.linear(inner_tm * weight, up_dm)
+    return y_td + F.linear((inner_tm * weight).to(z_td.dtype), up_dm)
 
 
 def gated_attention(

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from models.spec import (
     EmbedRequest,
     Input,
 )
-from tests.worker.engine.conftest import Kind, World, ask, order, until
+from tests.worker.engine.conftest import Kind, World, ask, order, put_adapter, until
 from tests.worker.engine.reference import Alone
 from worker.engine.engine import Engine
 
@@ -291,3 +292,24 @@ def test_a_caller_who_leaves_frees_the_rows(start_engine: Callable[..., Engine])
 
     asyncio.run(play())
     assert not engine.busy
+
+
+def test_labels_follow_a_prompt_as_completions_did(
+    world: World, start_engine: Callable[..., Engine], tmp_path: Path
+) -> None:
+    prompt = {"format": "completion", "system": None, "lead": " "}
+    adapter = put_adapter(
+        world.store,
+        tmp_path / "spaced",
+        backbone=world.backbone,
+        block={"type": "lora", "rank": 2},
+        seed=5,
+        provenance={"prompt": prompt},
+    )
+    engine = start_engine()
+    bare, spaced = (
+        read(engine, ClassifyRequest(inputs=texts("a b"), adapter=adapter, labels=labels))
+        for labels in (["yes", "no"], [" yes", " no"])
+    )
+    assert bare.scores == spaced.scores
+    assert bare.labels == ["yes", "no"]

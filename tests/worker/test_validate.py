@@ -1,0 +1,85 @@
+"""What can be known of a job's files before its turn, a method's own wishes included."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from core.database import Database
+from core.store import Store
+from models.tables import claims, job
+from models.tables.job import Job
+from tests.factories import make_job
+from worker.validate import validate_files
+
+CHAT = [
+    {
+        "messages": [
+            {"role": "user", "content": f"{n}"},
+            {"role": "assistant", "content": "odd" if n % 2 else "even"},
+        ]
+    }
+    for n in range(6)
+]
+STRANGE = [{"messages": [CHAT[0]["messages"][0], {"role": "assistant", "content": "neither"}]}]
+TEXT = [{"text": "no answer"}] * 4
+UNIQUE = [{"prompt": f"{n}", "completion": f"answer {n}"} for n in range(6)]
+
+
+@pytest.fixture
+def validate(database: Database, store: Store, tmp_path: Path) -> Any:
+    def put(rows: list[Any], name: str) -> str:
+        path = tmp_path / name
+        path.write_text("\n".join(map(json.dumps, rows)))
+        return store.put_file(path)
+
+    def validate(method: dict[str, Any], rows: list[Any], held_out: list[Any] | None = None) -> Job:
+        with database.unit_of_work() as session:
+            made = make_job(
+                session,
+                method=method,
+                training_digest=put(rows, "training.jsonl"),
+                validation_file="file-1" if held_out else None,
+                validation_digest=put(held_out, "validation.jsonl") if held_out else None,
+            )
+            number = made.id
+        with database.unit_of_work() as session:
+            taken = claims.take(session, owner="w", seconds=30, state="validating_files")
+            assert taken is not None
+        validate_files(taken, database=database, store=store)
+        with database.reading() as session:
+            return job.get(session, number, tenant="acme")
+
+    return validate
+
+
+@pytest.mark.parametrize(
+    ("method", "rows", "held_out", "code"),
+    [
+        ({"type": "feature_based"}, TEXT, None, "no_answers"),
+        ({"type": "in_context"}, TEXT, None, "no_answers"),
+        ({"type": "head"}, UNIQUE, None, "no_label_set"),
+        ({"type": "head", "labels": ["odd", "prime"]}, CHAT, None, "unknown_label"),
+        ({"type": "head"}, CHAT, STRANGE, "unknown_label"),
+    ],
+)
+def test_answers_that_a_method_cannot_learn_end_the_job_before_its_turn(
+    validate: Any, method: dict[str, Any], rows: list[Any], held_out: Any, code: str
+) -> None:
+    ended = validate(method, rows, held_out)
+    assert ended.state == "failed"
+    assert ended.error is not None
+    assert ended.error["code"] == code
+
+
+@pytest.mark.parametrize("method", [{"type": "head"}, {"type": "in_context"}, {"type": "lora"}])
+def test_good_answers_wait_for_their_turn(validate: Any, method: dict[str, Any]) -> None:
+    ready = validate(method, CHAT, CHAT[:2])
+    assert ready.state == "queued"
+    assert ready.report["rows"] == 6
+    assert ready.report["validation_rows"] == 2
+
+
+def test_plain_text_is_enough_for_what_generates(validate: Any) -> None:
+    assert validate({"type": "lora"}, TEXT).state == "queued"
