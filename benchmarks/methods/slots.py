@@ -15,17 +15,20 @@ def values_in(text: str) -> list[str]:
 
 
 def exact_slots(lines: Iterable[dict[str, Any]]) -> float | None:
-    """Return the share of slot values that appear in the answers; None where there are no slots.
+    """Return the share of slot values that appear in the answers.
 
+    None where most questions have no slots: brackets in a text are not yet a representation.
     `lines` are those of an answers file: `prompt` and `answer`.
     """
-    said = wanted = 0
+    asked = said = wanted = questions = 0
     for line in lines:
         answer = line["answer"].casefold()
         values = values_in(_question(line["prompt"]))
+        questions += 1
+        asked += bool(values)
         wanted += len(values)
         said += sum(value.casefold() in answer for value in values)
-    return said / wanted if wanted else None
+    return said / wanted if 2 * asked > questions else None
 
 
 def _question(prompt: str | list[dict[str, str]]) -> str:
