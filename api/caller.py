@@ -12,7 +12,7 @@ from api.event_stream import unless_gone
 from api.services.bases import find_shape
 from api.services.catalog import Target, find_target
 from api.services.generation import Lines, admitted, generate
-from models.spec import GenerateRequest
+from models.wire import GenerateRequest
 
 ReplyT = TypeVar("ReplyT", bound=BaseModel)
 

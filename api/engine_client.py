@@ -9,7 +9,7 @@ import msgspec
 
 from api.errors import Refused
 from core.errors import Unavailable
-from models.spec import (
+from models.wire import (
     AnyGenerateLine,
     ClassifyReply,
     ClassifyRequest,

@@ -9,10 +9,10 @@ from core.bases import MANIFEST
 from core.errors import InvalidRequest, NotFound
 from core.settings import Settings
 from models.nn.methods import parse_method
-from models.spec import AdapterRef
 from models.tables import adapter, checkpoint, job
 from models.tables.adapter import Adapter
 from models.tables.checkpoint import Checkpoint
+from models.wire import AdapterRef
 
 OWNER = "graftwork"
 

@@ -24,7 +24,7 @@ from api.services.catalog import Target
 from api.services.generation import Counts, Lines, check_bounds, sampling
 from core.ids import new_id
 from core.settings import LimitSettings
-from models.spec import GenerateDelta, GenerateEnd, GenerateRequest, TokenChoice
+from models.wire import GenerateDelta, GenerateEnd, GenerateRequest, TokenChoice
 
 LEAST_LOGPROB = -9999.0
 """What stands for a probability of zero, which JSON cannot say."""

@@ -10,7 +10,7 @@ from api.schemas.classifications import (
 from api.schemas.embeddings import ReadUsage
 from api.services.catalog import Target
 from api.services.reading import in_batches, to_inputs
-from models.spec import ClassifyReply, ClassifyRequest, Input
+from models.wire import ClassifyReply, ClassifyRequest, Input
 
 BATCH = 32
 SCORINGS = 512

@@ -10,7 +10,7 @@ from api.schemas.embeddings import Embedding, EmbeddingList, EmbeddingRequest, R
 from api.services.catalog import Target
 from api.services.reading import in_batches, to_inputs
 from core.errors import InvalidRequest
-from models.spec import EmbedReply, EmbedRequest, Input
+from models.wire import EmbedReply, EmbedRequest, Input
 
 BATCH = 32
 

@@ -12,7 +12,8 @@ from api.errors import internal_fault
 from api.schemas.sampling import SamplingRequest, Usage
 from core.errors import GraftworkError, InvalidRequest, Unavailable
 from core.settings import LimitSettings
-from models.spec import AnyGenerateLine, GenerateEnd, GenerateRequest, SamplingSpec
+from models.spec import SamplingSpec
+from models.wire import AnyGenerateLine, GenerateEnd, GenerateRequest
 
 QUEUED_LINES = 64
 MAX_CHOICES = 128

@@ -21,9 +21,9 @@ from api.upload_form import PREFIX, UploadForm
 from core.errors import GraftworkError, InvalidRequest, NotFound
 from core.ids import random_letters
 from core.store import Store
-from models.spec import InspectReply, InspectRequest
 from models.tables import adapter, checkpoint, job
 from models.tables.adapter import Adapter
+from models.wire import InspectReply, InspectRequest
 
 _suffix = TypeAdapter[str](Suffix)
 

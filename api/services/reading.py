@@ -7,7 +7,7 @@ from typing import TypeVar
 from api.errors import Refused
 from api.schemas.chat import Message
 from api.services.chat import turns
-from models.spec import Input
+from models.wire import Input
 
 ReplyT = TypeVar("ReplyT")
 

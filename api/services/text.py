@@ -15,7 +15,7 @@ from api.services.chat import floor_logprob
 from api.services.generation import Counts, Lines, check_bounds, sampling
 from core.ids import new_id
 from core.settings import LimitSettings
-from models.spec import GenerateDelta, GenerateEnd, GenerateRequest, TokenChoice
+from models.wire import GenerateDelta, GenerateEnd, GenerateRequest, TokenChoice
 
 DEFAULT_MAX_TOKENS = 16
 

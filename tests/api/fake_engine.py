@@ -17,7 +17,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from models.spec import (
+from models.wire import (
     ClassifyReply,
     ClassifyRequest,
     EmbedReply,

@@ -15,8 +15,8 @@ from openai import NotFoundError, OpenAI
 from safetensors.numpy import save
 
 from core.store import Store
-from models.spec import InspectReply
 from models.tables.checkpoint import Checkpoint
+from models.wire import InspectReply
 from tests.api.conftest import Stack, add_adapter, tenant_of, user
 from tests.api.fake_engine import FITS
 from tests.api.test_archive import zipped

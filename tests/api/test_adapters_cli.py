@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from models.spec import InspectReply
+from models.wire import InspectReply
 from tests.api.conftest import Stack
 from tests.api.fake_engine import FITS
 from tests.api.test_adapters import FILES

@@ -24,7 +24,7 @@ from openai import (
 from api.engine_client import EngineClient
 from api.services.generation import generate
 from core.errors import GraftworkError
-from models.spec import GenerateRequest
+from models.wire import GenerateRequest
 from tests.api.conftest import MIB, Stack, user
 
 

@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import cycle, islice
 
-from models.spec import AdapterRef, ClassifyRequest, GenerateRequest, SamplingSpec
+from models.spec import SamplingSpec
+from models.wire import AdapterRef, ClassifyRequest, GenerateRequest
 from worker.compare.engine import Engine, EngineRefused
 from worker.compare.questions import Question, Questions
 

@@ -9,7 +9,7 @@ import httpx
 import msgspec
 
 from core.errors import GraftworkError, Unavailable
-from models.spec import (
+from models.wire import (
     AnyGenerateLine,
     ClassifyReply,
     ClassifyRequest,

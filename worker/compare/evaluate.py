@@ -20,10 +20,10 @@ from core.ids import new_id
 from core.settings import Settings
 from core.store import Store
 from models.comparison import BASE_LABEL, ComparisonResult, Evaluated
-from models.spec import AdapterRef
 from models.tables import adapter, comparison_claims, comparison_table
 from models.tables.comparison import Comparison
 from models.tables.file import File
+from models.wire import AdapterRef
 from worker.compare.ask import Asked, overhead
 from worker.compare.engine import Engine, EngineRefused
 from worker.compare.metrics import measure

@@ -9,7 +9,7 @@ from core.errors import InvalidData
 from models import dataset
 from models.dataset import AssistantTurn, ChatRow, CompletionRow, Row
 from models.dataset_problems import Problem
-from models.spec import Input
+from models.wire import Input
 
 MOST_LABELS = 50
 ROWS_PER_LABEL = 5

@@ -16,7 +16,7 @@ import structlog
 
 from core.errors import Corrupt, GraftworkError, InvalidRequest, NotFound, Unavailable
 from models.nn.terms import Terms
-from models.spec import AdapterRef
+from models.wire import AdapterRef
 from worker.engine.metrics import Metrics
 from worker.engine.resident import Loader, Resident
 

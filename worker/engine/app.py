@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from core.errors import GraftworkError, InvalidRequest
-from models.spec import (
+from models.wire import (
     AnyGenerateLine,
     ClassifyRequest,
     EmbedRequest,

@@ -14,7 +14,7 @@ from models.nn.demonstrations import show_before_text, show_in_chat
 from models.nn.messages import normalise
 from models.nn.methods.base import Method
 from models.nn.problem import Pair
-from models.spec import Input
+from models.wire import Input
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -22,7 +22,8 @@ import torch
 from core.errors import InvalidRequest, Unavailable
 from core.settings import Settings
 from core.store import Store
-from models.spec import (
+from models.spec import SamplingSpec
+from models.wire import (
     AnyGenerateLine,
     ClassifyReply,
     ClassifyRequest,
@@ -31,7 +32,6 @@ from models.spec import (
     GenerateRequest,
     Input,
     InspectReply,
-    SamplingSpec,
 )
 from worker.engine.adapters import Fetch
 from worker.engine.assembly import Assembly, assemble

@@ -4,7 +4,8 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 from core.errors import GraftworkError
-from models.spec import (
+from models.spec import SamplingSpec
+from models.wire import (
     AnyGenerateLine,
     ClassifyReply,
     EmbedReply,
@@ -12,7 +13,6 @@ from models.spec import (
     GenerateError,
     GenerateStart,
     Input,
-    SamplingSpec,
 )
 from worker.engine.request import Request
 

@@ -24,7 +24,7 @@ from models.nn.artifact import (
 from models.nn.methods import METHODS, parse_method
 from models.nn.methods.base import Method
 from models.nn.shape import Shape
-from models.spec import AdapterRef, InspectReply
+from models.wire import AdapterRef, InspectReply
 from worker.engine.resident import Loader
 
 SHOWN_NAMES = 2000

@@ -7,7 +7,8 @@ from pydantic import ValidationError
 from core.errors import InvalidRequest
 from models.nn.chat import Renderer
 from models.nn.messages import check_text, normalise
-from models.spec import Input, SamplingSpec
+from models.spec import SamplingSpec
+from models.wire import Input
 
 
 def read_sampling(block: dict[str, Any]) -> SamplingSpec:

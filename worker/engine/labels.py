@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from core.errors import GraftworkError
 from models.nn.chat import Example, Renderer
 from models.nn.messages import Message
-from models.spec import ClassifyReply, Input
+from models.wire import ClassifyReply, Input
 from worker.engine.demonstrations import Demonstrations, Prompt, Shown, render, show
 from worker.engine.reading import Reading, require_fit
 from worker.engine.resident import Form

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from core.errors import InvalidRequest
-from models.spec import ClassifyRequest
+from models.wire import ClassifyRequest
 from worker.engine.labels import Labelling
 from worker.engine.reading import Classifying, Embedding, Plan, Reading
 from worker.engine.resident import Loader, Resident

@@ -12,7 +12,7 @@ import torch
 from core.errors import GraftworkError, InvalidRequest
 from models.nn.chat import Renderer
 from models.nn.head import class_logits
-from models.spec import ClassifyReply, ClassifyRequest, EmbedReply, EmbedRequest, Input
+from models.wire import ClassifyReply, ClassifyRequest, EmbedReply, EmbedRequest, Input
 from worker.engine.demonstrations import Shown, render
 from worker.engine.intake import empty_input
 from worker.engine.request import Request

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from core.errors import GraftworkError
-from models.spec import AdapterRef, AnyGenerateLine, ClassifyReply, EmbedReply
+from models.wire import AdapterRef, AnyGenerateLine, ClassifyReply, EmbedReply
 
 if TYPE_CHECKING:
     from worker.engine.sequence import Sequence

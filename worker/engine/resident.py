@@ -21,7 +21,7 @@ from models.nn.executors import NOBODY
 from models.nn.head import pool
 from models.nn.prefix import Prefix, compile_prefix
 from models.nn.terms import Pooling, Terms
-from models.spec import AdapterRef, Input
+from models.wire import AdapterRef, Input
 from worker.engine.demonstrations import Demonstrations
 from worker.engine.sequence import Footing
 
@@ -108,7 +108,8 @@ class Loader:
         if prefix is not None:
             _require_bounded(adapter, map(_is_bounded, (*prefix.keys, *prefix.values)))
         terms = replace(terms, prompt=None, keys_values={})
-        kept = demonstrations.tensors.values() if demonstrations else ()
+        is_open = any(term.function is not None for term in terms.linears.values())
+        kept = artifact.tensors.values() if demonstrations or is_open else ()
         alone = bool(terms.weights) or not artifact.method.shares_batch
         acting = (terms.linears, terms.hiddens, terms.norms, terms.attentions)
         return Resident(

@@ -6,7 +6,8 @@ from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from models.spec import AdapterRef, SamplingSpec
+from models.spec import SamplingSpec
+from models.wire import AdapterRef
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -4,7 +4,7 @@ import codecs
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from models.spec import TokenChoice, TokenPiece
+from models.wire import TokenChoice, TokenPiece
 from worker.engine.sampler import Drawn
 
 BytesOf = Callable[[int], bytes]

@@ -5,7 +5,7 @@ from typing import Literal
 
 from core.errors import InvalidRequest
 from models.nn.chat import Renderer
-from models.spec import GenerateDelta, GenerateEnd, GenerateStart
+from models.wire import GenerateDelta, GenerateEnd, GenerateStart
 from worker.engine.demonstrations import Prompt
 from worker.engine.generation import Generation
 from worker.engine.intake import token_limit

@@ -13,8 +13,8 @@ chosen for each (Liu et al., "What makes good in-context examples for GPT-3?", a
   one, each raising most the sum, over the pool, of the similarity to the nearest picked (greedy
   facility location). A BM25 score counts relative to the score that a prompt has for itself.
 
-The best stands last, next to the request. A row whose prompt is the request itself is not shown, so
-that a measure on training rows does not see the answer.
+The best stands last, next to the request. A row chosen for a request is never that request itself,
+so that a measure on training rows does not see the answer.
 
 Parameters: 0. Stored in our own form: the texts are in the configuration, and `pool_features`
 (n, d), which is not trained, holds the pool's states for `nearest`.

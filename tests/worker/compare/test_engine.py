@@ -8,7 +8,8 @@ from threading import Event, Timer
 import pytest
 
 from core.errors import Unavailable
-from models.spec import GenerateRequest, SamplingSpec
+from models.spec import SamplingSpec
+from models.wire import GenerateRequest
 from tests.api.fake_engine import FakeEngine
 from worker.compare import engine as module
 from worker.compare.engine import Engine, EngineRefused

@@ -22,7 +22,7 @@ from models.nn.methods import METHODS, parse_method
 from models.nn.methods.base import Method
 from models.nn.problem import Pair
 from models.nn.terms import Pooling
-from models.spec import AdapterRef, GenerateDelta, GenerateRequest, GenerateStart, TokenChoice
+from models.wire import AdapterRef, GenerateDelta, GenerateRequest, GenerateStart, TokenChoice
 from tests.models.nn.families import random_tensors
 from tests.tiny import make_tiny_base
 from worker.engine.engine import Engine

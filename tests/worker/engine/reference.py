@@ -15,7 +15,7 @@ from models.nn.head import class_logits, pool
 from models.nn.methods.base import Method
 from models.nn.problem import Pair
 from models.nn.terms import Pooling, Terms
-from models.spec import AdapterRef
+from models.wire import AdapterRef
 from tests.worker.engine.conftest import World
 
 

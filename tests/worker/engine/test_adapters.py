@@ -13,7 +13,7 @@ import torch
 from core.errors import Corrupt, GraftworkError, InvalidRequest, NotFound
 from models.nn.artifact import load_artifact
 from models.nn.terms import Terms
-from models.spec import AdapterRef, GenerateRequest
+from models.wire import AdapterRef, GenerateRequest
 from tests.worker.engine.conftest import World, ask, ask_all, order, put_adapter, until
 from worker.engine.engine import Engine
 

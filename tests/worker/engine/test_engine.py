@@ -11,7 +11,7 @@ from core.errors import GraftworkError, InvalidRequest
 from models.nn.attention import PackedCausal
 from models.nn.chat import Renderer
 from models.nn.executors import NOBODY
-from models.spec import GenerateEnd, GenerateRequest
+from models.wire import GenerateEnd, GenerateRequest
 from tests.worker.engine.conftest import World, ask, ask_all, order, until
 from worker.engine.engine import Engine
 from worker.engine.runner import Runner

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from core.errors import NotFound
 from models.nn.methods import METHODS
-from models.spec import AdapterRef, InspectReply
+from models.wire import AdapterRef, InspectReply
 from tests.tiny import make_tiny_base
 from tests.worker.engine.conftest import World, ask_all, order, put_adapter
 from worker.engine.engine import Engine

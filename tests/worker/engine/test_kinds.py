@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from core.errors import InvalidRequest
-from models.spec import AdapterRef, GenerateRequest
+from models.wire import AdapterRef, GenerateRequest
 from tests.worker.engine.conftest import Kind, World, ask_all, order
 from tests.worker.engine.reference import Alone
 from worker.engine.engine import Engine

@@ -9,7 +9,7 @@ from models.nn.artifact import load_artifact
 from models.nn.attention import PackedCausal
 from models.nn.executors import Segment, Segments
 from models.nn.terms import Terms
-from models.spec import AdapterRef, GenerateRequest
+from models.wire import AdapterRef, GenerateRequest
 from tests.worker.engine.conftest import World, ask_all, order
 from worker.engine.engine import Engine
 

@@ -10,14 +10,7 @@ import pytest
 
 from core.errors import GraftworkError, InvalidRequest
 from models.nn.chat import Renderer
-from models.spec import (
-    AdapterRef,
-    ClassifyReply,
-    ClassifyRequest,
-    EmbedReply,
-    EmbedRequest,
-    Input,
-)
+from models.wire import AdapterRef, ClassifyReply, ClassifyRequest, EmbedReply, EmbedRequest, Input
 from tests.worker.engine.conftest import Kind, World, ask, order, put_adapter, until
 from tests.worker.engine.reference import Alone
 from worker.engine.engine import Engine

@@ -3,7 +3,8 @@
 from types import SimpleNamespace
 from typing import Any, cast
 
-from models.spec import AdapterRef, SamplingSpec
+from models.spec import SamplingSpec
+from models.wire import AdapterRef
 from worker.engine.scheduler import Scheduler, Step
 from worker.engine.sequence import Choice, Footing, Sequence
 from worker.engine.text import TextStream
