@@ -125,10 +125,14 @@ def test_configurations_schemas_and_counts_need_no_torch():
 import sys
 from models.nn.methods import METHODS, parse_method
 from models.nn.shape import Shape
+blocks = [f"layers.{layer}" for layer in range(3)]
+linears = [f"{block}.self_attn.{name}_proj" for block in blocks for name in "qkvo"]
+linears += [f"{block}.mlp.{name}_proj" for block in blocks for name in ("gate", "up", "down")]
+norms = [f"{block}.{name}_layernorm" for block in blocks for name in ("input", "post_attention")]
 shape = Shape(hidden=4, layers=3, heads=1, kv_heads=1, head_dim=4, vocab=9, context=99, tied=True,
-    norms={"norm": 4}, linears={f"layers.{layer}.{name}": (4, 4) for layer in range(3) for name in
-    ("self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.up_proj", "mlp.down_proj")}
-    | {"lm_head": (9, 4)}, parameters={"model.norm.weight": (4,), "lm_head.weight": (9, 4)})
+    norms={name: 4 for name in [*norms, "norm"]},
+    linears={name: (4, 4) for name in linears} | {"lm_head": (9, 4)},
+    parameters={"model.norm.weight": (4,), "lm_head.weight": (9, 4)})
 for kind, cls in METHODS.items():
     cls.model_json_schema()
     for example in cls.examples:
