@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import select
 
 from models.tables import adapter, checkpoint, job
 from models.tables.base import Page
@@ -101,7 +102,10 @@ def test_a_worker_that_was_frozen_past_its_lease_is_refused(
     row = post(site)
     site.wait_for_step(row, 10)
     trainer = trainer_of(frozen.pid)
-    os.kill(frozen.pid, signal.SIGSTOP)
+    with site.database.unit_of_work() as session:
+        # While we write, the worker does not: frozen in a transaction it would lock everyone out.
+        session.execute(select(Job.number).where(Job.id == row.id).with_for_update())
+        os.kill(frozen.pid, signal.SIGSTOP)
     os.kill(trainer, signal.SIGSTOP)
     site.start_worker()
     site.wait_for_state(row, "succeeded")
