@@ -50,7 +50,7 @@ class Observer:
                 await self._app(scope, receive, send_marked)
             except ClientDisconnect:
                 status = status or CLIENT_GONE  # nobody is there to be answered
-            except Exception:
+            except Exception:  # a bug of a route must not leave its caller without an answer
                 log.exception("unexpected error")
                 if status == 0:
                     await internal_error()(scope, receive, send_marked)

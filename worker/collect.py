@@ -7,7 +7,9 @@ from core.database import Database
 from core.store import Store
 from models.tables import adapter, checkpoint, claims, comparison, file, job
 from models.tables.adapter import Adapter
+from models.tables.base import hold_writers
 from models.tables.checkpoint import Checkpoint
+from models.tables.file import File
 
 BATCH = 100
 
@@ -28,7 +30,7 @@ def _collect_files(database: Database, store: Store) -> None:
     """
     with database.unit_of_work() as session:
         file.expire(session)
-        file.hold_writers(session)
+        hold_writers(session, File)
         for gone in file.tombstones(session, limit=BATCH):
             if job.is_pinned(session, gone.digest) or comparison.is_pinned(session, gone.digest):
                 continue
@@ -41,7 +43,7 @@ def _collect_files(database: Database, store: Store) -> None:
 def _collect_adapters(database: Database, store: Store) -> None:
     """Remove deleted adapters and checkpoints, and trees that no living one of them has."""
     with database.unit_of_work() as session:
-        adapter.hold_writers(session)
+        hold_writers(session, Adapter)
         gone: list[Adapter | Checkpoint] = [
             *adapter.tombstones(session, limit=BATCH),
             *checkpoint.tombstones(session, limit=BATCH),

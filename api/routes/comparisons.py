@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from itertools import chain
 from typing import Annotated, Literal
 
-from fastapi import Header, Query
+from fastapi import Depends, Header, Query
 from fastapi.responses import StreamingResponse
 
 from api.deps import DatabaseDep, PageDep, SettingsDep, StoreDep, TenantDep
@@ -12,7 +12,6 @@ from api.keyed_route import keyed_router
 from api.schemas.common import Listing, list_items
 from api.schemas.comparisons import ComparisonCreate, ComparisonObject
 from api.services.comparisons import create, read_plot
-from core.database import Database
 from models.tables import comparison
 from models.tables.comparison import Comparison
 from models.tables.comparison_table import assemble
@@ -79,37 +78,24 @@ def cancel_comparison(
         return ComparisonObject.of(row, table=assemble(session, row))
 
 
+def _find(comparison_id: str, database: DatabaseDep, tenant: TenantDep) -> Comparison:
+    with database.unit_of_work() as session:
+        return comparison.get(session, comparison_id, tenant=tenant)
+
+
+FoundDep = Annotated[Comparison, Depends(_find)]
+
+
 @router.get("/fine_tuning/comparisons/{comparison_id}/plot.svg", response_class=StreamingResponse)
-def draw_svg(
-    comparison_id: str,
-    *,
-    database: DatabaseDep,
-    store: StoreDep,
-    tenant: TenantDep,
-    against: Against = "both",
-) -> StreamingResponse:
+def draw_svg(row: FoundDep, *, store: StoreDep, against: Against = "both") -> StreamingResponse:
     """Draw quality against trained parameters and training time."""
-    row = _find(database, comparison_id, tenant=tenant)
     return _answer(read_plot(store, row, name=f"{against}.svg"), media_type="image/svg+xml")
 
 
 @router.get("/fine_tuning/comparisons/{comparison_id}/plot.png", response_class=StreamingResponse)
-def draw_png(
-    comparison_id: str,
-    *,
-    database: DatabaseDep,
-    store: StoreDep,
-    tenant: TenantDep,
-    against: Against = "both",
-) -> StreamingResponse:
+def draw_png(row: FoundDep, *, store: StoreDep, against: Against = "both") -> StreamingResponse:
     """Draw the same in pixels."""
-    row = _find(database, comparison_id, tenant=tenant)
     return _answer(read_plot(store, row, name=f"{against}.png"), media_type="image/png")
-
-
-def _find(database: Database, comparison_id: str, *, tenant: str) -> Comparison:
-    with database.unit_of_work() as session:
-        return comparison.get(session, comparison_id, tenant=tenant)
 
 
 def _answer(pieces: Iterator[bytes], *, media_type: str) -> StreamingResponse:

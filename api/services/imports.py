@@ -23,6 +23,7 @@ from core.ids import random_letters
 from core.store import Store
 from models.tables import adapter, checkpoint, job
 from models.tables.adapter import Adapter
+from models.tables.base import hold_writers
 from models.wire import InspectReply, InspectRequest
 
 _suffix = TypeAdapter[str](Suffix)
@@ -160,7 +161,7 @@ def _keep_tree(store: Store, digest: str, folder: Path) -> None:
 def _discard(digest: str, *, parts: Parts) -> None:
     """Remove the stored files unless something else has the same ones."""
     with suppress(GraftworkError), parts.database.unit_of_work() as session:
-        adapter.hold_writers(session)
+        hold_writers(session, Adapter)
         used = (
             adapter.is_used(session, digest)
             or checkpoint.is_used(session, digest)

@@ -46,7 +46,7 @@ def act_in(executor: Executor, attention: Attention | None) -> Iterator[None]:
 class LinearLeaf(nn.Module):
     """A frozen linear place that lets the current executor act around its product."""
 
-    def __init__(self, place: str, module: nn.Linear) -> None:
+    def __init__(self, place: str, module: Any) -> None:
         super().__init__()
         self.place = place
         self.weight = module.weight
@@ -68,10 +68,10 @@ class NormLeaf(nn.Module):
 
     gain_d: Tensor
 
-    def __init__(self, place: str, norm: nn.Module) -> None:
+    def __init__(self, place: str, norm: Any) -> None:
         super().__init__()
         self.place = place
-        self.weight: Tensor = norm.weight  # type: ignore[assignment]
+        self.weight: Tensor = norm.weight
         self.eps = _epsilon(norm)
         self._offset = is_offset(norm)
         gain_d = self.weight.detach().float() + (1.0 if self._offset else 0.0)
@@ -110,7 +110,7 @@ def _epsilon(norm: Any) -> float:
 def replace_leaves(network: nn.Module, shape: Shape) -> None:
     """Put our leaves at every linear place and norm, and listen at every sublayer."""
     for place in shape.linears:
-        _replace(network, place, LinearLeaf(place, network.get_submodule(path_of(place))))  # type: ignore[arg-type]
+        _replace(network, place, LinearLeaf(place, network.get_submodule(path_of(place))))
     for place in shape.norms:
         _replace(network, place, NormLeaf(place, network.get_submodule(path_of(place))))
     for place in shape.sublayers:

@@ -77,7 +77,7 @@ def unpack(weight: Tensor, *, dtype: torch.dtype) -> Tensor:
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Return (..., o) from (..., i), as `F.linear`; gradients flow to x alone."""
-    product: Tensor = _Product.apply(x, weight, bias)  # type: ignore[no-untyped-call]
+    product: Tensor = _Product.apply(x, weight, bias)  # type: ignore[no-untyped-call]  # torch has no types here
     return product
 
 

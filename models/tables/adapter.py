@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, ForeignKey, Integer, String, select, text, update
+from sqlalchemy import JSON, BigInteger, ForeignKey, Integer, String, select, update
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from core.errors import NotFound
@@ -69,12 +69,6 @@ def is_used(session: Session, digest: str) -> bool:
     """Say whether a living adapter has this tree."""
     query = select(Adapter.number).where(Adapter.digest == digest, Adapter.deleted_at.is_(None))
     return session.scalar(query.limit(1)) is not None
-
-
-def hold_writers(session: Session) -> None:
-    """Let nobody add an adapter until this transaction ends (SQLite's writers queue anyway)."""
-    if session.get_bind().dialect.name == "postgresql":
-        session.execute(text("LOCK TABLE adapters IN EXCLUSIVE MODE"))
 
 
 def tombstones(session: Session, *, limit: int) -> Sequence[Adapter]:

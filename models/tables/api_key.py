@@ -11,7 +11,7 @@ from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from core.errors import InvalidRequest, NotFound
 from core.ids import new_id
-from models.tables.base import Base, database_now
+from models.tables.base import Base, changes_one, database_now
 
 TENANT = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")
 
@@ -75,5 +75,5 @@ def list_all(session: Session) -> Sequence[ApiKey]:
 def revoke(session: Session, key_id: str) -> None:
     """Close a key for good; requests that carry it are refused from now on."""
     statement = update(ApiKey).where(ApiKey.id == key_id, ApiKey.revoked_at.is_(None))
-    if session.execute(statement.values(revoked_at=database_now())).rowcount != 1:  # type: ignore[attr-defined]
+    if not changes_one(session, statement.values(revoked_at=database_now())):
         raise NotFound(f"No open key {key_id!r}.", code="key_not_found")

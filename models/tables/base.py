@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
-from sqlalchemy import Double, MetaData, Select, select
+from sqlalchemy import Double, MetaData, Select, Update, or_, select, text
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import DeclarativeBase, InstrumentedAttribute, Session
 from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.elements import ColumnElement
 from sqlalchemy.sql.functions import FunctionElement
 
 RowT = TypeVar("RowT", bound="Base")
@@ -47,6 +48,24 @@ def _postgresql_now(_element: FunctionElement[float], _compiler: SQLCompiler, **
 def read_clock(session: Session) -> float:
     """Return the database's time in seconds since 1970."""
     return session.scalar(select(database_now())) or 0.0
+
+
+def lease_is_over(row: Any) -> ColumnElement[bool]:
+    """Say in SQL whether nobody holds a row: one with the column `lease_until`."""
+    over: ColumnElement[bool] = or_(row.lease_until.is_(None), row.lease_until < database_now())
+    return over
+
+
+def changes_one(session: Session, statement: Update) -> bool:
+    """Execute an update that is guarded by its condition; say whether it met its row."""
+    result: Any = session.execute(statement)  # the row count is missing from the declared type
+    return bool(result.rowcount == 1)
+
+
+def hold_writers(session: Session, table: type[Base]) -> None:
+    """Let nobody add a row until this transaction ends (SQLite's writers queue anyway)."""
+    if session.get_bind().dialect.name == "postgresql":
+        session.execute(text(f"LOCK TABLE {table.__tablename__} IN EXCLUSIVE MODE"))
 
 
 class Page(NamedTuple):

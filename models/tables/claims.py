@@ -8,18 +8,13 @@ once somebody else has the job, or a person has cancelled it.
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import func, or_, select, update
+from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session, aliased
-from sqlalchemy.sql.elements import ColumnElement
 
 from core.errors import StaleFence
 from models.tables import event
-from models.tables.base import database_now
+from models.tables.base import changes_one, database_now, lease_is_over
 from models.tables.job import OWNED, TERMINAL, Job, ring, ring_comparison
-
-
-def _lease_is_over(row: type[Job] = Job) -> ColumnElement[bool]:
-    return or_(row.lease_until.is_(None), row.lease_until < database_now())
 
 
 def take(
@@ -37,7 +32,7 @@ def take(
     )
     next_number = (
         select(candidate.number)
-        .where(candidate.state == state, _lease_is_over(candidate))
+        .where(candidate.state == state, lease_is_over(candidate))
         .order_by(running, candidate.number)
         .limit(1)
         .with_for_update(skip_locked=True, of=candidate)
@@ -57,7 +52,7 @@ def take(
         }
     statement = (
         update(Job)
-        .where(Job.number == next_number.scalar_subquery(), Job.state == state, _lease_is_over())
+        .where(Job.number == next_number.scalar_subquery(), Job.state == state, lease_is_over(Job))
         .values(**values)
         .returning(Job)
     )
@@ -67,7 +62,7 @@ def take(
 def waiting(session: Session, *, state: str, older_than: float) -> bool:
     """Say whether a job has been waiting in `state` for longer than `older_than` seconds."""
     query = select(Job.id).where(
-        Job.state == state, _lease_is_over(), Job.created_at < database_now() - older_than
+        Job.state == state, lease_is_over(Job), Job.created_at < database_now() - older_than
     )
     return session.scalar(query.limit(1)) is not None
 
@@ -77,7 +72,7 @@ def update_owned(session: Session, row: Job, **values: Any) -> None:
     statement = update(Job).where(
         Job.id == row.id, Job.fence == row.fence, Job.state.not_in((*TERMINAL, "paused"))
     )
-    if session.execute(statement.values(**values)).rowcount != 1:  # type: ignore[attr-defined]
+    if not changes_one(session, statement.values(**values)):
         raise StaleFence(f"Job {row.id} is no longer this worker's.")
 
 

@@ -3,13 +3,13 @@
 from typing import Any
 
 import msgspec
-from sqlalchemy import or_, select, update
+from sqlalchemy import select, update
 from sqlalchemy.orm import Session, aliased
 from sqlalchemy.sql.elements import ColumnElement
 
 from core.errors import StaleFence
 from models.comparison import Evaluated
-from models.tables.base import database_now
+from models.tables.base import changes_one, database_now, lease_is_over
 from models.tables.comparison import OPEN, Comparison
 from models.tables.job import TERMINAL, Job, ring
 
@@ -19,8 +19,7 @@ TASK = "graftwork.compare"
 def _is_due(row: type[Comparison]) -> ColumnElement[bool]:
     """Nobody holds it and all of its jobs have ended."""
     unfinished = select(Job.id).where(Job.comparison_id == row.id, Job.state.not_in(TERMINAL))
-    free = or_(row.lease_until.is_(None), row.lease_until < database_now())
-    return row.state.in_(OPEN) & free & ~unfinished.exists()
+    return row.state.in_(OPEN) & lease_is_over(row) & ~unfinished.exists()
 
 
 def due(session: Session) -> bool:
@@ -42,10 +41,13 @@ def take(
     )
     if comparison_id is not None:
         chosen = chosen.where(candidate.id == comparison_id)
-    free = or_(Comparison.lease_until.is_(None), Comparison.lease_until < database_now())
     statement = (
         update(Comparison)
-        .where(Comparison.number == chosen.scalar_subquery(), Comparison.state.in_(OPEN), free)
+        .where(
+            Comparison.number == chosen.scalar_subquery(),
+            Comparison.state.in_(OPEN),
+            lease_is_over(Comparison),
+        )
         .values(
             state="evaluating",
             owner=owner,
@@ -63,7 +65,7 @@ def update_owned(session: Session, row: Comparison, **values: Any) -> None:
     statement = update(Comparison).where(
         Comparison.id == row.id, Comparison.fence == row.fence, Comparison.state == "evaluating"
     )
-    if session.execute(statement.values(**values)).rowcount != 1:  # type: ignore[attr-defined]
+    if not changes_one(session, statement.values(**values)):
         raise StaleFence(f"Comparison {row.id} is no longer this worker's.")
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from sqlalchemy import BigInteger, Integer, String, select, text, update
+from sqlalchemy import BigInteger, Integer, String, select, update
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from core.errors import NotFound
@@ -78,12 +78,6 @@ def expire(session: Session) -> None:
         .where(File.deleted_at.is_(None), File.expires_at <= database_now())
         .values(deleted_at=database_now())
     )
-
-
-def hold_writers(session: Session) -> None:
-    """Let nobody add a file until this transaction ends (SQLite's writers queue anyway)."""
-    if session.get_bind().dialect.name == "postgresql":
-        session.execute(text("LOCK TABLE files IN EXCLUSIVE MODE"))
 
 
 def tombstones(session: Session, *, limit: int) -> Sequence[File]:

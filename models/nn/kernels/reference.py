@@ -69,7 +69,7 @@ def gated_attention(
     `gate` is (H,) or (t, H); a row sees the keys that `visible` (bool) says, at least one, or all.
     Source: LLaMA-Adapter, arXiv 2303.16199 section 3.2; grouped heads share their key head.
     """
-    query_kgth = query_hth.unflatten(0, (keys_kph.shape[0], -1))  # type: ignore[no-untyped-call]
+    query_kgth = query_hth.view(keys_kph.shape[0], -1, *query_hth.shape[1:])
     scores_kgtp = query_kgth @ keys_kph[:, None].transpose(-1, -2) * scale
     if visible_tp is not None:
         scores_kgtp = scores_kgtp.masked_fill(~visible_tp, float("-inf"))

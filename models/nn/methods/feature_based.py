@@ -152,7 +152,7 @@ class FeatureBased(Method):
         with torch.enable_grad():
             for tensor in t.values():
                 tensor.requires_grad_()
-            optimizer.step(closure)  # type: ignore[no-untyped-call]
+            optimizer.step(closure)  # type: ignore[no-untyped-call]  # torch has no types here
             for tensor in t.values():
                 tensor.requires_grad_(False)  # noqa: FBT003
 
