@@ -6,9 +6,10 @@ Importing this loads no torch. Shapes: p rows of the prompt, d hidden.
 from __future__ import annotations
 
 from math import ceil
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import lazy_loader
+from pydantic import BaseModel, Field
 
 from core.errors import InvalidRequest
 
@@ -26,6 +27,32 @@ else:
 
 _COMMON = 5000
 _PROBES = 1024
+
+
+TokenId = Annotated[int, Field(ge=0)]
+
+
+class StartsFromTokens(BaseModel):
+    """The fields of a trained prompt that say what it starts from."""
+
+    start: Literal["text", "vocabulary", "random"] = Field(
+        "text",
+        alias="init",
+        description="What training starts from: what the base makes of init_text, or of common "
+        "tokens drawn at random, or noise of the same size.",
+    )
+    init_text: str = Field(
+        "Read the following text and answer it as in the examples:",
+        min_length=1,
+        max_length=20000,
+        description="The text that `text` starts from, repeated or cut to the length that is "
+        "trained.",
+    )
+    init_ids: tuple[TokenId, ...] = Field(
+        (),
+        description="The tokens of init_text; the job fills this in.",
+        json_schema_extra={"readOnly": True},
+    )
 
 
 def text_ids(text: str, problem: Problem, *, length: int) -> tuple[int, ...]:

@@ -9,14 +9,14 @@ p d + m d + m + f m + f; with the zero gate H L more.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import lazy_loader
 from pydantic import Field
 
 from models.nn.methods.base import Method, Site
 from models.nn.places import refuse_settings
-from models.nn.prompts import refuse_long, starting_ids, text_ids
+from models.nn.prompts import StartsFromTokens, refuse_long, starting_ids, text_ids
 from models.nn.shape import Shape
 from models.nn.terms import AttentionTerm, KeysValues
 
@@ -37,10 +37,8 @@ _INPUT = "embedding.weight"
 _DOWN = "transform.0"
 _UP = "transform.2"
 
-TokenId = Annotated[int, Field(ge=0)]
 
-
-class Prefix(Method):
+class Prefix(StartsFromTokens, Method):
     """Attention over [P_k; K] and [P_v; V]: p trained keys and values a layer before the real ones.
 
     Keys are as a cache holds them, rotated already, so real rows stand at positions p, p + 1, ...
@@ -62,23 +60,6 @@ class Prefix(Method):
 
     kind: Literal["prefix"] = Field("prefix", alias="type")
     prefix_length: int = Field(20, ge=1, le=4096, description="Keys and values of a layer.")
-    start: Literal["text", "vocabulary", "random"] = Field(
-        "text",
-        alias="init",
-        description="What the prefix starts from: keys and values that the base computes for "
-        "init_text, those of common tokens drawn at random, or noise of the same size.",
-    )
-    init_text: str = Field(
-        "Read the following text and answer it as in the examples:",
-        min_length=1,
-        max_length=20000,
-        description="The text that `text` starts from, repeated or cut to prefix_length tokens.",
-    )
-    init_ids: tuple[TokenId, ...] = Field(
-        (),
-        description="The tokens of init_text; the job fills this in.",
-        json_schema_extra={"readOnly": True},
-    )
     reparametrisation: bool = Field(
         default=False,
         description="Train the prefix as the output of a small network, which is dropped when "

@@ -9,14 +9,14 @@ encoder width. Parameters: p d; the `mlp` encoder has 2 d m + m^2 + 2 m + d more
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import lazy_loader
 from pydantic import Field
 
 from models.nn.methods.base import Method, Site
 from models.nn.places import refuse_settings
-from models.nn.prompts import embedding_std, refuse_long, starting_ids, text_ids
+from models.nn.prompts import StartsFromTokens, embedding_std, refuse_long, starting_ids, text_ids
 from models.nn.shape import Shape
 
 if TYPE_CHECKING:
@@ -36,10 +36,8 @@ _LSTM = "lstm_head"
 _MLP = "mlp_head"
 _DIRECTIONS = ("l0", "l0_reverse", "l1", "l1_reverse")
 
-TokenId = Annotated[int, Field(ge=0)]
 
-
-class SoftPrompt(Method):
+class SoftPrompt(StartsFromTokens, Method):
     """[P; E(x)]: p trained rows before the embedded tokens; an encoder of P may be trained."""
 
     sites: ClassVar[frozenset[Site]] = frozenset({"embeddings"})
@@ -55,23 +53,6 @@ class SoftPrompt(Method):
 
     kind: Literal["soft_prompt"] = Field("soft_prompt", alias="type")
     prompt_length: int = Field(20, ge=1, le=4096, description="Rows of the prompt.")
-    start: Literal["text", "vocabulary", "random"] = Field(
-        "text",
-        alias="init",
-        description="What the prompt starts from: the embeddings of init_text, those of common "
-        "tokens drawn at random, or noise of the same size.",
-    )
-    init_text: str = Field(
-        "Read the following text and answer it as in the examples:",
-        min_length=1,
-        max_length=20000,
-        description="The text that `text` starts from, repeated or cut to prompt_length tokens.",
-    )
-    init_ids: tuple[TokenId, ...] = Field(
-        (),
-        description="The tokens of init_text; the job fills this in.",
-        json_schema_extra={"readOnly": True},
-    )
     encoder: Literal["none", "mlp", "lstm"] = Field(
         "none",
         description="P-tuning: train the prompt as the output of a small network, which may "
