@@ -5,20 +5,17 @@ then greedy answers of 64 tokens, one at a time and many at once, from the base 
 """
 
 import json
-import os
 import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import torch
-
+from benchmarks.record import gather
 from cli.client import Client
 from cli.demo import EXAMPLES
 from cli.progress import follow
 from cli.temporary import installation
-from models.nn.backbone import pick_dtype
 
 TOKENS = 64
 AT_ONCE = 16
@@ -46,7 +43,7 @@ def main() -> None:
         if job["status"] != "succeeded":
             sys.exit(f"The job {job['status']}: {job['error']}")
         result = {
-            "machine": describe_machine(),
+            **gather(),
             "base": base,
             "train": {
                 "tokens_per_second": job["graftwork"]["tokens_per_second"],
@@ -74,17 +71,6 @@ def generate(client: Client, model: str) -> int:
     body = {"model": model, "messages": QUESTION, "max_tokens": TOKENS, "temperature": 0}
     tokens: int = client.post("/chat/completions", body)["usage"]["completion_tokens"]
     return tokens
-
-
-def describe_machine() -> dict[str, object]:
-    """Return what the figures depend on."""
-    return {
-        "cores": os.cpu_count(),
-        "load": round(os.getloadavg()[0], 1),
-        "torch": torch.__version__,
-        "dtype": str(pick_dtype()).removeprefix("torch."),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-    }
 
 
 if __name__ == "__main__":

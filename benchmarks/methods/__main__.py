@@ -12,9 +12,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.methods import facts
 from benchmarks.methods.data import Data, find_data
 from benchmarks.methods.slots import exact_slots
+from benchmarks.record import RESULTS, gather, save
 from cli.client import Client
 from cli.compare import parse_methods
 from cli.compare_report import follow, print_table
@@ -51,7 +51,7 @@ def read_options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--metric", default="auto")
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--name", help="of the result files; default: the folder's")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "results")
+    parser.add_argument("--out", type=Path, default=RESULTS)
     return parser.parse_args(arguments)
 
 
@@ -94,9 +94,9 @@ def measure(client: Client, data: Data, *, options: argparse.Namespace) -> dict[
         "pareto": ended["result"]["pareto"],
         "results": [without_ids(row) for row in rows],
         "minutes": round((time.monotonic() - began) / 60, 1),
-        **facts.gather(),
+        **gather(),
     }
-    (options.out / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
+    save(name, result, folder=options.out)
     return result
 
 

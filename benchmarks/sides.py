@@ -1,0 +1,150 @@
+"""The sides of a comparison: each a process of its own that measures when it is asked.
+
+Both get the same threads, allocator settings and waiting policy. Questions and answers are JSON
+lines over its standard streams, so that rounds can be interleaved while each side keeps its base
+loaded. A side's module calls `serve` with what answers a question. Nothing but the standard
+library is imported here: a peer's own environment has none of our packages.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from statistics import median
+from typing import Any, Self
+
+JSON = dict[str, Any]
+ROOT = Path(__file__).parents[1]
+KEEP_FREED_MEMORY = {
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1),
+    "MALLOC_TOP_PAD_": str(64 * 2**20),
+}
+"""glibc's settings under which a large tensor reuses pages: they help every side."""
+STOP_SECONDS = 30.0
+
+
+class SideFailed(RuntimeError):
+    """A side could not measure; the message holds its own words."""
+
+
+def environment(*, threads: int | None = None, keep_memory: bool = True) -> dict[str, str]:
+    """Return the environment of a side: this one, with threads and allocator set."""
+    count = str(threads or os.cpu_count() or 1)
+    inherited = {
+        name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")
+    }
+    return {
+        **inherited,
+        **(KEEP_FREED_MEMORY if keep_memory else {}),
+        "OMP_NUM_THREADS": count,
+        "MKL_NUM_THREADS": count,
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_OFFLINE": "1",
+        "PYTHONPATH": str(ROOT),
+        "PYTHONWARNINGS": "ignore",
+    }
+
+
+class Side:
+    """A running side; use it as a context manager."""
+
+    def __init__(
+        self,
+        name: str,
+        module: str,
+        *arguments: str,
+        log: Path,
+        python: Path | str = sys.executable,
+        variables: Mapping[str, str] | None = None,
+    ) -> None:
+        """Start `python -m module arguments`; what it prints besides answers goes to `log`."""
+        self.name = name
+        self._log = log
+        with log.open("ab") as errors:
+            self.process = subprocess.Popen(
+                [str(python), "-m", module, *arguments],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                env=dict(variables) if variables is not None else environment(),
+                cwd=ROOT,
+                text=True,
+            )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def ask(self, question: JSON) -> JSON:
+        """Send a question, wait for the answer; `SideFailed` if the side could not give one."""
+        if self.process.stdin is None or self.process.stdout is None:
+            raise SideFailed(f"{self.name} has no standard streams.")
+        try:
+            self.process.stdin.write(json.dumps(question) + "\n")
+            self.process.stdin.flush()
+            line = self.process.stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        if not line:
+            raise SideFailed(f"{self.name} ended:\n{self._last_words()}")
+        answer: JSON = json.loads(line)
+        if "failure" in answer:
+            raise SideFailed(f"{self.name} failed:\n{answer['failure']}")
+        return answer
+
+    def close(self) -> None:
+        """Close its input, at which it ends; kill it if it does not."""
+        if self.process.stdin is not None:
+            self.process.stdin.close()
+        try:
+            self.process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        if self.process.stdout is not None:
+            self.process.stdout.close()
+
+    def _last_words(self, size: int = 3000) -> str:
+        return self._log.read_bytes()[-size:].decode(errors="replace")
+
+
+def serve(answer: Callable[[JSON], JSON]) -> None:
+    """Answer questions from standard input until it ends; prints of libraries go to stderr."""
+    with os.fdopen(os.dup(1), "w") as output:
+        os.dup2(2, 1)
+        for line in sys.stdin:
+            try:
+                said = answer(json.loads(line))
+            except Exception:  # noqa: BLE001 - the asker decides what a failure means
+                said = {"failure": traceback.format_exc()}
+            output.write(json.dumps(said) + "\n")
+            output.flush()
+
+
+def interleave(
+    sides: Sequence[Side], questions: Mapping[str, JSON], *, repeats: int
+) -> dict[str, list[JSON]]:
+    """Ask every side its question `repeats` times, in turns that begin with another each round."""
+    answers: dict[str, list[JSON]] = {side.name: [] for side in sides}
+    for round_ in range(repeats):
+        first = round_ % len(sides)
+        for side in [*sides[first:], *sides[:first]]:
+            answers[side.name].append(side.ask(questions[side.name]))
+    return answers
+
+
+def open_sides(stack: ExitStack, *sides: Side) -> list[Side]:
+    """Have a stack close these sides; return them."""
+    return [stack.enter_context(side) for side in sides]
+
+
+def ratio(over: Sequence[float], under: Sequence[float]) -> float:
+    """Return the median of the first over the median of the second."""
+    return round(median(over) / median(under), 3)

@@ -1,0 +1,70 @@
+"""Sides of a comparison: real processes that answer in turns, and what is made of their answers."""
+
+import json
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from benchmarks.equality import Bound, Unequal, check_curves, check_same
+from benchmarks.record import describe_machine, finish, save
+from benchmarks.sides import Side, SideFailed, environment, interleave, open_sides, ratio
+
+ECHO = "tests.benchmarks.echo_side"
+
+
+def make_side(name: str, folder: Path) -> Side:
+    return Side(name, ECHO, name, log=folder / f"{name}.log", variables=environment(threads=1))
+
+
+def test_sides_answer_in_turns(tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        sides = open_sides(stack, make_side("ours", tmp_path), make_side("peer", tmp_path))
+        answers = interleave(sides, {"ours": {"n": 1}, "peer": {"n": 2}}, repeats=2)
+    assert answers["ours"] == [{"n": 1, "by": "ours", "threads": "1"}] * 2
+    assert answers["peer"] == [{"n": 2, "by": "peer", "threads": "1"}] * 2
+    assert "a library's own words" in (tmp_path / "ours.log").read_text()
+    assert all(side.process.returncode == 0 for side in sides)
+
+
+def test_a_side_that_fails_says_why_and_lives(tmp_path: Path) -> None:
+    with make_side("peer", tmp_path) as side:
+        with pytest.raises(SideFailed, match="no such thing"):
+            side.ask({"fail": "no such thing"})
+        assert side.ask({"n": 1})["n"] == 1
+        with pytest.raises(SideFailed, match="gone for good"):
+            side.ask({"vanish": True})
+
+
+def test_sides_have_the_same_threads_and_allocator(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    monkeypatch.setenv("MALLOC_ARENA_MAX", "1")
+    kept, plain = environment(threads=2), environment(threads=2, keep_memory=False)
+    assert kept["OMP_NUM_THREADS"] == plain["OMP_NUM_THREADS"] == "2"
+    assert kept["MALLOC_MMAP_MAX_"] == "0"
+    assert not [name for name in plain if name.startswith("MALLOC_")]
+
+
+def test_a_ratio_is_of_medians() -> None:
+    assert ratio([4.0, 100.0, 5.0], [2.0, 2.5, 0.1]) == 2.5
+
+
+def test_unequal_curves_have_no_ratio() -> None:
+    bound = Bound(mean=0.01, most=0.02)
+    found = check_curves([1.0, 2.02], [1.0, 2.0], bound=bound, what="loss")
+    assert found == {"mean": 0.005, "most": 0.01, "bound": {"mean": 0.01, "most": 0.02}}
+    for ours in ([1.0, 2.1], [1.012, 2.024], [1.0], [1.0, float("nan")]):
+        with pytest.raises(Unequal, match="loss"):
+            check_curves(ours, [1.0, 2.0], bound=bound, what="loss")
+    check_same([1, 2], [1, 2], what="rows")
+    with pytest.raises(Unequal, match="rows"):
+        check_same([1, 2], [2, 1], what="rows")
+
+
+def test_a_result_is_a_file_and_a_last_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = {"benchmark": "some", "machine": describe_machine(), "ratios": {"a_vs_b": 2.0}}
+    assert json.loads(save("some", result, folder=tmp_path / "new").read_text()) == result
+    finish(result)
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == result
