@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.nn.bank import AttentionBank, Bank, Layout
-from models.nn.kernels import OPS
+from models.nn.kernels import ops
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Packed:
         held = self.bank.linears.get(place)
         if held is None or held.input_scale_ni is None:
             return x_ti
-        return OPS.row_scale(x_ti, table_ni=held.input_scale_ni, rows_t=self.slots_t)
+        return ops(x_ti.device).row_scale(x_ti, table_ni=held.input_scale_ni, rows_t=self.slots_t)
 
     def linear(self, place: str, x_ti: Tensor, y_to: Tensor) -> Tensor:
         """See `Executor.linear`."""
@@ -43,13 +43,15 @@ class Packed:
             y_to = y_to.index_copy(0, rows_n, F.linear(x_ti[rows_n], weight_oi))
         if held.layout and held.down_ri is not None and held.up_or is not None:
             weight_tr = self._weight(held.layout)
-            y_to = OPS.low_rank(
+            y_to = ops(y_to.device).low_rank(
                 y_to, x_ti, down_ri=held.down_ri, up_or=held.up_or, weight=weight_tr
             )
         if held.output_scale_no is not None:
-            y_to = OPS.row_scale(y_to, table_ni=held.output_scale_no, rows_t=self.slots_t)
+            y_to = ops(x_ti.device).row_scale(
+                y_to, table_ni=held.output_scale_no, rows_t=self.slots_t
+            )
         if held.bias_no is not None:
-            y_to = OPS.row_shift(y_to, table_ni=held.bias_no, rows_t=self.slots_t)
+            y_to = ops(y_to.device).row_shift(y_to, table_ni=held.bias_no, rows_t=self.slots_t)
         for slot, function in held.functions:
             rows_n = self._rows(slot)
             if len(rows_n):
@@ -69,7 +71,7 @@ class Packed:
         """See `Executor.hidden`; each row has one adapter, so all may read the same output."""
         output_td = y_td
         for held in self.bank.hiddens.get(place, ()):
-            y_td = OPS.bottleneck(
+            y_td = ops(y_td.device).bottleneck(
                 y_td,
                 output_td if held.reads == "output" else x_td,
                 down_md=held.down_md,
@@ -78,7 +80,7 @@ class Packed:
                 up_dm=held.up_dm,
                 weight=self._weight(held.layout),
             )
-            y_td = OPS.row_shift(y_td, table_ni=held.up_bias_nd, rows_t=self.slots_t)
+            y_td = ops(y_td.device).row_shift(y_td, table_ni=held.up_bias_nd, rows_t=self.slots_t)
         return y_td
 
     def attention(
@@ -88,7 +90,7 @@ class Packed:
         held = self.bank.attentions.get(layer)
         if held is None:
             return output_thh
-        return OPS.gated_attention(
+        return ops(output_thh.device).gated_attention(
             output_thh,
             query_hth,
             keys_kph=held.keys_kph,

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.nn.kernels import OPS
+from models.nn.kernels import ops
 from models.nn.terms import HiddenTerm, LinearTerm, Terms
 
 
@@ -121,7 +121,7 @@ class Segments:
         applied = [
             _Slice(
                 segment.rows,
-                OPS.gated_attention(
+                ops(output_thh.device).gated_attention(
                     output_thh[segment.rows],
                     query_hth[:, segment.rows],
                     keys_kph=term.keys,
@@ -167,14 +167,16 @@ class Segments:
         if term.down is not None and term.up is not None:
             if self.dropout is not None and term.dropout > 0:
                 x_ti = self.dropout.drop(x_ti, probability=term.dropout, place=place, segment=index)
-            y_to = OPS.low_rank(y_to, x_ti, down_ri=term.down, up_or=term.up, weight=term.scale)
+            y_to = ops(y_to.device).low_rank(
+                y_to, x_ti, down_ri=term.down, up_or=term.up, weight=term.scale
+            )
         if term.output_scale is not None:
             y_to = y_to * term.output_scale
         return y_to if term.bias is None else y_to + term.bias
 
 
 def _bottleneck(term: HiddenTerm, x_td: Tensor, y_td: Tensor) -> Tensor:
-    y_td = OPS.bottleneck(
+    y_td = ops(y_td.device).bottleneck(
         y_td,
         y_td if term.reads == "output" else x_td,
         down_md=term.down,
