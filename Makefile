@@ -7,6 +7,7 @@ COMPOSE := $(shell docker compose version >/dev/null 2>&1 && echo docker compose
 .PHONY: setup lint types test bench bench-methods demo up down
 
 setup: .venv/.installed
+	$(BIN)/python -m models.nn.kernels.native
 
 .venv/.installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11")'

@@ -38,7 +38,7 @@ def check_python(_settings: Settings) -> Finding:
 
 def check_settings(_settings: Settings) -> Finding:
     """Find variables that look like settings but are none: a typo there is silent."""
-    commands = {"API_KEY", "BASE_URL", "PARENT_PID"}
+    commands = {"API_KEY", "BASE_URL", "NATIVE", "PARENT_PID"}
     known = {name.upper() for name in Settings.model_fields} | commands
     given = {name.removeprefix("GRAFTWORK_") for name in os.environ if name[:10] == "GRAFTWORK_"}
     unknown = sorted(name for name in given if name.split("__")[0] not in known)
@@ -161,6 +161,16 @@ def check_data(settings: Settings) -> Finding:
     return Finding("ok", text)
 
 
+def check_kernels(_settings: Settings) -> Finding:
+    """Say which form of the kernels runs here."""
+    from models.nn.kernels.native import library, reason
+
+    if library() is None and "avx512_bf16" in _cpu_flags():
+        advice = "install g++ and run `python -m models.nn.kernels.native`: twice the speed"
+        return Finding("note", reason(), advice)
+    return Finding("ok", reason())
+
+
 def check_port(settings: Settings) -> Finding:
     """Find the port free, or our own api on it."""
     import httpx
@@ -215,6 +225,7 @@ CHECKS: dict[str, Callable[[Settings], Finding]] = {
     "database": check_database,
     "broker": check_broker,
     "torch": check_torch,
+    "kernels": check_kernels,
     "base": check_base,
     "port": check_port,
     "clock": check_clock,

@@ -1,0 +1,126 @@
+"""The optional C++ kernels: found if they were built and this processor can run them.
+
+`GRAFTWORK_NATIVE=off` keeps them out. Everything here is for tensors on the CPU.
+Shapes: M rows, N outputs, K inputs.
+"""
+
+import ctypes
+import os
+from dataclasses import dataclass
+from functools import cache
+
+import torch  # before the library is loaded: both must share torch's OpenMP runtime
+from torch import Tensor
+
+from models.nn.kernels.native.build import library_path
+
+PANEL_WIDTH = 16
+INPUT_STEP = 32
+_LEVELS = {1: "avx512", 2: "amx"}
+_OFF = ("off", "0", "false")
+
+
+class Unavailable(Exception):
+    """Why there are no C++ kernels here."""
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A (N, K) bfloat16 weight as the kernels read it: N/16 panels of K/2 rows of 16 pairs."""
+
+    panels: Tensor
+    outputs: int
+    inputs: int
+
+
+class Library:
+    """The loaded kernels, bound to the best instruction set of this processor."""
+
+    def __init__(self, handle: ctypes.CDLL, *, instructions: str) -> None:
+        self.handle = handle
+        self.instructions = instructions
+
+    def pack(self, weight_nk: Tensor, *, transposed: bool = False) -> Packed:
+        """Pack a bfloat16 weight (N, K), or the transpose of the one given.
+
+        ValueError unless N is a multiple of 16, K of 32 and the rows are contiguous.
+        """
+        outputs, inputs = weight_nk.shape[::-1] if transposed else weight_nk.shape
+        if not packs(outputs, inputs) or weight_nk.stride(1) != 1:
+            raise ValueError(f"A weight of {outputs} x {inputs} cannot be packed.")
+        panels = torch.empty(outputs * inputs, dtype=torch.bfloat16)
+        self.handle.gw_pack(
+            _address(weight_nk, torch.bfloat16),
+            _long(weight_nk.stride(0)),
+            _long(outputs),
+            _long(inputs),
+            ctypes.c_int(transposed),
+            _address(panels, torch.bfloat16),
+        )
+        return Packed(panels, outputs, inputs)
+
+    def gemm(self, x_mk: Tensor, packed: Packed, *, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+        """Return x WT (M, N) in bfloat16 or float32, summed in float32 from bfloat16 x (M, K).
+
+        A row's bits do not depend on the other rows, nor on the number of threads.
+        """
+        x_mk = x_mk if x_mk.stride(-1) == 1 else x_mk.contiguous()
+        y_mn = torch.empty(len(x_mk), packed.outputs, dtype=dtype)
+        kind = "f32" if dtype is torch.float32 else "bf16"
+        getattr(self.handle, f"gw_gemm_{kind}_{self.instructions}")(
+            _address(x_mk, torch.bfloat16),
+            _long(x_mk.stride(0)),
+            _long(len(x_mk)),
+            _address(packed.panels, torch.bfloat16),
+            _long(packed.inputs),
+            _long(packed.outputs),
+            _address(y_mn, dtype),
+            _long(y_mn.stride(0)),
+        )
+        return y_mn
+
+
+def packs(outputs: int, inputs: int) -> bool:
+    """Say whether a weight of these dimensions can be packed."""
+    return outputs % PANEL_WIDTH == 0 and inputs % INPUT_STEP == 0
+
+
+@cache
+def find() -> Library:
+    """Load the kernels; `Unavailable` says why there are none."""
+    if os.environ.get("GRAFTWORK_NATIVE", "").lower() in _OFF:
+        raise Unavailable("they are turned off by GRAFTWORK_NATIVE")
+    path = library_path()
+    if not path.exists():
+        raise Unavailable("they are not built: `python -m models.nn.kernels.native`")
+    handle = ctypes.CDLL(str(path))
+    instructions = _LEVELS.get(handle.gw_processor())
+    if instructions is None:
+        raise Unavailable("this processor has no AVX512-BF16")
+    return Library(handle, instructions=instructions)
+
+
+def library() -> Library | None:
+    """Return the kernels, or None where plain torch has to do."""
+    try:
+        return find()
+    except Unavailable:
+        return None
+
+
+def reason() -> str:
+    """Say in a few words which form of the kernels runs here, or why not the C++ one."""
+    try:
+        return f"C++ kernels with {find().instructions}"
+    except Unavailable as error:
+        return f"plain torch, for of the C++ kernels {error}"
+
+
+def _address(tensor: Tensor, dtype: torch.dtype) -> ctypes.c_void_p:
+    if tensor.dtype is not dtype or tensor.device.type != "cpu":
+        raise ValueError(f"A {tensor.dtype} tensor on {tensor.device} where {dtype} is read.")
+    return ctypes.c_void_p(tensor.data_ptr())
+
+
+def _long(value: int) -> ctypes.c_int64:
+    return ctypes.c_int64(value)

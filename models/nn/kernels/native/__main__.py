@@ -1,0 +1,8 @@
+"""`python -m models.nn.kernels.native`: build the C++ kernels, or say why that cannot be."""
+
+from models.nn.kernels.native.build import CannotBuild, build
+
+try:
+    print(f"C++ kernels: {build().name}")  # noqa: T201 - a command
+except CannotBuild as reason:
+    print(f"C++ kernels were not built, plain torch will do: {reason}")  # noqa: T201

@@ -1,0 +1,77 @@
+"""Compiles the optional C++ kernels for this machine: `python -m models.nn.kernels.native`.
+
+It needs a C++20 compiler and takes seconds; without one everything runs in plain torch. Each
+instruction set has translation units of its own, and what a processor can do is asked when the
+library is loaded, so the result also loads on lesser machines of the same kind.
+"""
+
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+FOLDER = Path(__file__).parent
+SOURCE = FOLDER / "source"
+COMMON = ("-O3", "-std=c++20", "-fPIC", "-fopenmp", "-fno-math-errno", "-Wall", "-Wextra")
+AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512bf16", "-mfma")
+FLAGS = {
+    "_avx512.cpp": AVX512,
+    "_amx.cpp": (*AVX512, "-mamx-tile", "-mamx-bf16"),
+}
+"""By the end of a source's name."""
+COMPILERS = ("c++", "g++", "clang++")
+
+
+class CannotBuild(Exception):
+    """There is no compiler that takes the sources, or no processor that runs them."""
+
+
+def library_path() -> Path:
+    """Return where the library of these sources lies once built."""
+    content = hashlib.sha256(repr((COMMON, FLAGS)).encode())
+    for path in sorted(SOURCE.iterdir()):
+        content.update(path.name.encode() + path.read_bytes())
+    return FOLDER / "build" / f"libgraftwork-{content.hexdigest()[:16]}.so"
+
+
+def build() -> Path:
+    """Compile and link what is not built yet; `CannotBuild` says why that is impossible."""
+    target = library_path()
+    if target.exists():
+        return target
+    if platform.machine() not in ("x86_64", "AMD64") or sys.platform != "linux":
+        raise CannotBuild("the C++ kernels are for Linux on x86-64")
+    compiler = os.environ.get("CXX") or next(filter(shutil.which, COMPILERS), None)
+    if compiler is None:
+        raise CannotBuild("no C++ compiler was found")
+    target.parent.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+        objects = _compile_all(compiler, Path(scratch))
+        linked = Path(scratch) / target.name
+        _run([compiler, "-shared", "-fopenmp", *map(str, objects), "-o", str(linked)])
+        for old in target.parent.glob("libgraftwork-*.so"):
+            old.unlink()
+        linked.replace(target)
+    return target
+
+
+def _compile_all(compiler: str, scratch: Path) -> list[Path]:
+    def compile_one(source: Path) -> Path:
+        flags = next((FLAGS[end] for end in FLAGS if source.name.endswith(end)), ())
+        target = scratch / f"{source.stem}.o"
+        _run([compiler, *COMMON, *flags, "-c", str(source), "-o", str(target)])
+        return target
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(compile_one, sorted(SOURCE.glob("*.cpp"))))
+
+
+def _run(command: list[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise CannotBuild(f"{command[0]} failed: {done.stderr.strip()[-2000:]}")

@@ -1,0 +1,27 @@
+// What every translation unit shares: bfloat16 as stored, and how work is split.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+
+#define GW_API extern "C" __attribute__((visibility("default")))
+
+namespace gw {
+
+using bf16 = std::uint16_t;  // the upper half of a float32
+using index = std::int64_t;
+
+constexpr index panel_width = 16;  // outputs of one packed panel
+constexpr index input_step = 32;   // inputs must be a multiple of this
+
+struct Range {
+    index first, last;
+};
+
+// The share of worker `which` of `workers` in `count` items, in order and without overlap.
+inline Range share(index count, index which, index workers) {
+    return {count * which / workers, count * (which + 1) / workers};
+}
+
+}  // namespace gw

@@ -1,0 +1,66 @@
+// Products with packed weights, split over the threads of the caller's team.
+//
+// A packed weight of N outputs and K inputs is N/16 panels of K/2 rows of 16 pairs: the operand of
+// a fused dot product over pairs and, 32 inputs at a time, a tile of AMX.
+#pragma once
+
+#include <immintrin.h>
+#include <omp.h>
+
+#include "common.h"
+
+namespace gw {
+
+constexpr index chunk_bytes = 384 * 1024;  // of rows, which should stay in the second cache
+
+// Calls store(row, output, sum) with 16 float32 sums for every row and panel of [first, last).
+template <class Isa, class Store>
+void multiply_panels(const bf16* x, index ldx, index rows, const bf16* packed, index inputs,
+                     Range panels, Store&& store) {
+    const index most = std::max<index>(48, chunk_bytes / (2 * inputs) / 48 * 48);
+    const index chunks = (rows + most - 1) / most;
+    for (index c = 0; c < chunks; ++c) {
+        const auto [top, bottom] = share(rows, c, chunks);
+        const bf16* block = x + top * ldx;
+        index p = panels.first;
+        for (; p + Isa::most_panels <= panels.last; p += Isa::most_panels)
+            Isa::template multiply<Isa::most_panels>(
+                block, ldx, bottom - top, packed + p * panel_width * inputs, inputs,
+                [&, p](index r, int q, __m512 sum) { store(top + r, (p + q) * panel_width, sum); });
+        for (; p < panels.last; ++p)
+            Isa::template multiply<1>(
+                block, ldx, bottom - top, packed + p * panel_width * inputs, inputs,
+                [&, p](index r, int, __m512 sum) { store(top + r, p * panel_width, sum); });
+    }
+}
+
+inline void store_bf16(bf16* target, __m512 value) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(target),
+                        reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(value)));
+}
+
+inline __m512 load_bf16(const bf16* source) {
+    const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(source));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
+}
+
+// y (rows, N) = x (rows, K) times the packed weight, as float32 or rounded once to bfloat16.
+template <class Isa, class Out>
+void gemm(const bf16* x, index ldx, index rows, const bf16* packed, index inputs, index outputs,
+          Out* y, index ldy) {
+#pragma omp parallel
+    {
+        const Range panels = share(outputs / panel_width, omp_get_thread_num(),
+                                   omp_get_num_threads());
+        multiply_panels<Isa>(x, ldx, rows, packed, inputs, panels,
+                             [&](index row, index output, __m512 sum) {
+                                 Out* target = y + row * ldy + output;
+                                 if constexpr (sizeof(Out) == 4)
+                                     _mm512_storeu_ps(target, sum);
+                                 else
+                                     store_bf16(target, sum);
+                             });
+    }
+}
+
+}  // namespace gw
