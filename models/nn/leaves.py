@@ -16,8 +16,9 @@ from transformers.modeling_utils import AttentionInterface
 
 from models.nn.attention import Attention
 from models.nn.executors import NOBODY, Executor
-from models.nn.quantized import is_packed, linear
-from models.nn.shape import Shape, path_of
+from models.nn.kernels import rows
+from models.nn.quantized import is_packed, linear, shared_linear
+from models.nn.shape import HEAD, Shape, path_of
 
 ATTENTION_NAME = "graftwork"
 _OFFSET_GAIN = ("Gemma",)
@@ -59,8 +60,17 @@ class LinearLeaf(nn.Module):
         if executor is NOBODY:
             return self._product(x, self.weight, self.bias)
         x_ti = executor.linear_input(self.place, x.reshape(-1, x.shape[-1]))
-        y_to = self._product(x_ti, self.weight, self.bias)
+        y_to = self._choose_product()(x_ti, self.weight, self.bias)
         return executor.linear(self.place, x_ti, y_to).view(*x.shape[:-1], -1)
+
+    def _choose_product(self) -> Callable[..., Tensor]:
+        """Return the product for a stream that may be shared by jobs, or the plain one.
+
+        The head only ever sees rows of one job.
+        """
+        if not torch.is_grad_enabled() or self.place == HEAD or self.weight.requires_grad:
+            return self._product
+        return shared_linear if is_packed(self.weight) else rows.linear
 
 
 class NormLeaf(nn.Module):

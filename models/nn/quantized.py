@@ -11,6 +11,7 @@ Shapes: T rows, i in features, o out features.
 """
 
 import copy
+from collections.abc import Callable
 from math import prod
 from typing import Any
 
@@ -22,6 +23,7 @@ from transformers import BitsAndBytesConfig
 from transformers.utils import is_bitsandbytes_available
 
 from core.errors import InvalidRequest
+from models.nn.kernels import rows
 from models.nn.shape import HEAD
 
 bitsandbytes = lazy_loader.load("bitsandbytes")
@@ -77,7 +79,18 @@ def unpack(weight: Tensor, *, dtype: torch.dtype) -> Tensor:
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Return (..., o) from (..., i), as `F.linear`; gradients flow to x alone."""
-    product: Tensor = _Product.apply(x, weight, bias)  # type: ignore[no-untyped-call]  # torch has no types here
+    return _multiply(F.linear, x, weight, bias)
+
+
+def shared_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Return (T, o) from (T, i), as `rows.linear`; gradients flow to x alone."""
+    return _multiply(rows.multiply, x, weight, bias)
+
+
+def _multiply(
+    multiply: Callable[..., Tensor], x: Tensor, weight: Tensor, bias: Tensor | None
+) -> Tensor:
+    product: Tensor = _Product.apply(multiply, x, weight, bias)  # type: ignore[no-untyped-call]  # torch has no types here
     return product
 
 
@@ -96,12 +109,18 @@ class _Product(torch.autograd.Function):
     """y = x W^T + b, which keeps the packed weight for the backward and not the unpacked one."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.weight = weight
-        return F.linear(x, unpack(weight, dtype=x.dtype), bias)
+    def forward(
+        ctx: Any,
+        multiply: Callable[..., Tensor],
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+    ) -> Tensor:
+        ctx.multiply, ctx.weight = multiply, weight
+        return multiply(x, unpack(weight, dtype=x.dtype), bias)
 
     @staticmethod
-    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, None, None]:
-        if not ctx.needs_input_grad[0]:
-            return None, None, None
-        return grad_y @ unpack(ctx.weight, dtype=grad_y.dtype), None, None
+    def backward(ctx: Any, grad_y: Tensor) -> tuple[None, Tensor | None, None, None]:
+        if not ctx.needs_input_grad[1]:
+            return None, None, None, None
+        return None, ctx.multiply(grad_y, unpack(ctx.weight, dtype=grad_y.dtype).t()), None, None
