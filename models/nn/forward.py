@@ -5,8 +5,8 @@ wanted, V vocabulary.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+from dataclasses import dataclass, replace
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor
@@ -19,12 +19,19 @@ from models.nn.terms import Terms
 
 @dataclass(frozen=True)
 class Part:
-    """Sequences end to end, and the adapter that acts on them."""
+    """Sequences end to end, the adapter that acts on them, and what it drops in training."""
 
     ids_t: Tensor
     """int64"""
     lengths: tuple[int, ...]
     terms: Terms | None = None
+    dropout: DropoutSource | None = None
+
+    @property
+    def rows(self) -> int:
+        """How many rows it takes in a stream, its prompt's included."""
+        prompt = self.terms.prompt if self.terms else None
+        return sum(self.lengths) + (0 if prompt is None else len(prompt))
 
 
 @dataclass(frozen=True)
@@ -34,15 +41,21 @@ class States:
     hidden_td: Tensor
     backbone: Backbone
     executor: Executor
+    segments: tuple[Segment, ...] = ()
+    """Where each part lies, prompts left out."""
+
+    def of(self, part: int) -> "States":
+        """Return the states of one part, as if no other had been there."""
+        segment = self.segments[part]
+        own = replace(segment, start=0, stop=segment.stop - segment.start)
+        return States(self.hidden_td[segment.rows], self.backbone, Segments([own]), (own,))
 
     def logits(self, hidden_nd: Tensor, rows_n: Tensor) -> Tensor:
         """Return (N, V) from the hidden states of these rows (int64)."""
         return self.backbone.logits(hidden_nd, executor=self.executor.at(rows_n))
 
 
-def forward(
-    backbone: Backbone, parts: Sequence[Part], *, dropout: DropoutSource | None = None
-) -> States:
+def forward(backbone: Backbone, parts: Sequence[Part]) -> States:
     """Compute all parts as one stream; a part's prompt enters it once, before its sequences.
 
     ValueError for several parts of which one replaces the network's own weights.
@@ -56,7 +69,7 @@ def forward(
     if weights:
         backbone = backbone.using(weights[0])
     acting = any(part.terms is not None for part in parts)
-    executor: Executor = Segments(stream.segments, dropout=dropout) if acting else NOBODY
+    executor: Executor = Segments(stream.segments) if acting else NOBODY
     ids_t = torch.cat([part.ids_t for part in parts])
     has_prompts = len(stream.rows) < stream.length
     hidden_td = backbone.hidden(
@@ -68,7 +81,9 @@ def forward(
     if has_prompts:
         rows_t = torch.tensor(stream.rows, device=hidden_td.device)
         hidden_td, executor = hidden_td[rows_t], executor.at(rows_t)
-    return States(hidden_td, backbone, executor)
+    bounds = pairwise(accumulate((sum(part.lengths) for part in parts), initial=0))
+    own = (Segment(*at, p.terms, p.dropout) for at, p in zip(bounds, parts, strict=True))
+    return States(hidden_td, backbone, executor, tuple(own))
 
 
 class _Stream:
@@ -102,7 +117,7 @@ class _Stream:
             start = terms.prefix_rows
             self.positions.append(torch.arange(start, start + length, device=device))
         self.spans += [Span(start, stop, static, before) for start, stop in pairwise(bounds)]
-        self.segments.append(Segment(first, self.length, part.terms))
+        self.segments.append(Segment(first, self.length, part.terms, part.dropout))
 
     def embeddings(self, backbone: Backbone, ids_t: Tensor) -> Tensor:
         """Return the whole stream as rows: prompts as they are, ids embedded."""

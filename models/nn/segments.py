@@ -5,7 +5,7 @@ Shapes: T rows, i in features, o out features, d hidden, H query heads, h head d
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -24,9 +24,9 @@ class DropoutSource:
     step: int
     micro_batch: int = 0
 
-    def drop(self, x_ti: Tensor, *, probability: float, place: str, segment: int) -> Tensor:
+    def drop(self, x_ti: Tensor, *, probability: float, place: str) -> Tensor:
         """Zero each element with `probability` and scale the rest by 1 / (1 - probability)."""
-        counters = f"{self.seed}/{self.step}/{self.micro_batch}/{segment}/{place}"
+        counters = f"{self.seed}/{self.step}/{self.micro_batch}/{place}"
         digest = hashlib.blake2b(counters.encode(), digest_size=8).digest()
         generator = torch.Generator(x_ti.device).manual_seed(int.from_bytes(digest, "big") >> 1)
         keep = 1.0 - probability
@@ -36,11 +36,13 @@ class DropoutSource:
 
 @dataclass(frozen=True)
 class Segment:
-    """Rows from `start` to `stop` and the adapter that acts on them."""
+    """Rows from `start` to `stop`, the adapter that acts on them, and what it drops in training."""
 
     start: int
     stop: int
     terms: Terms | None
+    dropout: DropoutSource | None = None
+    """The adapter's own, so that no neighbour changes what it draws; None in evaluation."""
 
     @property
     def rows(self) -> slice:
@@ -61,10 +63,8 @@ Kind = Literal["linears", "hiddens", "norms", "attentions"]
 class Segments:
     """Each contiguous slice computed alone; rows outside all segments are the base's."""
 
-    def __init__(
-        self, segments: Sequence[Segment], *, dropout: DropoutSource | None = None
-    ) -> None:
-        """Take segments in order; without a dropout source (evaluation) nothing is dropped."""
+    def __init__(self, segments: Sequence[Segment]) -> None:
+        """Take segments in order."""
         ends = [0, *(segment.stop for segment in segments)]
         if any(
             not end <= segment.start < segment.stop
@@ -72,13 +72,12 @@ class Segments:
         ):
             raise ValueError("Segments must be in order, not empty and must not overlap.")
         self.segments = tuple(segments)
-        self.dropout = dropout
 
     def linear_input(self, place: str, x_ti: Tensor) -> Tensor:
         """See `Executor.linear_input`."""
         scaled = [
             _Slice(segment.rows, x_ti[segment.rows] * term.input_scale)
-            for _, segment, term in self._acting("linears", place)
+            for segment, term in self._acting("linears", place)
             if term.input_scale is not None
         ]
         return _replace_rows(x_ti, scaled)
@@ -88,9 +87,9 @@ class Segments:
         applied = [
             _Slice(
                 segment.rows,
-                self._linear(term, x_ti[segment.rows], y_to[segment.rows], place=place, index=i),
+                _linear(term, x_ti[segment.rows], y_to[segment.rows], place, segment.dropout),
             )
-            for i, segment, term in self._acting("linears", place)
+            for segment, term in self._acting("linears", place)
         ]
         return _replace_rows(y_to, applied)
 
@@ -102,7 +101,7 @@ class Segments:
         stream_td = gain_d.expand(rows, -1)
         gains = [
             _Slice(segment.rows, term.gain.expand(segment.stop - segment.start, -1))
-            for _, segment, term in acting
+            for segment, term in acting
         ]
         return _replace_rows(stream_td, gains)
 
@@ -110,7 +109,7 @@ class Segments:
         """See `Executor.hidden`."""
         applied = [
             _Slice(segment.rows, _bottleneck(term, x_td[segment.rows], y_td[segment.rows]))
-            for _, segment, term in self._acting("hiddens", place)
+            for segment, term in self._acting("hiddens", place)
         ]
         return _replace_rows(y_td, applied)
 
@@ -130,7 +129,7 @@ class Segments:
                     scale=scale,
                 ),
             )
-            for _, segment, term in self._acting("attentions", layer)
+            for segment, term in self._acting("attentions", layer)
         ]
         return _replace_rows(output_thh, applied)
 
@@ -143,36 +142,39 @@ class Segments:
         first = 0
         for owner, count in zip(owners.tolist(), counts.tolist(), strict=True):
             run = rows_n[first : first + count]
-            terms = self.segments[owner].terms if owner >= 0 else None
-            if owner >= 0 and bool((run >= self.segments[owner].stop).any()):
+            if owner < 0:
+                runs.append(Segment(first, first + count, None))
+            elif bool((run >= self.segments[owner].stop).any()):
                 raise ValueError("Rows outside all segments cannot be picked; give them one.")
-            runs.append(Segment(first, first + count, terms))
+            else:
+                runs.append(replace(self.segments[owner], start=first, stop=first + count))
             first += count
-        return Segments(runs, dropout=self.dropout)
+        return Segments(runs)
 
-    def _acting(self, kind: Kind, place: str | int) -> Iterator[tuple[int, Segment, Any]]:
-        for index, segment in enumerate(self.segments):
+    def _acting(self, kind: Kind, place: str | int) -> Iterator[tuple[Segment, Any]]:
+        for segment in self.segments:
             if segment.terms is not None:
                 held: Mapping[str | int, Any] = getattr(segment.terms, kind)
                 if (term := held.get(place)) is not None:
-                    yield index, segment, term
+                    yield segment, term
 
-    def _linear(
-        self, term: LinearTerm, x_ti: Tensor, y_to: Tensor, *, place: str, index: int
-    ) -> Tensor:
-        if term.function is not None:
-            return term.function(x_ti, y_to)
-        if term.weight is not None:
-            y_to = F.linear(x_ti, term.weight)
-        if term.down is not None and term.up is not None:
-            if self.dropout is not None and term.dropout > 0:
-                x_ti = self.dropout.drop(x_ti, probability=term.dropout, place=place, segment=index)
-            y_to = ops(y_to.device).low_rank(
-                y_to, x_ti, down_ri=term.down, up_or=term.up, weight=term.scale
-            )
-        if term.output_scale is not None:
-            y_to = y_to * term.output_scale
-        return y_to if term.bias is None else y_to + term.bias
+
+def _linear(
+    term: LinearTerm, x_ti: Tensor, y_to: Tensor, place: str, dropout: DropoutSource | None
+) -> Tensor:
+    if term.function is not None:
+        return term.function(x_ti, y_to)
+    if term.weight is not None:
+        y_to = F.linear(x_ti, term.weight)
+    if term.down is not None and term.up is not None:
+        if dropout is not None and term.dropout > 0:
+            x_ti = dropout.drop(x_ti, probability=term.dropout, place=place)
+        y_to = ops(y_to.device).low_rank(
+            y_to, x_ti, down_ri=term.down, up_or=term.up, weight=term.scale
+        )
+    if term.output_scale is not None:
+        y_to = y_to * term.output_scale
+    return y_to if term.bias is None else y_to + term.bias
 
 
 def _bottleneck(term: HiddenTerm, x_td: Tensor, y_td: Tensor) -> Tensor:

@@ -4,7 +4,9 @@ Shapes: T rows of a stream, d hidden, n rows with a target, V vocabulary, C clas
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,6 +17,7 @@ from models.nn.backbone import Backbone
 from models.nn.executors import DropoutSource, Segment, Segments
 from models.nn.forward import Part, States, forward
 from models.nn.head import class_logits, pool
+from models.nn.kernels.rows import SHARED_ROWS
 from models.nn.loss import class_loss, next_token_loss
 from models.nn.terms import Pooling, Terms
 from worker.train.data import Examples, Stream, micro_batches
@@ -33,7 +36,7 @@ class Task(ABC):
 
     def __init__(self, examples: Examples, *, backbone: Backbone, max_tokens: int) -> None:
         self.examples = examples
-        self._backbone = backbone
+        self.backbone = backbone
         self._max_tokens = max_tokens
         self._frozen: Frozen | None = None
 
@@ -42,12 +45,12 @@ class Task(ABC):
 
         Only if these terms leave it alone and memory allows.
         """
-        size = self._picked_rows() * self._backbone.shape.hidden * 4
+        size = self._picked_rows() * self.backbone.shape.hidden * 4
         if terms.leaves_trunk_alone and size <= MOST_FROZEN_BYTES:
             self._frozen = freeze(
                 self.examples,
                 rows,
-                backbone=self._backbone,
+                backbone=self.backbone,
                 pick=self._pick,
                 max_tokens=self._max_tokens,
                 check=check,
@@ -55,14 +58,14 @@ class Task(ABC):
 
     def streams(self, rows: NDArray[np.int64]) -> list[Stream]:
         """Return the micro-batches of these rows."""
-        device = str(self._backbone.device)
+        device = str(self.backbone.device)
         return list(micro_batches(self.examples, rows, max_tokens=self._max_tokens, device=device))
 
     def evaluate(self, terms: Terms, *, check: Check) -> Score:
         """Return the sums over the whole data set, without dropout; `check` may interrupt it."""
         total = Score()
         rows = np.arange(len(self.examples))
-        device = str(self._backbone.device)
+        device = str(self.backbone.device)
         for stream in micro_batches(
             self.examples, rows, max_tokens=self._max_tokens, device=device
         ):
@@ -71,9 +74,32 @@ class Task(ABC):
                 total += self.score(stream, terms)
         return total
 
-    @abstractmethod
     def score(self, stream: Stream, terms: Terms, *, dropout: DropoutSource | None = None) -> Score:
         """Return the sums over one stream; where gradients are on, they are computed on the way."""
+        return score_together([Share(self, stream, terms, dropout)])[0]
+
+    @abstractmethod
+    def grade(self, stream: Stream, states: States) -> "Graded":
+        """Return the sums over one stream, from its `picked` states."""
+
+    @property
+    def has_frozen(self) -> bool:
+        """Whether the trunk's states were computed once, by `prepare`."""
+        return self._frozen is not None
+
+    def frozen(self, share: "Share") -> States | None:
+        """Return the picked states of a share that were computed once, if they were."""
+        if self._frozen is None:
+            return None
+        picked_nd = self._frozen.of(share.stream.rows)
+        own = Segment(0, len(picked_nd), share.terms, share.dropout)
+        return States(picked_nd, self.backbone, Segments([own]), (own,))
+
+    def picked(self, stream: Stream, states: States) -> States:
+        """Return the states that the loss is computed from, and the way from them to logits."""
+        picked_nd, _ = self._pick(stream, states.hidden_td)
+        executor = states.executor.at(stream.rows_n)
+        return States(picked_nd, states.backbone, executor, states.segments)
 
     @abstractmethod
     def _picked_rows(self) -> int:
@@ -83,30 +109,17 @@ class Task(ABC):
     def _pick(self, stream: Stream, hidden_td: Tensor) -> tuple[Tensor, list[int]]:
         """Return them (n, d), and how many each sequence has."""
 
-    def _states(
-        self, stream: Stream, terms: Terms, *, dropout: DropoutSource | None
-    ) -> tuple[Tensor, States]:
-        """Return the picked states (n, d), and the way from them to logits."""
-        if self._frozen is not None:
-            picked_nd = self._frozen.of(stream.rows)
-            executor = Segments([Segment(0, len(picked_nd), terms)], dropout=dropout)
-            return picked_nd, States(picked_nd, self._backbone, executor)
-        part = Part(stream.ids_t, stream.lengths, terms)
-        states = forward(self._backbone, [part], dropout=dropout)
-        picked_nd, _ = self._pick(stream, states.hidden_td)
-        return picked_nd, States(picked_nd, states.backbone, states.executor.at(stream.rows_n))
-
 
 class NextTokens(Task):
     """Every labelled token is predicted from the row before it."""
 
-    def score(self, stream: Stream, terms: Terms, *, dropout: DropoutSource | None = None) -> Score:
-        """See `Task.score`.
+    def grade(self, stream: Stream, states: States) -> "Graded":
+        """See `Task.grade`.
 
         The head is applied to labelled rows only, and a piece of them at a time: each piece goes
         back to the hidden states before the next one's logits are made.
         """
-        picked_nd, states = self._states(stream, terms, dropout=dropout)
+        picked_nd = states.hidden_td
         cut_nd = picked_nd.detach().requires_grad_(picked_nd.requires_grad)
         total = Score()
         for start in range(0, len(picked_nd), LOGIT_ROWS):
@@ -119,15 +132,13 @@ class NextTokens(Task):
                 torch.autograd.backward(loss, retain_graph=True)  # the head serves every piece
             correct = (logits_nv.detach().argmax(-1) == targets_n).sum()
             total += Score(loss.item(), int(correct.item()), len(targets_n))
-        if cut_nd.grad is not None:
-            torch.autograd.backward(picked_nd, cut_nd.grad)
-        return total
+        return Graded(total, picked_nd, cut_nd.grad)
 
     def loss(self, stream: Stream, terms: Terms) -> Tensor:
         """Return the mean loss of a token, differentiable as a whole."""
-        picked_nd, states = self._states(stream, terms, dropout=None)
-        rows_n = torch.arange(len(picked_nd), device=picked_nd.device)
-        logits_nv = states.logits(picked_nd, rows_n)
+        states = _states([Share(self, stream, terms)])[0]
+        rows_n = torch.arange(len(states.hidden_td), device=states.hidden_td.device)
+        logits_nv = states.logits(states.hidden_td, rows_n)
         return next_token_loss(logits_nv, stream.targets_n) / len(stream.targets_n)
 
     def _picked_rows(self) -> int:
@@ -154,21 +165,76 @@ class Labels(Task):
         self.targets = targets
         self._pooling: Pooling = pooling
 
-    def score(self, stream: Stream, terms: Terms, *, dropout: DropoutSource | None = None) -> Score:
-        """See `Task.score`; a label counts as a token."""
-        pooled_nd, _ = self._states(stream, terms, dropout=dropout)
-        if terms.head is None:
+    def grade(self, stream: Stream, states: States) -> "Graded":
+        """See `Task.grade`; a label counts as a token."""
+        (segment,) = states.segments
+        if segment.terms is None or segment.terms.head is None:
             raise ValueError("A classifier needs a head.")
-        scores_nc = class_logits(pooled_nd, head=terms.head)
+        scores_nc = class_logits(states.hidden_td, head=segment.terms.head)
         targets_n = torch.from_numpy(self.targets[list(stream.rows)]).to(scores_nc.device)
         loss = class_loss(scores_nc, targets_n)
-        if loss.requires_grad:
-            torch.autograd.backward(loss)
         correct = (scores_nc.detach().argmax(-1) == targets_n).sum()
-        return Score(loss.item(), int(correct.item()), len(targets_n))
+        return Graded(Score(loss.item(), int(correct.item()), len(targets_n)), loss, None)
 
     def _picked_rows(self) -> int:
         return len(self.examples)
 
     def _pick(self, stream: Stream, hidden_td: Tensor) -> tuple[Tensor, list[int]]:
         return pool(hidden_td, stream.lengths, pooling=self._pooling), [1] * len(stream.rows)
+
+
+@dataclass(frozen=True)
+class Share:
+    """A micro-batch of one job, to be computed alone or in one stream with those of others."""
+
+    task: Task
+    stream: Stream
+    terms: Terms
+    dropout: DropoutSource | None = None
+
+    @property
+    def part(self) -> Part:
+        """What it is in a stream."""
+        return Part(self.stream.ids_t, self.stream.lengths, self.terms, self.dropout)
+
+    @property
+    def tokens(self) -> int:
+        """How many rows the base computes for it."""
+        return self.part.rows
+
+    @property
+    def may_share(self) -> bool:
+        """Whether others may be in its stream: the base's own weights and a low stream."""
+        small = self.tokens <= SHARED_ROWS
+        return small and not self.terms.weights and not self.task.has_frozen
+
+
+class Graded(NamedTuple):
+    """The sums of a share, and where its backward begins with what gradient."""
+
+    score: Score
+    root: Tensor
+    gradient: Tensor | None
+
+
+def score_together(shares: Sequence[Share]) -> list[Score]:
+    """Return the sums of each share; one forward and, where gradients are on, one backward for all.
+
+    Several shares must each say that they may share.
+    """
+    graded = [
+        share.task.grade(share.stream, states)
+        for share, states in zip(shares, _states(shares), strict=True)
+    ]
+    begun = [each for each in graded if each.root.requires_grad]
+    if begun:
+        torch.autograd.backward([each.root for each in begun], [each.gradient for each in begun])
+    return [each.score for each in graded]
+
+
+def _states(shares: Sequence[Share]) -> list[States]:
+    """Return of each share the states that its loss is computed from."""
+    if len(shares) == 1 and (frozen := shares[0].task.frozen(shares[0])) is not None:
+        return [frozen]
+    whole = forward(shares[0].task.backbone, [share.part for share in shares])
+    return [share.task.picked(share.stream, whole.of(index)) for index, share in enumerate(shares)]

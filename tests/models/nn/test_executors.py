@@ -107,7 +107,7 @@ def test_executors_are_re_indexed_for_the_rows_picked(rows):
 
 def test_dropout_is_a_function_of_its_counters_and_keeps_the_mean():
     x = torch.ones(400, 50)
-    draw = {"probability": 0.25, "place": PLACE, "segment": 0}
+    draw = {"probability": 0.25, "place": PLACE}
     first = DropoutSource(seed=1, step=2).drop(x, **draw)
     assert torch.equal(first, DropoutSource(seed=1, step=2).drop(x, **draw))
     others = [
@@ -115,7 +115,6 @@ def test_dropout_is_a_function_of_its_counters_and_keeps_the_mean():
         DropoutSource(seed=1, step=3).drop(x, **draw),
         DropoutSource(seed=1, step=2, micro_batch=1).drop(x, **draw),
         DropoutSource(seed=1, step=2).drop(x, **draw | {"place": "layers.1.x"}),
-        DropoutSource(seed=1, step=2).drop(x, **draw | {"segment": 1}),
     ]
     assert not any(torch.equal(first, other) for other in others)
     assert first.unique().tolist() == pytest.approx([0.0, 1 / 0.75])
@@ -127,8 +126,8 @@ def test_dropout_acts_in_training_only_and_on_the_low_rank_part_only():
     terms = _terms(down=down, up=up, dropout=0.5)
     x, weight = _random(6, IN), _random(OUT, IN)
     source = DropoutSource(seed=0, step=0)
-    trained = _apply(Segments([Segment(0, 6, terms)], dropout=source), x, weight)
-    dropped = source.drop(x, probability=0.5, place=PLACE, segment=0)
+    trained = _apply(Segments([Segment(0, 6, terms, source)]), x, weight)
+    dropped = source.drop(x, probability=0.5, place=PLACE)
     torch.testing.assert_close(trained, x @ weight.T + dropped @ down.T @ up.T)
     evaluated = _apply(Segments([Segment(0, 6, terms)]), x, weight)
     torch.testing.assert_close(evaluated, x @ weight.T + x @ down.T @ up.T)
