@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -89,6 +89,14 @@ class Store:
             shutil.rmtree(scratch, ignore_errors=True)
         return folder
 
+    def read_files(self, digest: str, *, without: Container[str] = ()) -> dict[str, bytearray]:
+        """Return a tree's files in memory, each checked against its hash while it is read."""
+        return {
+            name: self._read(_tree(digest, name), digest=file_digest)
+            for name, file_digest in self.read_tree(digest).items()
+            if name not in without
+        }
+
     def read_tree(self, digest: str) -> dict[str, str]:
         """Return a tree's manifest: file names to their hashes."""
         manifest = b"".join(self._stream(_tree(digest, MANIFEST)))
@@ -135,6 +143,18 @@ class Store:
             Path(name).unlink(missing_ok=True)
         return path
 
+    def _read(self, key: str, *, digest: str) -> bytearray:
+        seen, content = hashlib.sha256(), bytearray()
+        if self._local:
+            content = _read_local(self._local / key, key=key, seen=seen)
+        else:
+            for piece in self._stream(key):
+                seen.update(piece)
+                content += piece
+        if seen.hexdigest() != digest:
+            raise Corrupt(f"Stored object {digest[:12]} does not match its hash.")
+        return content
+
     def _stream(self, key: str) -> Iterator[bytes]:
         with _typed_errors(key):
             for piece in obstore.get(self._objects, key).stream(min_chunk_size=PIECE):
@@ -177,6 +197,17 @@ def _put_local(source: Path, target: Path) -> None:
             Path(name).replace(target)
         finally:
             Path(name).unlink(missing_ok=True)
+
+
+def _read_local(path: Path, *, key: str, seen: "hashlib._Hash") -> bytearray:
+    """Read into one buffer and hash each piece while the processor's cache still holds it."""
+    with _typed_errors(key), path.open("rb", buffering=0) as stream:
+        content = bytearray(os.fstat(stream.fileno()).st_size)
+        with memoryview(content) as view:
+            for start in range(0, len(content), PIECE):
+                piece = view[start : start + PIECE]
+                seen.update(piece[: stream.readinto(piece)])
+    return content
 
 
 @contextmanager

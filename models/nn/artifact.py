@@ -4,13 +4,12 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
 import torch
 from pydantic import ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
@@ -20,12 +19,16 @@ from models.nn.backbone import Base
 from models.nn.methods import METHODS, explain, parse_method
 from models.nn.methods.base import Method
 from models.nn.shape import Shape
+from models.nn.tensor_file import largest, read_tensors
 
 TENSORS = "adapter_model.safetensors"
 TRAINING_TENSORS = "training.safetensors"
 PEFT_CONFIG = "adapter_config.json"
 PROVENANCE = "graftwork.json"
 FORMAT = 1
+
+Files = Mapping[str, bytearray]
+"""What a folder holds, by name."""
 
 
 @dataclass(frozen=True)
@@ -71,26 +74,39 @@ def save_artifact(
 
 
 def load_artifact(folder: Path, *, shape: Shape) -> Artifact:
-    """Read an adapter that we or PEFT wrote, for a base of this shape.
+    """Read an adapter from a folder; see `read_artifact`."""
+    return read_artifact(read_files(folder), shape=shape)
+
+
+def read_files(folder: Path) -> dict[str, bytearray]:
+    """Return what `read_artifact` needs of a folder."""
+    names = (TENSORS, PEFT_CONFIG, PROVENANCE)
+    paths = [folder / name for name in names if (folder / name).is_file()]
+    return {path.name: bytearray(path.read_bytes()) for path in paths}
+
+
+def read_artifact(files: Files, *, shape: Shape) -> Artifact:
+    """Read an adapter that we or PEFT wrote, for a base of this shape, from its files in memory.
 
     `Corrupt` for files that are not what they should be, to the name, dimension and finite value;
-    `InvalidRequest` for a PEFT adapter that uses what we do not support.
+    `InvalidRequest` for a PEFT adapter that uses what we do not support. Float32 tensors are views
+    into the files: nothing is copied.
     """
-    stored = _read_tensors(folder / TENSORS)
-    if provenance := read_provenance(folder):
+    stored = _read_tensors(files, TENSORS)
+    if provenance := read_provenance(files):
         method = parse_method(provenance.get("method") or {})
         tensors = method.unpack(stored, shape)
     else:
-        method, tensors = _from_peft(_read_json(folder / PEFT_CONFIG), stored, shape)
+        method, tensors = _from_peft(_read_json(files, PEFT_CONFIG), stored, shape)
     _check(tensors, expected=method.served(shape))
     return Artifact(method, tensors, provenance)
 
 
-def read_provenance(folder: Path) -> dict[str, Any]:
+def read_provenance(files: Files) -> dict[str, Any]:
     """Return what our own file says of an adapter; nothing where there is none."""
-    if not (folder / PROVENANCE).is_file():
+    if PROVENANCE not in files:
         return {}
-    provenance = _read_json(folder / PROVENANCE)
+    provenance = _read_json(files, PROVENANCE)
     if provenance.get("format") != FORMAT:
         raise Corrupt(f"{PROVENANCE} has format {provenance.get('format')!r}, not {FORMAT}.")
     return provenance
@@ -105,7 +121,8 @@ def load_training_tensors(folder: Path, *, shape: Shape) -> Artifact:
     artifact = load_artifact(folder, shape=shape)
     expected = artifact.method.tensors(shape)
     if (folder / TRAINING_TENSORS).is_file():
-        trained = _read_tensors(folder / TRAINING_TENSORS)
+        content = bytearray((folder / TRAINING_TENSORS).read_bytes())
+        trained = _read_tensors({TRAINING_TENSORS: content}, TRAINING_TENSORS)
         _check(trained, expected=expected)
         return replace(artifact, tensors=trained)
     if expected != artifact.method.served(shape):
@@ -140,25 +157,25 @@ def _from_peft(
     raise refusal
 
 
-def _read_tensors(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise Corrupt(f"{path.name} is missing; pickled adapters are never read.")
+def _read_tensors(files: Files, name: str) -> dict[str, Tensor]:
+    if name not in files:
+        raise Corrupt(f"{name} is missing; pickled adapters are never read.")
     try:
-        stored = load_tensors(path.read_bytes())
-    except SafetensorError as error:
-        raise Corrupt(f"{path.name} is not a whole safetensors file: {error}") from error
+        stored = read_tensors(files[name])
+    except ValueError as error:
+        raise Corrupt(f"{name} is not a whole safetensors file: {error}") from error
     if odd := [name for name, tensor in stored.items() if not tensor.is_floating_point()]:
         raise Corrupt(f"Tensor {odd[0]!r} is not of a floating-point type.")
     return {name: tensor.to(torch.float32) for name, tensor in stored.items()}
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_json(files: Files, name: str) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise Corrupt(f"{path.name} cannot be read: {error}") from error
+        content = json.loads(files[name])
+    except (LookupError, ValueError, RecursionError) as error:
+        raise Corrupt(f"{name} cannot be read: {error}") from error
     if not isinstance(content, dict):
-        raise Corrupt(f"{path.name} is not a JSON object.")
+        raise Corrupt(f"{name} is not a JSON object.")
     return content
 
 
@@ -184,8 +201,9 @@ def _check(tensors: Mapping[str, Tensor], *, expected: Mapping[str, tuple[int, .
             raise Corrupt(
                 f"Tensor {name!r} has dimensions {tuple(tensor.shape)}, not {expected[name]}."
             )
-        if not bool(torch.isfinite(tensor).all()):
-            raise Corrupt(f"Tensor {name!r} holds values that are not finite.")
+    if not isfinite(largest(tensors.values())):
+        name = next(name for name, tensor in tensors.items() if not isfinite(largest([tensor])))
+        raise Corrupt(f"Tensor {name!r} holds values that are not finite.")
 
 
 def _json(content: dict[str, Any]) -> bytes:

@@ -8,7 +8,7 @@ Shapes: T rows of the stream, d hidden, N rows whose logits are wanted, V vocabu
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,16 @@ class Base:
     device: torch.device
     _network: Any
     _row_squares: dict[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
+
+    def apart(self) -> "Base":
+        """Return the same view for another thread, without a copy of a weight.
+
+        `Backbone.using` puts other parameters into the network while it computes; the modules
+        behind this view never see them.
+        """
+        tensors = (*self._network.parameters(), *self._network.buffers())
+        twin = copy.deepcopy(self._network, {id(tensor): tensor for tensor in tensors})
+        return replace(self, _network=twin, _row_squares={})
 
     def weight(self, place: str) -> Tensor:
         """Return the (out, in) weight of a linear place; one that is quantised, as it acts."""

@@ -6,14 +6,14 @@ and, as slot 0, the base), d hidden, M sum of the bottlenecks, K key heads, P su
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
 
-from models.nn.terms import Activation, AttentionTerm, HiddenTerm, LinearTerm, NormTerm, Terms
+from models.nn.terms import Activation, AttentionTerm, HiddenTerm, LinearTerm, Terms
 
 if TYPE_CHECKING:
     from models.nn.terms import OpenForm
@@ -200,13 +200,18 @@ class Bank:
 
         ValueError for one that replaces the network's own weights: it cannot share a batch.
         """
-        if any(adapter.weights for adapter in terms):
+        return cls.of_slots(dict(enumerate(terms, start=1)), slots=len(terms) + 1)
+
+    @classmethod
+    @torch.no_grad()
+    def of_slots(cls, terms: Mapping[int, Terms], *, slots: int) -> Bank:
+        """Join adapters by the slots that they have; see `of`."""
+        if any(adapter.weights for adapter in terms.values()):
             raise ValueError("An adapter of whole weights cannot share a batch.")
-        slots = len(terms) + 1
-        linears = _by_place(adapter.linears for adapter in terms)
-        hiddens = _by_place(adapter.hiddens for adapter in terms)
-        attentions = _by_place(adapter.attentions for adapter in terms)
-        norms: dict[str, dict[int, NormTerm]] = _by_place(adapter.norms for adapter in terms)
+        linears = _by_place({slot: adapter.linears for slot, adapter in terms.items()})
+        hiddens = _by_place({slot: adapter.hiddens for slot, adapter in terms.items()})
+        attentions = _by_place({slot: adapter.attentions for slot, adapter in terms.items()})
+        norms = _by_place({slot: adapter.norms for slot, adapter in terms.items()})
         return cls(
             {place: PlaceBank.of(held, slots=slots) for place, held in linears.items()},
             {place: BottleneckBank.of(held, slots=slots) for place, held in hiddens.items()},
@@ -219,10 +224,10 @@ class Bank:
         )
 
 
-def _by_place(adapters: Iterable[Mapping[KeyT, TermT]]) -> dict[KeyT, dict[int, TermT]]:
-    """Turn terms by place of each adapter into terms by slot of each place."""
+def _by_place(adapters: Mapping[int, Mapping[KeyT, TermT]]) -> dict[KeyT, dict[int, TermT]]:
+    """Turn terms by place of each slot into terms by slot of each place."""
     found: dict[KeyT, dict[int, TermT]] = {}
-    for slot, held in enumerate(adapters, start=1):
+    for slot, held in adapters.items():
         for place, term in held.items():
             found.setdefault(place, {})[slot] = term
     return found

@@ -50,8 +50,9 @@ class Term:
         return replace(self, **{name: t.to(device, kept) for name, t in self._named().items()})
 
     def _named(self) -> dict[str, Any]:
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {name: value for name, value in values.items() if isinstance(value, torch.Tensor)}
+        return {
+            name: value for name, value in vars(self).items() if isinstance(value, torch.Tensor)
+        }
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from core.errors import Corrupt, NotFound
-from core.store import Store
+from core.store import PIECE, Store
 
 
 @pytest.fixture
@@ -79,3 +79,22 @@ def test_a_bucket_works_like_a_folder(folder: Path, tmp_path: Path) -> None:
     blob = bucket.put_file(folder / "a.bin")
     assert (bucket.fetch_tree(tree, tmp_path / "tree") / "b.json").read_text() == "{}"
     assert b"".join(bucket.stream(blob)) == (folder / "a.bin").read_bytes()
+
+
+def test_a_tree_is_read_into_memory_and_verified(tmp_path: Path) -> None:
+    store = Store((tmp_path / "store").as_uri())
+    folder = tmp_path / "tree"
+    folder.mkdir()
+    (folder / "a").write_bytes(b"x" * (2 * PIECE + 3))
+    (folder / "empty").write_bytes(b"")
+    (folder / "left").write_bytes(b"out")
+    digest = store.put_tree(folder)
+    files = store.read_files(digest, without={"left"})
+    assert files == {"a": (folder / "a").read_bytes(), "empty": b""}
+    stored = tmp_path / "store" / "trees" / digest / "a"
+    stored.write_bytes(b"y" + stored.read_bytes()[1:])
+    with pytest.raises(Corrupt):
+        store.read_files(digest)
+    stored.unlink()
+    with pytest.raises(NotFound):
+        store.read_files(digest)

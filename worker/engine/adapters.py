@@ -1,28 +1,27 @@
 """Adapter versions in memory: fetched on first use, immutable, kept while used or recently used.
 
-A version's identity is its digest; names are labels in messages. Fetching (files, network, hashes)
-happens in helper threads without torch; everything else in the engine's one torch thread.
+A version's identity is its digest; names are labels in messages. Helper threads read, hash and
+check files and make the terms; the engine's one torch thread only computes what needs a forward.
 """
 
-import shutil
-import tempfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from pathlib import Path
 
 import structlog
 
 from core.errors import Corrupt, GraftworkError, InvalidRequest, NotFound, Unavailable
+from models.nn.artifact import Files
 from models.nn.terms import Terms
 from models.wire import AdapterRef
+from worker.engine.helper import use_one_core
 from worker.engine.metrics import Metrics
-from worker.engine.resident import Loader, Resident
+from worker.engine.resident import Loader, Prepared, Resident
 
 FETCHES_AT_ONCE = 2
-Fetch = Callable[[str, Path], Path]
-"""Given a digest and a folder to make, writes the version's files there, verified."""
+Fetch = Callable[[str], Files]
+"""Given a digest, returns the version's files, verified."""
 Post = Callable[[Callable[[], None]], None]
 """Runs a function in the engine's thread, soon."""
 
@@ -44,7 +43,7 @@ class AdapterCache:
         post: Post,
         metrics: Metrics,
         failed: Callable[[str, GraftworkError], None],
-        evicted: Callable[[], None],
+        evicted: Callable[[str], None],
     ) -> None:
         self._fetch = fetch
         self._loader = loader
@@ -58,8 +57,9 @@ class AdapterCache:
         self._doomed: set[str] = set()
         """Those of them that were dropped meanwhile."""
         self._parked: dict[str, Resident] = {}
-        self._helpers = ThreadPoolExecutor(FETCHES_AT_ONCE, thread_name_prefix="fetch")
-        self._scratch = tempfile.TemporaryDirectory(prefix="graftwork-engine-")
+        self._helpers = ThreadPoolExecutor(
+            FETCHES_AT_ONCE, thread_name_prefix="fetch", initializer=use_one_core
+        )
 
     def ready(self, adapter: AdapterRef) -> bool:
         """Say whether a version is resident; if not, see to it that it will be."""
@@ -112,28 +112,24 @@ class AdapterCache:
         return list(self._resident.items())
 
     def close(self) -> None:
-        """Stop fetching and remove what was fetched."""
+        """Stop fetching."""
         self._helpers.shutdown(wait=True, cancel_futures=True)
-        self._scratch.cleanup()
 
     def _fetch_in_helper(self, adapter: AdapterRef) -> None:
         try:
-            folder = Path(tempfile.mkdtemp(dir=self._scratch.name)) / "adapter"
-            self._fetch(adapter.digest, folder)
+            prepared = self._loader.prepare(adapter, self._fetch(adapter.digest))
         except Exception as error:  # noqa: BLE001 - an error lost in this thread hangs requests
             self._post(partial(self._fail, adapter.digest, _explain(adapter, error)))
         else:
-            self._post(partial(self._arrive, adapter, folder))
+            self._post(partial(self._arrive, adapter, prepared))
 
-    def _arrive(self, adapter: AdapterRef, folder: Path) -> None:
+    def _arrive(self, adapter: AdapterRef, prepared: Prepared) -> None:
         digest = adapter.digest
         try:
-            resident = self._loader.load(adapter, folder)
+            resident = self._loader.finish(prepared)
         except Exception as error:  # noqa: BLE001 - one adapter's fault must not stop the others
             self._fail(digest, _explain(adapter, error))
             return
-        finally:
-            shutil.rmtree(folder.parent, ignore_errors=True)
         self._metrics.adapter_loads.inc()
         resident.doomed = digest in self._doomed
         self._parked[digest] = resident
@@ -163,7 +159,7 @@ class AdapterCache:
 
     def _evict(self, digest: str) -> None:
         del self._resident[digest]
-        self._evicted()
+        self._evicted(digest)
 
     def _forget_fetch(self, digest: str) -> None:
         self._fetching.discard(digest)

@@ -49,7 +49,7 @@ def assemble(
     blocks = Blocks(backbone.shape, rows=rows, context=context, dtype=dtype, device=backbone.device)
     runner = Runner(backbone, blocks)
     identity = Identity(manifest.digest, renderer.digest)
-    loader = Loader(backbone, renderer, identity, context)
+    loader = Loader(backbone, renderer, identity, context, backbone.base.apart())
     loop = Loop(
         scheduler=Scheduler(rows=rows, prefill_tokens=settings.engine.prefill_tokens),
         blocks=blocks,

@@ -22,6 +22,7 @@ import torch
 from core.errors import InvalidRequest, Unavailable
 from core.settings import Settings
 from core.store import Store
+from models.nn.artifact import TRAINING_TENSORS
 from models.spec import SamplingSpec
 from models.wire import (
     AnyGenerateLine,
@@ -33,7 +34,6 @@ from models.wire import (
     Input,
     InspectReply,
 )
-from worker.engine.adapters import Fetch
 from worker.engine.assembly import Assembly, assemble
 from worker.engine.generation import Generation
 from worker.engine.inspect import inspect
@@ -54,13 +54,13 @@ class Engine:
         self,
         settings: Settings,
         *,
-        fetch: Fetch | None = None,
+        store: Store | None = None,
         died: Callable[[], None] = lambda: None,
     ) -> None:
-        """Take adapters from `fetch`, by default the store; `died` is called if the thread ends."""
+        """Take adapters from `store`, or that of the settings; `died`: the thread has ended."""
         self.metrics = Metrics()
         self._settings = settings
-        self._fetch = fetch or Store(settings.store).fetch_tree
+        self._store = store or Store(settings.store)
         self._died = died
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._outbox = Outbox()
@@ -105,7 +105,9 @@ class Engine:
         """Say whether a stored adapter can be served here, and what it is."""
         opened, budget = self._serving(), self._settings.engine.adapter_bytes
         with tempfile.TemporaryDirectory(prefix="graftwork-inspect-") as scratch:
-            folder = await asyncio.to_thread(self._fetch, digest, Path(scratch) / "adapter")
+            folder = await asyncio.to_thread(
+                self._store.fetch_tree, digest, Path(scratch) / "adapter"
+            )
             look = partial(inspect, folder, digest=digest, loader=opened.loader, budget=budget)
             reply: Future[InspectReply] = Future()
             self._inbox.put(partial(_answer, reply, look))
@@ -242,7 +244,7 @@ class Engine:
         try:
             self._opened = opened = assemble(
                 self._settings,
-                fetch=self._fetch,
+                fetch=partial(self._store.read_files, without=(TRAINING_TENSORS,)),
                 post=self._inbox.put,
                 outbox=self._outbox,
                 metrics=self.metrics,

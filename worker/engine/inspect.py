@@ -18,8 +18,9 @@ from models.nn.artifact import (
     PROVENANCE,
     TENSORS,
     TRAINING_TENSORS,
-    load_artifact,
     load_training_tensors,
+    read_artifact,
+    read_files,
 )
 from models.nn.methods import METHODS, parse_method
 from models.nn.methods.base import Method
@@ -49,8 +50,9 @@ def inspect(folder: Path, *, digest: str, loader: Loader, budget: int) -> Inspec
         needs = f"{TENSORS} takes {size} bytes in memory; the engine has {budget} for adapters."
         return InspectReply(problems=[needs])
     try:
-        loader.load(AdapterRef(name=TENSORS, digest=digest), folder)
-        method = load_artifact(folder, shape=shape).method
+        files = read_files(folder)
+        loader.load(AdapterRef(name=TENSORS, digest=digest), files)
+        method = read_artifact(files, shape=shape).method
         if (folder / TRAINING_TENSORS).is_file():
             load_training_tensors(folder, shape=shape)
     except Exception as error:  # noqa: BLE001 - whatever is wrong with it is what was asked

@@ -1,11 +1,10 @@
-"""An adapter version, ready to use, and how its files become one; runs in the torch thread.
+"""An adapter version, ready to use, and how its files become one.
 
 Shapes: p rows of a prefix, K key and value heads, h head dimension, n tokens, d hidden.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
@@ -13,13 +12,14 @@ import torch
 from torch import Tensor
 
 from core.errors import Corrupt, InvalidRequest
-from models.nn.artifact import Artifact, load_artifact, read_provenance
+from models.nn.artifact import Artifact, Files, read_artifact, read_provenance
 from models.nn.attention import PackedCausal, Span
-from models.nn.backbone import Backbone
+from models.nn.backbone import Backbone, Base
 from models.nn.chat import Renderer
 from models.nn.executors import NOBODY
 from models.nn.head import pool
 from models.nn.prefix import Prefix, compile_prefix
+from models.nn.tensor_file import largest
 from models.nn.terms import Pooling, Terms
 from models.wire import AdapterRef, Input
 from worker.engine.demonstrations import Demonstrations
@@ -72,6 +72,16 @@ class Resident:
 
 
 @dataclass(frozen=True, slots=True)
+class Prepared:
+    """A version that was read and checked, all but what a forward of the base has to say."""
+
+    adapter: AdapterRef
+    artifact: Artifact
+    terms: Terms
+    form: Form
+
+
+@dataclass(frozen=True, slots=True)
 class Loader:
     """Reads versions for one base."""
 
@@ -79,23 +89,39 @@ class Loader:
     renderer: Renderer
     identity: Identity
     context: int
+    base: Base
+    """Apart from the backbone's, so that a version is prepared beside a step."""
 
     @property
     def form(self) -> Form:
         """How a bare text is put to the base."""
         return Form("chat" if self.renderer.tokenizer.chat_template else "completion")
 
-    def load(self, adapter: AdapterRef, folder: Path) -> Resident:
-        """Read, check and prepare a version.
+    def load(self, adapter: AdapterRef, files: Files) -> Resident:
+        """Read, check and prepare a version; see `prepare` and `finish`."""
+        return self.finish(self.prepare(adapter, files))
+
+    @torch.inference_mode()
+    def prepare(self, adapter: AdapterRef, files: Files) -> Prepared:
+        """Read and check a version and make its terms; no forward, so any thread may.
 
         `Corrupt` for numbers that could reach other rows; `InvalidRequest` for what was made for
         something else.
         """
-        self._check_identity(adapter, read_provenance(folder))
-        artifact = load_artifact(folder, shape=self.backbone.shape)
-        terms = Terms.of(artifact.method, artifact.tensors, self.backbone.base)
-        _require_bounded(adapter, _bounded(terms))
-        form = _read_form(artifact, default=self.form)
+        self._check_identity(adapter, read_provenance(files))
+        artifact = read_artifact(files, shape=self.backbone.shape)
+        terms = Terms.of(artifact.method, artifact.tensors, self.base)
+        _require_bounded(adapter, _largest(terms))
+        return Prepared(adapter, artifact, terms, _read_form(artifact, default=self.form))
+
+    @torch.inference_mode()
+    def finish(self, prepared: Prepared) -> Resident:
+        """Compute what stands before every sequence, if anything does; in the torch thread.
+
+        `Corrupt` for numbers that could reach other rows.
+        """
+        artifact, terms, form = prepared.artifact, prepared.terms, prepared.form
+        adapter = prepared.adapter
         demonstrations = Demonstrations.of(
             artifact.method, artifact.tensors, renderer=self.renderer, features=self.features
         )
@@ -106,7 +132,7 @@ class Loader:
         backbone = self.backbone.using(terms.weights)
         prefix = compile_prefix(backbone, terms, token_ids=shared)
         if prefix is not None:
-            _require_bounded(adapter, map(_is_bounded, (*prefix.keys, *prefix.values)))
+            _require_bounded(adapter, largest((*prefix.keys, *prefix.values)))
         terms = replace(terms, prompt=None, keys_values={})
         is_open = any(term.function is not None for term in terms.linears.values())
         kept = artifact.tensors.values() if demonstrations or is_open else ()
@@ -166,20 +192,16 @@ def _read_form(artifact: Artifact, *, default: Form) -> Form:
         raise Corrupt(f"graftwork.json has a `prompt` that is none: {error}.") from error
 
 
-def _require_bounded(adapter: AdapterRef, checks: Iterator[bool]) -> None:
-    if not all(checks):
+def _require_bounded(adapter: AdapterRef, magnitude: float) -> None:
+    if not magnitude <= LARGEST:  # so that NaN is refused too
         raise Corrupt(
             f"The adapter {adapter.name!r} holds numbers that are not finite or too large.",
             code="adapter_unusable",
         )
 
 
-def _bounded(terms: Terms) -> Iterator[bool]:
-    yield from map(_is_bounded, terms.tensors())
+def _largest(terms: Terms) -> float:
+    """Return the largest magnitude of any tensor or scale; NaN if there is one."""
     scales = [term.scale for term in terms.linears.values()]
     scales += [term.scale for term in terms.hiddens.values()]
-    yield all(abs(scale) <= LARGEST for scale in scales)
-
-
-def _is_bounded(tensor: Tensor) -> bool:
-    return not tensor.numel() or bool(tensor.abs().amax() <= LARGEST)  # false for NaN too
+    return largest([*terms.tensors(), torch.tensor(scales, dtype=torch.float64)])

@@ -5,7 +5,7 @@ Shapes: T rows of the stream, d hidden, N rows whose logits are wanted, V vocabu
 
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import groupby
 from typing import NamedTuple
 
@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from models.nn.backbone import Backbone
-from models.nn.executors import NOBODY, Bank, Executor, Packed
+from models.nn.executors import NOBODY, Executor
 from models.nn.terms import Terms
+from worker.engine.banks import Banks
 from worker.engine.blocks import Blocks, MixedAttention
 from worker.engine.layout import Layout, bucket, lay_out
 from worker.engine.sampler import Asked, Drawn, score
@@ -52,13 +53,14 @@ class Runner:
     def __init__(self, backbone: Backbone, blocks: Blocks) -> None:
         self._backbone = backbone
         self._blocks = blocks
-        self._banks: dict[str | None, tuple[tuple[str, ...], Bank]] = {}
-        self._packed: dict[str | None, tuple[tuple[str | None, ...], Packed]] = {}
+        self._banks = Banks()
 
     def run(self, step: Step, *, terms: Mapping[str, Terms]) -> Outcome:
         """Compute a step; `terms` holds, by digest, at least the adapters of its sequences."""
         layout = lay_out(step, rows=self._blocks.rows)
-        executor = self._executor(step.group, layout.owners, terms)
+        executor = self._banks.executor(
+            step.group, layout.owners, terms=terms, device=self._backbone.device
+        )
         backbone = self._backbone
         if step.group is not None:
             backbone = backbone.using(terms[step.group].weights)
@@ -87,38 +89,9 @@ class Runner:
             )
             _Call(self._backbone, NOBODY, hidden_td).logits(list(range(count)))
 
-    def forget(self) -> None:
-        """Drop the banks: an adapter was dropped, or a step failed."""
-        self._banks.clear()
-        self._packed.clear()
-
-    def _executor(
-        self, group: str | None, owners: list[str | None], terms: Mapping[str, Terms]
-    ) -> Executor:
-        needed = {owner for owner in owners if owner is not None}
-        if not needed:
-            return NOBODY
-        digests, bank = self._bank_for(group, needed, terms)
-        key = tuple(owners)
-        if group not in self._packed or self._packed[group][0] != key:
-            slots = {digest: slot for slot, digest in enumerate(digests, start=1)}
-            slots_t = self._tensor([slots[owner] if owner else 0 for owner in owners])
-            self._packed[group] = key, Packed(bank, slots_t)
-        return self._packed[group][1]
-
-    def _bank_for(
-        self, group: str | None, needed: set[str], terms: Mapping[str, Terms]
-    ) -> tuple[tuple[str, ...], Bank]:
-        """Return a bank that has the needed adapters and not many more, as a rule the last one."""
-        if group in self._banks:
-            held = self._banks[group][0]
-            if needed.issubset(held) and len(held) <= 2 * len(needed):
-                return self._banks[group]
-        digests = tuple(sorted(needed))
-        acting = [replace(terms[digest], weights={}) for digest in digests]
-        self._banks[group] = digests, Bank.of(acting)
-        self._packed.pop(group, None)
-        return self._banks[group]
+    def forget(self, digest: str | None = None) -> None:
+        """Drop what is kept of an adapter, or of all: a step failed."""
+        self._banks.forget(digest)
 
     def _tensor(self, values: list[int]) -> Tensor:
         return torch.tensor(values, device=self._backbone.device)

@@ -114,3 +114,24 @@ def test_the_picked_dtype_is_one_the_processor_is_fast_in():
     fast = torch.cpu.get_capabilities().get("avx512_bf16")
     assert pick_dtype() == (torch.bfloat16 if fast else torch.float32)
     assert pick_dtype("cuda") == torch.bfloat16
+
+
+def test_a_view_apart_shares_weights_and_never_sees_replaced_ones():
+    backbone = make_backbone("llama")
+    apart = backbone.base.apart()
+    name = "model.layers.0.self_attn.q_proj.weight"
+    replaced = torch.nn.Parameter(torch.full(backbone.shape.parameters[name], 7.0))
+    seen = []
+
+    class Looking:
+        def attend(self, layer, query_hth, *_, **__):
+            seen.append((apart.parameter(name), backbone.network.get_parameter(name)))
+            return query_hth.transpose(0, 1)
+
+    backbone.using({name: replaced}).hidden(
+        torch.arange(3), positions=torch.arange(3), attention=Looking(), executor=NOBODY
+    )
+    own, of_network = seen[0]
+    assert torch.equal(of_network, replaced)
+    assert torch.equal(own, backbone.base.parameter(name))
+    assert own.data_ptr() == backbone.base.parameter(name).data_ptr()

@@ -192,9 +192,9 @@ def start_engine(world: World) -> Iterator[Callable[..., Engine]]:
     """Start engines with settings changed as told; they are closed after the test."""
     engines = []
 
-    def start(fetch: Any = None, **changes: Any) -> Engine:
+    def start(store: Store | None = None, **changes: Any) -> Engine:
         settings = world.settings.model_copy(update={"engine": engine_settings(**changes)})
-        engine = Engine(settings, fetch=fetch)
+        engine = Engine(settings, store=store)
         engines.append(engine)
         engine.start()
         asyncio.run(until(lambda: engine.health()["ready"]))

@@ -3,14 +3,14 @@
 import asyncio
 import threading
 import time
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Container
 from typing import Any
 
 import pytest
 import torch
 
 from core.errors import Corrupt, GraftworkError, InvalidRequest, NotFound
+from core.store import Store
 from models.nn.artifact import load_artifact
 from models.nn.terms import Terms
 from models.wire import AdapterRef, GenerateRequest
@@ -62,25 +62,25 @@ def test_memory_for_one_serves_many_at_once(
     assert [answer.ids for answer in answers] == expected * 2
 
 
-class SlowStore:
+class SlowStore(Store):
     """Counts fetches and holds each until told."""
 
     def __init__(self, world: World) -> None:
+        super().__init__(world.settings.store)
         self.fetches: list[str] = []
         self.go = threading.Event()
-        self._store = world.store
 
-    def __call__(self, digest: str, folder: Path) -> Path:
+    def read_files(self, digest: str, *, without: Container[str] = ()) -> dict[str, bytearray]:
         self.fetches.append(digest)
         assert self.go.wait(20)
-        return self._store.fetch_tree(digest, folder)
+        return super().read_files(digest, without=without)
 
 
 def test_concurrent_first_uses_load_once_and_others_go_on(
     world: World, start_engine: Callable[..., Engine]
 ) -> None:
     store = SlowStore(world)
-    engine = start_engine(fetch=store)
+    engine = start_engine(store=store)
 
     async def play() -> list[Any]:
         cold = [
@@ -127,7 +127,7 @@ def test_one_that_is_dropped_on_its_way_serves_who_waits_and_goes(
     world: World, start_engine: Callable[..., Engine]
 ) -> None:
     store = SlowStore(world)
-    engine = start_engine(fetch=store)
+    engine = start_engine(store=store)
 
     async def play() -> Any:
         task = asyncio.create_task(ask(engine, order(PROMPT, adapter=world.adapters[0])))
@@ -235,10 +235,12 @@ def test_an_adapter_over_the_whole_budget_is_refused(
 def test_a_store_that_fails_unexpectedly_fails_only_its_requests(
     world: World, start_engine: Callable[..., Engine]
 ) -> None:
-    def fetch(digest: str, folder: Path) -> Path:
-        raise ValueError("broken") if digest == world.adapters[0].digest else OSError("unplugged")
+    class Broken(Store):
+        def read_files(self, digest: str, *, without: Container[str] = ()) -> dict[str, bytearray]:
+            is_first = digest == world.adapters[0].digest
+            raise ValueError("broken") if is_first else OSError("unplugged")
 
-    engine = start_engine(fetch=fetch)
+    engine = start_engine(store=Broken(world.settings.store))
     requests: list[GenerateRequest] = [
         order(PROMPT, adapter=world.adapters[0]),
         order(PROMPT, adapter=world.adapters[1]),

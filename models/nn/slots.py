@@ -1,0 +1,231 @@
+"""Adapters of one batch that come and go: a newcomer is copied into free columns, nobody moves.
+
+Shapes: C columns of capacity, U of them in use, i in features, o out features, n slots.
+"""
+
+import math
+import mmap
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from models.nn.bank import Bank, Layout, PlaceBank
+from models.nn.terms import LinearTerm, Terms
+
+COLUMNS = 1024
+"""Columns reserved at a place on a CPU, where memory costs nothing until it is written."""
+FEWEST_COLUMNS = 64
+FEWEST_SLOTS = 64
+WASTE = 2
+"""How many times the columns of those who are needed may be computed before others leave."""
+VECTORS = {"input_scale": 1.0, "output_scale": 1.0, "bias": 0.0}
+"""The vectors of a linear term, and what changes nothing."""
+
+
+@dataclass(frozen=True)
+class Held:
+    """Who has a slot: its terms, and the columns [start, stop) that it has at every place."""
+
+    slot: int
+    terms: Terms
+    start: int
+    width: int
+
+    @property
+    def stop(self) -> int:
+        """Behind its last column."""
+        return self.start + self.width
+
+
+class Slots:
+    """What a bank holds, changed one adapter at a time; slot 0 is the base."""
+
+    def __init__(self) -> None:
+        self._held: dict[str, Held] = {}
+        self._places: dict[str, _Place] = {}
+        self._bank: Bank | None = None
+
+    def hold(self, needed: Mapping[str, Terms]) -> tuple[Bank, Mapping[str, int]]:
+        """Return a bank with these adapters, by digest, and not many more; and their slots.
+
+        They have one dtype and device. ValueError for one that replaces the network's own weights:
+        it cannot share a batch. A bank stays right until the next call.
+        """
+        wanted = sum(map(_width, needed.values()))
+        held = sum(one.width for one in self._held.values())
+        fresh = needed.keys() - self._held.keys()
+        if held + sum(_width(needed[digest]) for digest in fresh) > WASTE * wanted:
+            for digest in self._held.keys() - needed.keys():
+                self.drop(digest)
+        for digest in sorted(fresh):
+            self._admit(digest, needed[digest])
+        if not fresh and self._used > WASTE * wanted + FEWEST_COLUMNS:
+            self._move_last()
+        if self._bank is None:
+            self._bank = self._make()
+        return self._bank, {digest: one.slot for digest, one in self._held.items()}
+
+    def drop(self, digest: str) -> None:
+        """Free an adapter's slot; one that has none is fine."""
+        if (held := self._held.pop(digest, None)) is None:
+            return
+        self._bank = None
+        for name, term in held.terms.linears.items():
+            self._places[name].clear(held.slot, term)
+
+    @property
+    def _used(self) -> int:
+        return max((one.stop for one in self._held.values()), default=0)
+
+    def _admit(self, digest: str, terms: Terms) -> None:
+        if terms.weights:
+            raise ValueError("An adapter of whole weights cannot share a batch.")
+        taken = {one.slot for one in self._held.values()}
+        slot = next(number for number in range(1, len(taken) + 2) if number not in taken)
+        self._put(digest, Held(slot, terms, self._find(_width(terms)), _width(terms)))
+
+    def _put(self, digest: str, held: Held) -> None:
+        for name, term in held.terms.linears.items():
+            self._places.setdefault(name, _Place()).put(held, term)
+        self._held[digest] = held
+        self._bank = None
+
+    def _find(self, width: int) -> int:
+        """Return where the first gap of this width begins."""
+        start = 0
+        for one in sorted(self._held.values(), key=lambda one: one.start):
+            if one.width and one.start - start >= width:
+                break
+            start = max(start, one.stop)
+        return start
+
+    def _move_last(self) -> None:
+        """Let the last one take a gap before it, so that fewer columns are computed."""
+        digest, last = max(self._held.items(), key=lambda item: item[1].stop)
+        start = self._find(last.width)
+        if start < last.start:
+            self._put(digest, replace(last, start=start))
+
+    def _make(self) -> Bank:
+        acting = {one.slot: one.terms for one in self._held.values()}
+        ordered = sorted(self._held.values(), key=lambda one: one.start)
+        slots = max(acting, default=0) + 1
+        layouts: dict[tuple[float | None, ...], Layout] = {}
+        linears = {}
+        for name in dict.fromkeys(name for terms in acting.values() for name in terms.linears):
+            scales = tuple(_scale(one.terms.linears.get(name)) for one in ordered)
+            if scales not in layouts:
+                layouts[scales] = _lay_out(ordered, scales)
+            linears[name] = self._places[name].bank(acting, name, layouts[scales])
+        return replace(Bank.of_slots(_without_linears(acting), slots=slots), linears=linears)
+
+
+def _width(terms: Terms) -> int:
+    downs = (term.down for term in terms.linears.values())
+    return max((len(down) for down in downs if down is not None), default=0)
+
+
+def _scale(term: LinearTerm | None) -> float | None:
+    return None if term is None or term.down is None else term.scale
+
+
+def _lay_out(ordered: list[Held], scales: tuple[float | None, ...]) -> Layout:
+    """Return whose each column is; those of nobody belong to slot -1."""
+    columns: list[tuple[int, int, float]] = []
+    reached = 0
+    for one, scale in zip(ordered, scales, strict=True):
+        if scale is None or not one.width:
+            continue
+        if one.start > reached:
+            columns.append((-1, one.start - reached, 1.0))
+        columns.append((one.slot, one.width, scale))
+        reached = one.stop
+    return Layout(tuple(columns))
+
+
+def _without_linears(acting: Mapping[int, Terms]) -> dict[int, Terms]:
+    return {slot: replace(terms, linears={}) for slot, terms in acting.items()}
+
+
+@dataclass
+class _Place:
+    """Storage at one linear place; columns and rows that nobody owns hold finite numbers."""
+
+    down_ci: Tensor | None = None
+    up_co: Tensor | None = None
+    tables_nf: dict[str, Tensor] = field(default_factory=dict)
+    holders: dict[str, set[int]] = field(default_factory=dict)
+    """Of each vector, the slots that have one."""
+
+    def put(self, held: Held, term: LinearTerm) -> None:
+        """Copy a term to its columns and rows; what it leaves of its columns becomes zero."""
+        if term.down is not None and term.up is not None:
+            self.down_ci = _reserve(self.down_ci, held.stop, like=term.down[0])
+            self.up_co = _reserve(self.up_co, held.stop, like=term.up[:, 0])
+            rank = len(term.down)
+            for stored, given in ((self.down_ci, term.down), (self.up_co, term.up.t())):
+                stored[held.start : held.start + rank] = given
+                stored[held.start + rank : held.stop] = 0
+        for name, fill in VECTORS.items():
+            row = getattr(term, name)
+            if row is not None:
+                self.holders.setdefault(name, set()).add(held.slot)
+                table = _extend(self.tables_nf.get(name), held.slot + 1, like=row, fill=fill)
+                table[held.slot] = row
+                self.tables_nf[name] = table
+
+    def clear(self, slot: int, term: LinearTerm) -> None:
+        """Let a slot's rows change nothing, whoever has it next."""
+        for name, fill in VECTORS.items():
+            if getattr(term, name) is not None:
+                self.holders[name].discard(slot)
+                self.tables_nf[name][slot] = fill
+
+    def bank(self, acting: Mapping[int, Terms], name: str, layout: Layout) -> PlaceBank:
+        """Return views of what is in use."""
+        terms = {slot: one.linears[name] for slot, one in acting.items() if name in one.linears}
+        used = sum(width for _, width, _ in layout.columns)
+        tables = {
+            f"{vector}_n{'i' if vector == 'input_scale' else 'o'}": table
+            for vector, table in self.tables_nf.items()
+            if self.holders[vector]
+        }
+        return PlaceBank(
+            layout=layout if used else None,
+            down_ri=self.down_ci[:used] if used and self.down_ci is not None else None,
+            up_or=self.up_co[:used].t() if used and self.up_co is not None else None,
+            weights=tuple((s, t.weight) for s, t in terms.items() if t.weight is not None),
+            functions=tuple((s, t.function) for s, t in terms.items() if t.function is not None),
+            **tables,
+        )
+
+
+def _reserve(stored: Tensor | None, columns: int, *, like: Tensor) -> Tensor:
+    """Return storage of at least so many rows like `like`, with what was stored, then zeros."""
+    if stored is not None and len(stored) >= columns:
+        return stored
+    on_cpu = like.device.type == "cpu"
+    least = COLUMNS if on_cpu else FEWEST_COLUMNS
+    size = max(least, 1 << (columns - 1).bit_length())
+    shape = (size, *like.shape)
+    if on_cpu:
+        pages = mmap.mmap(-1, math.prod(shape) * like.element_size())
+        grown = torch.frombuffer(pages, dtype=like.dtype).view(shape)
+    else:
+        grown = like.new_zeros(shape)
+    if stored is not None:
+        grown[: len(stored)] = stored
+    return grown
+
+
+def _extend(table: Tensor | None, rows: int, *, like: Tensor, fill: float) -> Tensor:
+    """Return a table of at least so many rows: those that it had, then `fill`."""
+    if table is not None and len(table) >= rows:
+        return table
+    size = max(FEWEST_SLOTS, 1 << (rows - 1).bit_length())
+    grown = like.new_full((size, *like.shape), fill)
+    if table is not None:
+        grown[: len(table)] = table
+    return grown
