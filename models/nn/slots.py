@@ -47,6 +47,10 @@ class Slots:
         self._places: dict[str, _Place] = {}
         self._bank: Bank | None = None
 
+    def __len__(self) -> int:
+        """Return how many adapters have a slot."""
+        return len(self._held)
+
     def hold(self, needed: Mapping[str, Terms]) -> tuple[Bank, Mapping[str, int]]:
         """Return a bank with these adapters, by digest, and not many more; and their slots.
 

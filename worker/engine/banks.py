@@ -46,8 +46,9 @@ class Banks:
         for group in (None, digest):
             if group in self._slots:
                 self._slots[group].drop(digest)
-        self._slots.pop(digest, None)
-        self._packed.pop(digest, None)
+                self._packed.pop(group, None)
+                if not len(self._slots[group]):
+                    del self._slots[group]
 
     def _pack(
         self,

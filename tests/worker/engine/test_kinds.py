@@ -175,7 +175,7 @@ def test_memory_comes_back_when_a_version_is_dropped(
     ask_all(engine, [order(PROMPT)])
     gc.collect()
     assert engine.health()["resident"] == []
-    assert loop._runner._banks == {}
+    assert loop._runner._banks._slots == {}
     assert [terms for reference in held if (terms := reference()) is not None] == []
 
 

@@ -81,7 +81,7 @@ def test_embeddings_equal_the_pooled_forward(
         assert reply.tokens == [len(alone.encode(text)) for text in TEXTS]
         for text, vector in zip(TEXTS, vectors(reply), strict=True):
             expected = alone.pooled(alone.encode(text), pooling=pooling).numpy()
-            np.testing.assert_allclose(vector, expected, atol=2e-5, rtol=1e-5)
+            np.testing.assert_allclose(vector, expected, atol=5e-5, rtol=1e-5)
 
 
 def test_a_long_list_leaves_slots_to_others(
