@@ -11,8 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-CANDIDATES = 256
-"""Nuclei are first sought among this many tokens; a wider one costs its row a full sort."""
+from worker.engine.draw import draw_nucleus, draw_whole, weigh
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +50,7 @@ def sample(logits_nv: Tensor, *, draws: Sequence[Draw]) -> list[Drawn]:
     """Draw one token a row from float32 logits, which banned tokens are removed from in place.
 
     Greedy at temperature 0; else from the softmax at that temperature, cut to the smallest set of
-    likeliest tokens with mass `top_p` (nucleus sampling, arXiv 1904.09751 section 3.1).
+    likeliest tokens with mass `top_p`.
     """
     finite = torch.isfinite(logits_nv.sum(-1)).tolist()
     reported = [row for row, draw in enumerate(draws) if draw.top_logprobs is not None]
@@ -121,65 +120,27 @@ def _ban(logits_nv: Tensor, draws: Sequence[Draw]) -> None:
 def _choose(logits_nv: Tensor, draws: Sequence[Draw]) -> Tensor:
     """Return (n,) int64."""
     random = [row for row, draw in enumerate(draws) if draw.temperature > 0]
-    whole = [row for row in random if draws[row].top_p >= 1]
-    nucleus = [row for row in random if draws[row].top_p < 1]
     if not random:
         return logits_nv.argmax(-1)
-    chosen_n = logits_nv.new_zeros(len(draws), dtype=torch.int64)
-    greedy = [row for row, draw in enumerate(draws) if draw.temperature <= 0]
-    if greedy:
-        chosen_n[greedy] = _pick(logits_nv, greedy).argmax(-1)
-    if whole:
-        chosen_n[whole] = _draw_whole(_tempered(logits_nv, whole, draws), _uniforms(whole, draws))
-    if nucleus:
-        top_p_m = torch.tensor([draws[row].top_p for row in nucleus], device=logits_nv.device)
-        tempered_mv = _tempered(logits_nv, nucleus, draws)
-        chosen_n[nucleus] = _draw_nucleus(tempered_mv, top_p_m, _uniforms(nucleus, draws))
+    chosen_n = torch.empty(len(draws), dtype=torch.int64, device=logits_nv.device)
+    if len(random) < len(draws):
+        greedy = [row for row, draw in enumerate(draws) if draw.temperature <= 0]
+        chosen_n[greedy] = logits_nv[greedy].argmax(-1)
+    wanted = [(draws[row].temperature, draws[row].top_p, draws[row].uniform) for row in random]
+    temperature_m, top_p_m, uniform_m = torch.tensor(wanted, device=logits_nv.device).unbind(1)
+    weight_mv = weigh(_pick(logits_nv, random), temperature_m)
+    nucleus = [place for place, (_, top_p, _) in enumerate(wanted) if top_p < 1]
+    if not nucleus:
+        chosen_n[random] = draw_whole(weight_mv, uniform_m)
+    elif len(nucleus) == len(random):
+        chosen_n[random] = draw_nucleus(weight_mv, top_p_m, uniform_m)
+    else:
+        drawn_m = draw_whole(weight_mv, uniform_m)
+        narrow_wv = weight_mv[nucleus]
+        drawn_m[nucleus] = draw_nucleus(narrow_wv, top_p_m[nucleus], uniform_m[nucleus])
+        chosen_n[random] = drawn_m
     return chosen_n
 
 
 def _pick(logits_nv: Tensor, rows: Sequence[int]) -> Tensor:
     return logits_nv if len(rows) == len(logits_nv) else logits_nv[list(rows)]
-
-
-def _tempered(logits_nv: Tensor, rows: Sequence[int], draws: Sequence[Draw]) -> Tensor:
-    temperature_m = torch.tensor([draws[row].temperature for row in rows], device=logits_nv.device)
-    logits_mv = _pick(logits_nv, rows)
-    highest_m1 = logits_mv.amax(-1, keepdim=True)
-    return (logits_mv - highest_m1) / temperature_m[:, None]
-
-
-def _uniforms(rows: Sequence[int], draws: Sequence[Draw]) -> Tensor:
-    return torch.tensor([draws[row].uniform for row in rows])
-
-
-def _draw_whole(logits_mv: Tensor, uniform_m: Tensor) -> Tensor:
-    return _invert(logits_mv.softmax(-1), uniform_m)
-
-
-def _draw_nucleus(logits_mv: Tensor, top_p_m: Tensor, uniform_m: Tensor) -> Tensor:
-    total_m1 = logits_mv.logsumexp(-1, keepdim=True)
-    top_mk, ids_mk = logits_mv.topk(min(CANDIDATES, logits_mv.shape[-1]), dim=-1)
-    weight_mk = (top_mk - total_m1).exp()
-    tokens_m = _draw_sorted(weight_mk, ids_mk, top_p_m, uniform_m)
-    wide = (weight_mk.sum(-1) < top_p_m).nonzero()[:, 0]
-    if len(wide) and weight_mk.shape[-1] < logits_mv.shape[-1]:
-        weight_wv, ids_wv = logits_mv[wide].softmax(-1).sort(dim=-1, descending=True, stable=True)
-        uniform_w = uniform_m.to(wide.device)[wide]
-        tokens_m[wide] = _draw_sorted(weight_wv, ids_wv, top_p_m[wide], uniform_w)
-    return tokens_m
-
-
-def _draw_sorted(weight_mk: Tensor, ids_mk: Tensor, top_p_m: Tensor, uniform_m: Tensor) -> Tensor:
-    before_mk = weight_mk.cumsum(-1) - weight_mk
-    inside_mk = before_mk < top_p_m[:, None]
-    place_m = _invert(weight_mk * inside_mk, uniform_m)
-    return ids_mk.gather(-1, place_m[:, None])[:, 0]
-
-
-def _invert(weight_mk: Tensor, uniform_m: Tensor) -> Tensor:
-    """Return, (m,) int64, where the running sum of weights passes `uniform` of the whole."""
-    running_mk = weight_mk.cumsum(-1)
-    target_m1 = running_mk[:, -1:] * uniform_m.to(running_mk)[:, None]
-    place_m1 = torch.searchsorted(running_mk, target_m1, right=True)
-    return place_m1[:, 0].clamp_(max=weight_mk.shape[-1] - 1)

@@ -1,9 +1,12 @@
 """Draws and logprobs, against plain softmax."""
 
+import math
+
 import pytest
 import torch
 
-from worker.engine.sampler import CANDIDATES, Asked, Draw, sample, score
+from worker.engine.draw import CANDIDATES, draw_nucleus, draw_whole, weigh
+from worker.engine.sampler import Asked, Draw, sample, score
 
 VOCAB = 1000
 
@@ -37,7 +40,7 @@ def test_the_whole_distribution_is_drawn_from(temperature: float) -> None:
 
 @pytest.mark.parametrize(("scale", "top_p"), [(3.0, 0.9), (0.1, 0.7), (3.0, 0.01), (0.1, 0.999)])
 def test_the_nucleus_is_exact(scale: float, top_p: float) -> None:
-    """With a scale of 0.1 it is wider than the first cut and must be found by sorting."""
+    """With a scale of 0.1 it is wider than the first cut."""
     table = logits(1, scale=scale)
     weight, ids = table[0].double().softmax(-1).sort(descending=True)
     size = int((weight.cumsum(-1) - weight < top_p).sum())
@@ -49,7 +52,42 @@ def test_the_nucleus_is_exact(scale: float, top_p: float) -> None:
     tokens = {d.token for d in drawn}
     assert tokens <= set(ids[: size + 1].tolist())
     assert len(tokens) >= min(size, 300) * 0.9
-    assert drawn[0].token == int(ids[0])
+
+
+def test_a_wide_nucleus_is_drawn_from_as_it_is_weighted() -> None:
+    table = logits(1, scale=0.3)
+    weight, ids = table[0].double().softmax(-1).sort(descending=True)
+    inside = ids[weight.cumsum(-1) - weight < 0.8]
+    uniforms = torch.linspace(0, 0.9999, 4000)
+    many = table.expand(len(uniforms), -1)
+    tokens = draw_nucleus(
+        weigh(many, torch.ones(len(many))), torch.full_like(uniforms, 0.8), uniforms
+    )
+    counts = torch.bincount(tokens, minlength=VOCAB).double() / len(uniforms)
+    expected = torch.zeros(VOCAB, dtype=torch.float64)
+    expected[inside] = table[0].double().softmax(-1)[inside]
+    assert float((counts - expected / expected.sum()).abs().max()) < 1e-3
+
+
+@pytest.mark.parametrize("top_p", [0.25, 0.2501, 0.9999])
+def test_of_equal_tokens_as_many_are_inside_as_are_needed(top_p: float) -> None:
+    table = torch.zeros(1, VOCAB)
+    uniforms = torch.linspace(0, 0.9999, 4000)
+    weights = weigh(table.expand(len(uniforms), -1), torch.ones(len(uniforms)))
+    tokens = set(draw_nucleus(weights, torch.full_like(uniforms, top_p), uniforms).tolist())
+    assert tokens == set(range(math.ceil(round(top_p * VOCAB, 2))))
+
+
+def test_only_tokens_of_some_weight_are_drawn() -> None:
+    """The very last number below 1, beside weights of zero before and behind."""
+    table = torch.full((2, VOCAB), float("-inf"))
+    table[:, [70, 500, 501]] = 0.0
+    weights = weigh(table, torch.full((2,), 0.5))
+    for last in (
+        draw_whole(weights, torch.tensor([0.0, 1 - 2**-24])),
+        draw_nucleus(weights, torch.tensor([0.99, 0.99]), torch.tensor([0.0, 1 - 2**-24])),
+    ):
+        assert set(last.tolist()) <= {70, 500, 501}
 
 
 def test_kinds_of_rows_mix_and_do_not_see_each_other() -> None:
