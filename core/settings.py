@@ -40,6 +40,9 @@ class EngineSettings(BaseModel, frozen=True):
     context: int = Field(default=2048, ge=16, description="Tokens a sequence may hold.")
     prefill_tokens: int = Field(default=512, ge=1, description="Prompt tokens computed a step.")
     adapter_bytes: int = Field(default=512 * MEBIBYTE, ge=1, description="LRU budget.")
+    prompt_bytes: int = Field(
+        default=256 * MEBIBYTE, ge=0, description="Prompts kept for who begins alike; LRU."
+    )
     waiting: int = Field(default=1024, ge=1, description="Requests queued before a 503.")
     compute: ComputeSettings = ComputeSettings()
 

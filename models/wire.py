@@ -17,6 +17,8 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
 
     sampling: dict[str, Any]
     adapter: AdapterRef | None = None
+    tenant: str | None = None
+    """Whose requests may begin with what was computed for this one; none shares nothing."""
     messages: list[dict[str, Any]] | None = None
     prompt: str | None = None
     prompt_ids: list[int] | None = None
@@ -39,6 +41,7 @@ class EmbedRequest(msgspec.Struct, frozen=True, kw_only=True):
 
     inputs: list[Input]
     adapter: AdapterRef | None = None
+    tenant: str | None = None
     pooling: Literal["last", "mean"] = "mean"
 
 
@@ -57,6 +60,7 @@ class ClassifyRequest(msgspec.Struct, frozen=True, kw_only=True):
 
     inputs: list[Input]
     adapter: AdapterRef | None = None
+    tenant: str | None = None
     labels: list[str] | None = None
 
 
@@ -133,6 +137,8 @@ class GenerateEnd(GenerateLine, frozen=True, tag="end"):
 
     prompt_tokens: int
     completion_tokens: int
+    cached_tokens: int = 0
+    """Tokens of the prompt that had not to be computed again."""
 
 
 class GenerateError(GenerateLine, frozen=True, tag="error"):

@@ -104,12 +104,20 @@ class SamplingRequest(Wire):
         return bool(self.stream_options and self.stream_options.include_usage)
 
 
+class PromptTokens(Reply):
+    """What the tokens that went in cost."""
+
+    cached_tokens: int = 0
+    """Those that did not have to be computed again."""
+
+
 class Usage(Reply):
     """How many tokens went in and came out."""
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    prompt_tokens_details: PromptTokens = PromptTokens()
 
 
 FinishReason = Literal["stop", "length"]

@@ -22,6 +22,7 @@ class Target(NamedTuple):
 
     name: str
     base: str
+    tenant: str
     adapter: AdapterRef | None = None
     method: dict[str, Any] | None = None
 
@@ -34,7 +35,7 @@ class Target(NamedTuple):
 def find_target(session: Session, name: str, *, tenant: str, settings: Settings) -> Target:
     """Return what a model name stands for, or raise the error that the caller should see."""
     if name == settings.base:
-        return Target(name, base=name)
+        return Target(name, base=name, tenant=tenant)
     target = _find_tuned(session, name, tenant=tenant)
     if target.base != settings.base:
         raise InvalidRequest(
@@ -89,7 +90,7 @@ def find_row(session: Session, name: str, *, tenant: str) -> Adapter | Checkpoin
 def _find_tuned(session: Session, name: str, *, tenant: str) -> Target:
     row = find_row(session, name, tenant=tenant)
     made = row if isinstance(row, Adapter) else job.get(session, row.job_id, tenant=tenant)
-    return Target(name, made.base, AdapterRef(name, row.digest), made.method)
+    return Target(name, made.base, tenant, AdapterRef(name, row.digest), made.method)
 
 
 def _base_card(settings: Settings) -> ModelCard:

@@ -35,6 +35,7 @@ def plan(body: ChatRequest, target: Target, *, limits: LimitSettings) -> Generat
     check_bounds(body, prompts=1, limits=limits)
     return GenerateRequest(
         adapter=target.adapter,
+        tenant=target.tenant,
         messages=turns(body.messages),
         sampling=sampling(
             body,

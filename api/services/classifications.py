@@ -24,7 +24,9 @@ async def classify(
 
     async def ask(inputs: list[Input]) -> ClassifyReply:
         return await engine.classify(
-            ClassifyRequest(inputs=inputs, adapter=target.adapter, labels=body.labels)
+            ClassifyRequest(
+                inputs=inputs, adapter=target.adapter, tenant=target.tenant, labels=body.labels
+            )
         )
 
     size = min(BATCH, max(1, SCORINGS // len(body.labels))) if body.labels else BATCH

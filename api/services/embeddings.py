@@ -23,7 +23,9 @@ async def embed(
 
     async def ask(inputs: list[Input]) -> EmbedReply:
         return await engine.embed(
-            EmbedRequest(inputs=inputs, adapter=target.adapter, pooling=body.pooling)
+            EmbedRequest(
+                inputs=inputs, adapter=target.adapter, tenant=target.tenant, pooling=body.pooling
+            )
         )
 
     replies = await in_batches(to_inputs(body.inputs), size=BATCH, ask=ask)

@@ -9,7 +9,7 @@ import structlog
 
 from api.engine_client import EngineClient
 from api.errors import internal_fault
-from api.schemas.sampling import SamplingRequest, Usage
+from api.schemas.sampling import PromptTokens, SamplingRequest, Usage
 from core.errors import GraftworkError, InvalidRequest, Unavailable
 from core.settings import LimitSettings
 from models.spec import SamplingSpec
@@ -85,11 +85,13 @@ class Counts:
     def __init__(self) -> None:
         self._prompt = 0
         self._completion = 0
+        self._cached = 0
 
     def add(self, line: GenerateEnd) -> None:
         """Take in what one prompt cost."""
         self._prompt += line.prompt_tokens
         self._completion += line.completion_tokens
+        self._cached += line.cached_tokens
 
     def usage(self) -> Usage:
         """Return the sums."""
@@ -97,6 +99,7 @@ class Counts:
             prompt_tokens=self._prompt,
             completion_tokens=self._completion,
             total_tokens=self._prompt + self._completion,
+            prompt_tokens_details=PromptTokens(cached_tokens=self._cached),
         )
 
 

@@ -32,9 +32,13 @@ def plan(body: TextRequest, target: Target, *, limits: LimitSettings) -> list[Ge
         echo=body.echo,
     )
     return [
-        GenerateRequest(adapter=target.adapter, sampling=drawn, prompt=prompt)
-        if isinstance(prompt, str)
-        else GenerateRequest(adapter=target.adapter, sampling=drawn, prompt_ids=prompt)
+        GenerateRequest(
+            adapter=target.adapter,
+            tenant=target.tenant,
+            sampling=drawn,
+            prompt=prompt if isinstance(prompt, str) else None,
+            prompt_ids=None if isinstance(prompt, str) else prompt,
+        )
         for prompt in prompts
     ]
 

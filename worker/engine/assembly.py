@@ -18,6 +18,7 @@ from worker.engine.request import Outbox
 from worker.engine.resident import Identity, Loader
 from worker.engine.runner import Runner
 from worker.engine.scheduler import Scheduler
+from worker.engine.shared import SharedPrompts
 from worker.engine.writer import Writer
 
 
@@ -53,6 +54,7 @@ def assemble(
     loop = Loop(
         scheduler=Scheduler(rows=rows, prefill_tokens=settings.engine.prefill_tokens),
         blocks=blocks,
+        shared=SharedPrompts(blocks, budget=settings.engine.prompt_bytes),
         runner=runner,
         writer=Writer(renderer, outbox, context=context),
         reader=Reader(loader),

@@ -32,14 +32,14 @@ class Blocks:
     def __init__(
         self, shape: Shape, *, rows: int, context: int, dtype: torch.dtype, device: torch.device
     ) -> None:
-        """Reserve L times (R, K, C + 1, h) twice; rows that only fill a hole write to the last."""
+        """Reserve (2, L, R, K, C + 1, h); rows that only fill a hole write to the last position."""
         self.device = device
         self.rows = rows
         self.context = context
         self.spare = context
-        size = (rows, shape.kv_heads, context + 1, shape.head_dim)
-        self.keys = [_zeros(size, dtype=dtype, device=device) for _ in range(shape.layers)]
-        self.values = [_zeros(size, dtype=dtype, device=device) for _ in range(shape.layers)]
+        size = (2, shape.layers, rows, shape.kv_heads, context + 1, shape.head_dim)
+        self._all = _zeros(size, dtype=dtype, device=device)
+        self.keys, self.values = (list(side.unbind()) for side in self._all.unbind())
 
     def fill(self, slot: int, prefix: Prefix, *, length: int) -> None:
         """Write the first `length` positions of a slot from what was computed at load."""
@@ -47,10 +47,17 @@ class Blocks:
             for cache_rkch, side_kph in zip(caches, sides, strict=True):
                 cache_rkch[slot, :, :length] = side_kph[:, :length]
 
+    def read(self, slot: int, *, start: int, stop: int) -> Tensor:
+        """Return a copy of positions [start, stop) of a slot, (2, L, K, stop - start, h)."""
+        return self._all[:, :, slot, :, start:stop].clone()
+
+    def write(self, slot: int, block: Tensor, *, start: int) -> None:
+        """Write what `read` gave to the positions of a slot from `start` on."""
+        self._all[:, :, slot, :, start : start + block.shape[3]] = block
+
     def move(self, source: int, target: int, *, length: int) -> None:
         """Move the first `length` positions of one slot to another; nothing stays behind."""
-        for cache_rkch in (*self.keys, *self.values):
-            cache_rkch[target, :, :length] = cache_rkch[source, :, :length]
+        self._all[:, :, target, :, :length] = self._all[:, :, source, :, :length]
         self.wipe(source, length=length)
 
     def wipe(self, slot: int, *, length: int) -> None:
@@ -58,8 +65,7 @@ class Blocks:
 
         A NaN that a failed row left there would reach the next owner through a weight of zero.
         """
-        for cache_rkch in (*self.keys, *self.values):
-            cache_rkch[slot, :, :length] = 0
+        self._all[:, :, slot, :, :length] = 0
 
 
 def _zeros(size: tuple[int, ...], *, dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -210,6 +210,7 @@ class Engine:
         token_limit(len(prompt), sampling=sampling, context=opened.context)
         return Generation(
             adapter=request.adapter,
+            tenant=request.tenant,
             loop=loop,
             rows=sampling.n,
             source=source,
@@ -224,7 +225,9 @@ class Engine:
         with self._room(rows):
             loop = asyncio.get_running_loop()
             await loop.run_in_executor(self._intake, partial(self._check_inputs, order, opened))
-            reading = Reading(adapter=order.adapter, loop=loop, rows=rows, order=order)
+            reading = Reading(
+                adapter=order.adapter, tenant=order.tenant, loop=loop, rows=rows, order=order
+            )
             with self._working_on(reading, opened):
                 return await reading.result()
 

@@ -29,6 +29,8 @@ class Generation(Request):
     seed: int
     started: bool = False
     completion_tokens: int = 0
+    cached_tokens: int = 0
+    """Tokens of the prompt that its first choice did not have to compute."""
 
     async def lines(self) -> AsyncIterator[AnyGenerateLine]:
         """Yield lines to the last; an error before the first is raised, a later one is a line."""

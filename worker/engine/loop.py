@@ -20,6 +20,7 @@ from worker.engine.runner import Outcome, Runner
 from worker.engine.sampler import Drawn, sample
 from worker.engine.scheduler import Scheduler, Step
 from worker.engine.sequence import Choice, Excerpt, Sequence
+from worker.engine.shared import SharedPrompts
 from worker.engine.writer import Writer
 
 Rows = list[Choice] | list[Excerpt]
@@ -35,6 +36,7 @@ class Loop:
         *,
         scheduler: Scheduler,
         blocks: Blocks,
+        shared: SharedPrompts,
         runner: Runner,
         writer: Writer,
         reader: Reader,
@@ -47,6 +49,7 @@ class Loop:
         self._unopened: dict[Request, None] = {}
         """Requests whose adapter is not here yet, in order."""
         self._blocks = blocks
+        self._shared = shared
         self._runner = runner
         self._writer = writer
         self._reader = reader
@@ -150,6 +153,9 @@ class Loop:
                     sequence.computed = min(len(shared), sequence.skippable)
                 length = sequence.footing.rows + sequence.computed
                 self._blocks.fill(sequence.slot or 0, prefix, length=length)
+        self._shared.copy(sequence)
+        sequence.cached = sequence.computed
+        self._metrics.tokens.labels("cached").inc(sequence.cached)
         if isinstance(sequence, Choice):
             self._writer.start(sequence)
 
@@ -192,6 +198,8 @@ class Loop:
         scores = dict(outcome.scores)
         for chunk in step.chunks:
             row = chunk.sequence
+            if row.slot is not None:
+                self._shared.keep(row)
             if isinstance(row, Excerpt):
                 self._reader.score(row, scores.get(chunk, []))
                 if chunk.ends_prompt and row.slot is not None:

@@ -21,6 +21,8 @@ class Request:
     loop: asyncio.AbstractEventLoop
     rows: int
     """How many slots it can use at once."""
+    tenant: str | None = None
+    """Whose request it is: what was computed for one tenant serves no other, and none's nobody."""
     sequences: "list[Sequence]" = field(default_factory=list)
     """Rows that have not ended."""
     _events: asyncio.Queue[Event] = field(default_factory=asyncio.Queue)

@@ -58,6 +58,8 @@ class Sequence:
     """Where its keys and values lie, once admitted."""
     computed: int = 0
     """Tokens whose keys and values are in the slot."""
+    cached: int = 0
+    """Those of them that were known before it began."""
 
     @property
     def adapter(self) -> AdapterRef | None:
@@ -68,6 +70,11 @@ class Sequence:
     def prefilling(self) -> bool:
         """Whether some of the prompt is still to be computed."""
         return self.computed < len(self.prompt)
+
+    @property
+    def trunk(self) -> int:
+        """How many first tokens stand in a line, without the nodes of a tree."""
+        return len(self.prompt) - (len(self.tree.tokens) if self.tree else 0)
 
     @property
     def skippable(self) -> int:

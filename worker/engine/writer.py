@@ -69,6 +69,8 @@ class Writer:
     def start(self, choice: Choice) -> None:
         """Say that a row was admitted; demonstrations are not echoed."""
         generation = choice.request
+        if choice.index == 0:
+            generation.cached_tokens = choice.cached
         if not generation.started:
             generation.started = True
             self._outbox.put(generation, GenerateStart(prompt_tokens=len(generation.prompt)))
@@ -120,7 +122,9 @@ class Writer:
     def end(self, generation: Generation) -> None:
         """Say that all choices have ended."""
         counts = GenerateEnd(
-            prompt_tokens=len(generation.prompt), completion_tokens=generation.completion_tokens
+            prompt_tokens=len(generation.prompt),
+            completion_tokens=generation.completion_tokens,
+            cached_tokens=generation.cached_tokens,
         )
         self._outbox.put(generation, counts)
 

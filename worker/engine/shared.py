@@ -1,0 +1,95 @@
+"""Keys and values of prompts that were computed before, for whoever may see them.
+
+Whoever begins with the same tokens, under the same adapter bytes and for the same tenant, copies
+what is here instead of computing it. Shapes: L layers, K key and value heads, t tokens of a block,
+h head dimension.
+"""
+
+import secrets
+from array import array
+from collections import OrderedDict
+from collections.abc import Iterator
+from hashlib import blake2b
+from itertools import islice
+from math import isfinite
+
+from torch import Tensor
+
+from models.nn.tensor_file import largest
+from worker.engine.blocks import Blocks
+from worker.engine.sequence import Sequence
+
+TOKENS = 32
+"""Tokens of a block; fewer are never shared."""
+_HASH_BYTES = 16
+
+
+class SharedPrompts:
+    """Blocks by everything that they depend on; the least recently used leave first."""
+
+    def __init__(self, blocks: Blocks, *, budget: int) -> None:
+        """Hold at most `budget` bytes; 0 shares nothing."""
+        self._blocks = blocks
+        self._budget = budget
+        self._held: OrderedDict[bytes, Tensor] = OrderedDict()
+        """(2, L, K, t, h) each, by the hash of all tokens to its end."""
+        self._secret = secrets.token_bytes(_HASH_BYTES)
+        self.bytes = 0
+
+    def copy(self, sequence: Sequence) -> None:
+        """Write what is known of an admitted sequence's first tokens to its slot."""
+        if not self._shares(sequence):
+            return
+        found = []
+        for key in self._keys(sequence):
+            if key not in self._held:
+                break
+            found.append(key)
+        known = min(len(found) * TOKENS, sequence.skippable)
+        if known <= sequence.computed:
+            return
+        for key in reversed(found):  # so that a block never outlives those before it
+            self._held.move_to_end(key)
+        for number in range(sequence.computed // TOKENS, len(found)):
+            start = sequence.footing.rows + number * TOKENS
+            self._blocks.write(sequence.slot or 0, self._held[found[number]], start=start)
+        sequence.computed = known
+
+    def keep(self, sequence: Sequence) -> None:
+        """Copy what has been computed of a prompt out of its slot, if it is new."""
+        if not self._shares(sequence):
+            return
+        keys = list(islice(self._keys(sequence), sequence.computed // TOKENS))
+        for number, key in enumerate(keys):
+            if key in self._held:
+                continue
+            start = sequence.footing.rows + number * TOKENS
+            block = self._blocks.read(sequence.slot or 0, start=start, stop=start + TOKENS)
+            if not isfinite(largest([block])):
+                break
+            self._held[key] = block
+            self.bytes += block.nbytes
+        for key in reversed(keys):
+            if key in self._held:
+                self._held.move_to_end(key)
+        while self.bytes > self._budget:
+            self.bytes -= self._held.popitem(last=False)[1].nbytes
+
+    def _shares(self, sequence: Sequence) -> bool:
+        return self._budget > 0 and sequence.request.tenant is not None
+
+    def _keys(self, sequence: Sequence) -> Iterator[bytes]:
+        """Yield a key for each whole block of tokens that stand in a line behind each other.
+
+        Keys and values depend on every token before, on what the adapter does to rows, and on what
+        it puts before them; an adapter that does nothing of the kind shares with the base.
+        """
+        footing = sequence.footing
+        shaped = footing.owner or footing.group or footing.rows
+        adapter = sequence.adapter.digest if sequence.adapter and shaped else ""
+        tenant = (sequence.request.tenant or "").encode()
+        key = blake2b(tenant, key=self._secret, person=b"tenant").digest() + adapter.encode()
+        for first in range(0, sequence.trunk - TOKENS + 1, TOKENS):
+            tokens = array("q", sequence.prompt[first : first + TOKENS])
+            key = blake2b(key + tokens.tobytes(), digest_size=_HASH_BYTES).digest()
+            yield key
