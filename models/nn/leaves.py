@@ -54,6 +54,11 @@ class LinearLeaf(nn.Module):
         self.bias = module.bias
         self._product = linear if is_packed(module.weight) else F.linear
 
+    def hold(self, weight_oi: nn.Parameter, *, product: Callable[..., Tensor]) -> None:
+        """Take another form of the weight, and the product that reads it."""
+        self.weight = weight_oi
+        self._product = product
+
     def forward(self, x: Tensor) -> Tensor:
         """Return (..., o) from (..., i)."""
         executor = _CALL.get().executor
