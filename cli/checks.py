@@ -127,6 +127,8 @@ def check_torch(settings: Settings) -> Finding:
     features = " ".join(flag for flag in wanted if flag in flags) or "none of note"
     chosen = settings.engine.compute.dtype
     dtype = str(pick_dtype()).removeprefix("torch.") if chosen == "auto" else chosen
+    if settings.engine.quantization != "none":
+        dtype += f", served from {settings.engine.quantization}"
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     cores = os.cpu_count()
     return Finding("ok", f"{torch.__version__}; {gpu}; {cores} cores ({features}); {dtype}")

@@ -77,7 +77,7 @@ def _plan(settings: "Settings", broker: "Broker") -> Iterator[Program]:
 
     logs = settings.data_folder / "logs"
     plain = {**programs.environment(), "GRAFTWORK_HOST": settings.host}
-    torch = {**plain, **programs.passive()}
+    torch = {**plain, **programs.waiting()}
 
     if broker.server:
         command = server_command(broker.server, settings=settings)

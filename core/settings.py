@@ -15,7 +15,7 @@ MEBIBYTE = 1024 * 1024
 class ComputeSettings(BaseModel, frozen=True):
     """How a torch process behaves beside the others on the same cores."""
 
-    threads: int = Field(default=0, ge=0, description="Torch threads; 0 means every core.")
+    threads: int = Field(default=0, ge=0, description="Torch threads at most; 0 means every core.")
     dtype: str = Field(default="auto", pattern="^(auto|float32|bfloat16)$")
     device: str = "auto"
 
@@ -44,6 +44,11 @@ class EngineSettings(BaseModel, frozen=True):
         default=256 * MEBIBYTE, ge=0, description="Prompts kept for who begins alike; LRU."
     )
     waiting: int = Field(default=1024, ge=1, description="Requests queued before a 503.")
+    quantization: str = Field(
+        default="none",
+        pattern="^(none|int8)$",
+        description="int8 holds the frozen linear weights in 8 bits, on a CPU.",
+    )
     compute: ComputeSettings = ComputeSettings()
 
 
@@ -105,6 +110,11 @@ class Settings(BaseSettings):
             return self.data_folder / "run"
         digest = sha256(os.fsencode(self.data_folder)).hexdigest()[:16]
         return Path(tempfile.gettempdir()) / f"graftwork-{os.getuid()}-{digest}"
+
+    @property
+    def cores_folder(self) -> Path:
+        """Where programs that share the cores of a machine tell each other that they compute."""
+        return self.data_folder / "cores"
 
     @property
     def database(self) -> str:

@@ -7,6 +7,7 @@ import msgspec
 import structlog
 
 from core.bases import read_manifest
+from core.cores import available
 from core.errors import Corrupt, NotFound
 from core.settings import WorkerSettings
 from core.store import Store
@@ -37,7 +38,7 @@ def write_order(
         resume_folder=_fetch_resume(row, folder=folder / "resume", store=store),
         work_folder=str(folder / "out"),
         resume_seconds=settings.resume_seconds,
-        threads=settings.compute.threads,
+        threads=settings.compute.threads or len(available()),
         device=settings.compute.device,
         provenance={
             "job_id": row.id,

@@ -46,6 +46,7 @@ class Supervisor:
         self._recorder = Recorder(row, database=database, store=store)
         self._folder = settings.data_folder / "work" / f"{row.id}-{row.fence}"
         self._base_folder = settings.base_folder
+        self._cores_folder = settings.cores_folder
         self._lease = Lease(row, database=database, seconds=self._settings.lease_seconds)
 
     def run(self) -> None:
@@ -88,7 +89,7 @@ class Supervisor:
             store=self._store,
             settings=self._settings,
         )
-        trainer = Trainer(self._folder)
+        trainer = Trainer(self._folder, cores_folder=self._cores_folder)
         self._lease.guard(trainer.process)
         try:
             final = self._watch(trainer)

@@ -15,6 +15,7 @@ import structlog
 
 from core.faults import VARIABLE as CRASH_VARIABLE
 from models.spec import AnyTrainerMessage
+from worker.share import Share
 
 log = structlog.get_logger(__name__)
 _decoder = msgspec.json.Decoder(AnyTrainerMessage)
@@ -23,7 +24,7 @@ _decoder = msgspec.json.Decoder(AnyTrainerMessage)
 class Trainer:
     """A running trainer; `messages` ends with None when it has ended."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, cores_folder: Path) -> None:
         self.messages: SimpleQueue[AnyTrainerMessage | None] = SimpleQueue()
         self._folder = folder
         self._told: str | None = None
@@ -36,6 +37,7 @@ class Trainer:
                 start_new_session=True,
                 env=_environment(),
             )
+        self._share = Share(self.process.pid, folder=cores_folder)
         self._reader = Thread(target=self._read, name="reader", daemon=True)
         self._reader.start()
 
@@ -60,6 +62,7 @@ class Trainer:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
         self._reader.join()
+        self._share.end()
         return self.process.returncode
 
     def last_words(self, *, size: int = 2000) -> str:

@@ -32,6 +32,8 @@ class Held:
     terms: Terms
     start: int
     width: int
+    scales: Mapping[str, float | None]
+    """Of its low-rank terms, by place."""
 
     @property
     def stop(self) -> int:
@@ -57,14 +59,14 @@ class Slots:
         They have one dtype and device. ValueError for one that replaces the network's own weights:
         it cannot share a batch. A bank stays right until the next call.
         """
-        wanted = sum(map(_width, needed.values()))
-        held = sum(one.width for one in self._held.values())
-        fresh = needed.keys() - self._held.keys()
-        if held + sum(_width(needed[digest]) for digest in fresh) > WASTE * wanted:
-            for digest in self._held.keys() - needed.keys():
+        fresh = {d: _width(needed[d]) for d in sorted(needed.keys() - self._held.keys())}
+        stale = self._held.keys() - needed.keys()
+        wanted = sum(fresh.values()) + sum(self._held[d].width for d in needed if d not in fresh)
+        if sum(self._held[digest].width for digest in stale) > (WASTE - 1) * wanted:
+            for digest in stale:
                 self.drop(digest)
-        for digest in sorted(fresh):
-            self._admit(digest, needed[digest])
+        for digest, width in fresh.items():
+            self._admit(digest, needed[digest], width)
         if not fresh and self._used > WASTE * wanted + FEWEST_COLUMNS:
             self._move_last()
         if self._bank is None:
@@ -83,12 +85,13 @@ class Slots:
     def _used(self) -> int:
         return max((one.stop for one in self._held.values()), default=0)
 
-    def _admit(self, digest: str, terms: Terms) -> None:
+    def _admit(self, digest: str, terms: Terms, width: int) -> None:
         if terms.weights:
             raise ValueError("An adapter of whole weights cannot share a batch.")
         taken = {one.slot for one in self._held.values()}
         slot = next(number for number in range(1, len(taken) + 2) if number not in taken)
-        self._put(digest, Held(slot, terms, self._find(_width(terms)), _width(terms)))
+        scales = {name: _scale(term) for name, term in terms.linears.items()}
+        self._put(digest, Held(slot, terms, self._find(width), width, scales))
 
     def _put(self, digest: str, held: Held) -> None:
         for name, term in held.terms.linears.items():
@@ -119,7 +122,7 @@ class Slots:
         layouts: dict[tuple[float | None, ...], Layout] = {}
         linears = {}
         for name in dict.fromkeys(name for terms in acting.values() for name in terms.linears):
-            scales = tuple(_scale(one.terms.linears.get(name)) for one in ordered)
+            scales = tuple([one.scales.get(name) for one in ordered])
             if scales not in layouts:
                 layouts[scales] = _lay_out(ordered, scales)
             linears[name] = self._places[name].bank(acting, name, layouts[scales])
@@ -128,11 +131,11 @@ class Slots:
 
 def _width(terms: Terms) -> int:
     downs = (term.down for term in terms.linears.values())
-    return max((len(down) for down in downs if down is not None), default=0)
+    return max((down.shape[0] for down in downs if down is not None), default=0)
 
 
-def _scale(term: LinearTerm | None) -> float | None:
-    return None if term is None or term.down is None else term.scale
+def _scale(term: LinearTerm) -> float | None:
+    return None if term.down is None else term.scale
 
 
 def _lay_out(ordered: list[Held], scales: tuple[float | None, ...]) -> Layout:

@@ -9,6 +9,7 @@ from core.bases import BaseManifest, verify
 from core.settings import ComputeSettings, Settings
 from models.nn.backbone import Backbone, pick_dtype
 from models.nn.chat import Renderer
+from models.nn.weight_only import hold_in_8_bits
 from worker.engine.adapters import AdapterCache, Fetch, Post
 from worker.engine.blocks import Blocks
 from worker.engine.loop import Loop
@@ -19,6 +20,7 @@ from worker.engine.resident import Identity, Loader
 from worker.engine.runner import Runner
 from worker.engine.scheduler import Scheduler
 from worker.engine.shared import SharedPrompts
+from worker.engine.threads import Threads
 from worker.engine.writer import Writer
 
 
@@ -32,6 +34,7 @@ class Assembly:
     context: int
     loader: Loader
     loop: Loop
+    threads: Threads
 
 
 def assemble(
@@ -40,11 +43,12 @@ def assemble(
     """Verify and load the base, reserve its cache, and warm up."""
     compute, folder = settings.engine.compute, settings.base_folder
     manifest = verify(folder)
-    if compute.threads:
-        torch.set_num_threads(compute.threads)
+    threads = Threads(settings.cores_folder, most=compute.threads)
     device = _device(compute)
     dtype = pick_dtype(device) if compute.dtype == "auto" else getattr(torch, compute.dtype)
     backbone = Backbone.load(folder, dtype=dtype, device=device)
+    if settings.engine.quantization == "int8":
+        hold_in_8_bits(backbone)
     renderer = Renderer.load(folder)
     rows, context = settings.engine.rows, min(settings.engine.context, backbone.shape.context)
     blocks = Blocks(backbone.shape, rows=rows, context=context, dtype=dtype, device=backbone.device)
@@ -71,7 +75,7 @@ def assemble(
     )
     with torch.inference_mode():
         runner.warm_up()
-    return Assembly(manifest, backbone, renderer, context, loader, loop)
+    return Assembly(manifest, backbone, renderer, context, loader, loop, threads)
 
 
 def _device(compute: ComputeSettings) -> str:

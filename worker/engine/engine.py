@@ -147,6 +147,7 @@ class Engine:
             "base": opened.manifest.id,
             "base_digest": opened.manifest.digest,
             "dtype": str(opened.backbone.dtype).removeprefix("torch."),
+            "quantization": self._settings.engine.quantization,
             "context": opened.context,
             "rows": len(scheduler.running),
             "waiting": opened.loop.waiting,
@@ -255,7 +256,8 @@ class Engine:
             log.info("engine_ready", base=opened.manifest.id, dtype=str(opened.backbone.dtype))
             with torch.inference_mode():
                 while not self._closing:
-                    worked = opened.loop.step()
+                    if worked := opened.loop.step():
+                        opened.threads.work()
                     self._run_posted(wait=not worked)
             self._fail_all(_stopping())
             opened.loop.adapters.close()

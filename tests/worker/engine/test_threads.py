@@ -1,0 +1,45 @@
+"""The engine takes its share of the cores beside trainers, and all of them alone."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from core.cores import EVERY_SECONDS, Beat, count
+from worker.engine import threads as module
+from worker.engine.threads import Threads
+
+
+@pytest.fixture(autouse=True)
+def _four_cores(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    before = torch.get_num_threads()
+    monkeypatch.setattr(module, "available", lambda: [0, 1, 2, 3])
+    yield
+    torch.set_num_threads(before)
+
+
+def look_again(threads: Threads) -> int:
+    time.sleep(EVERY_SECONDS)
+    threads.work()
+    return torch.get_num_threads()
+
+
+def test_threads_follow_who_else_computes(tmp_path: Path) -> None:
+    threads, trainer = Threads(tmp_path, most=0), Beat(tmp_path, "trainer")
+    assert torch.get_num_threads() == 4
+    threads.work()
+    assert count(tmp_path, "engine") == 1
+    trainer.beat()
+    assert look_again(threads) == 2
+    trainer.end()
+    assert look_again(threads) == 4
+
+
+def test_what_an_operator_grants_is_the_most(tmp_path: Path) -> None:
+    threads = Threads(tmp_path, most=3)
+    assert torch.get_num_threads() == 3
+    Beat(tmp_path, "trainer").beat()
+    threads.work()
+    assert torch.get_num_threads() == 2
