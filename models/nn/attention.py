@@ -1,7 +1,7 @@
 """Attention over flat streams: who may look at whom is decided here, not in the backbone.
 
 Shapes: T rows of the stream, H query heads, K key and value heads, h head dimension, n rows of
-one sequence, s keys that it sees, g query heads that share a key head.
+one sequence, s keys that it sees, g query heads that share a key head, G = H + 2 K.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from models.nn.kernels import ops
 from models.nn.terms import KeysValues
 
 
@@ -36,6 +37,15 @@ class Attention(Protocol):
         by `cap * tanh(score / cap)`.
         """
 
+    def attend_joined(
+        self, layer: int, heads_tgh: Tensor, /, *, kv_heads: int, scale: float
+    ) -> Tensor:
+        """Return (T, H, h) from query, key and value heads side by side, (T, G, h)."""
+        query_hth, key_kth, value_kth = split_heads(heads_tgh, kv_heads=kv_heads)
+        return self.attend(
+            layer, query_hth, key_kth, value_kth, scale=scale, window=None, softcap=None
+        )
+
 
 class Span(NamedTuple):
     """Rows [start, stop) of one sequence and what stands before them, which all of them see."""
@@ -48,7 +58,16 @@ class Span(NamedTuple):
     """Rows of the stream that come next, such as a prompt that several sequences share."""
 
 
-class PackedCausal:
+def split_heads(heads_tgh: Tensor, *, kv_heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return views (H, T, h), (K, T, h) and (K, T, h) of heads side by side, (T, G, h)."""
+    heads = heads_tgh.shape[1] - 2 * kv_heads
+    query_hth, key_kth, value_kth = torch.split(
+        heads_tgh.transpose(0, 1), [heads, kv_heads, kv_heads]
+    )
+    return query_hth, key_kth, value_kth
+
+
+class PackedCausal(Attention):
     """Block-diagonal causal attention over sequences laid end to end; differentiable, no cache."""
 
     def __init__(self, sequences: Sequence[tuple[int, int] | Span]) -> None:
@@ -60,6 +79,17 @@ class PackedCausal:
         if any(span.start >= span.stop for span in self.spans):
             raise ValueError("A sequence must have at least one row.")
         self._masks: dict[tuple[int, int, int | None, torch.device], Tensor] = {}
+        self._bounds = [bound for _, bound in bounds]
+        self._is_plain = not any(span.static or span.before for span in self.spans)
+
+    def attend_joined(
+        self, layer: int, heads_tgh: Tensor, *, kv_heads: int, scale: float
+    ) -> Tensor:
+        """See `Attention.attend_joined`; where nothing stands before a sequence, one op does it."""
+        if not self._is_plain or len(heads_tgh) != self._bounds[-1]:
+            return super().attend_joined(layer, heads_tgh, kv_heads=kv_heads, scale=scale)
+        attend = ops(heads_tgh.device).attend_packed
+        return attend(heads_tgh, kv_heads=kv_heads, bounds=self._bounds, scale=scale)
 
     def attend(
         self,
@@ -106,6 +136,7 @@ class Recording(PackedCausal):
     def __init__(self, sequences: Sequence[tuple[int, int] | Span]) -> None:
         """See `PackedCausal`."""
         super().__init__(sequences)
+        self._is_plain = False
         self.keys: list[Tensor] = []
         self.values: list[Tensor] = []
 
@@ -121,8 +152,8 @@ class Recording(PackedCausal):
         softcap: float | None,
     ) -> Tensor:
         """See `Attention.attend`; layers come in order."""
-        self.keys.append(key_kth)
-        self.values.append(value_kth)
+        self.keys.append(key_kth.contiguous())
+        self.values.append(value_kth.contiguous())
         return super().attend(
             layer, query_hth, key_kth, value_kth, scale=scale, window=window, softcap=softcap
         )

@@ -21,6 +21,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from core.errors import InvalidRequest
 from models.nn.attention import Attention, Recording
 from models.nn.executors import NOBODY, Executor
+from models.nn.flat import FlatTrunk, admit
 from models.nn.leaves import ATTENTION_NAME, act_in, is_offset, replace_leaves, rms
 from models.nn.quantized import leave_file, loading_options, unpack
 from models.nn.shape import BODY_PREFIX, HEAD, Shape, path_of
@@ -162,6 +163,7 @@ class Backbone:
         self.device: torch.device = network.device
         self.base = Base(self.shape, self.dtype, self.device, network)
         self._weights: Mapping[str, Tensor] = {}
+        self._flat = admit(network, self.shape, surgery=self._surgery)
 
     @classmethod
     def load(
@@ -185,12 +187,29 @@ class Backbone:
         return cls(network)
 
     def using(self, weights: Mapping[str, Tensor]) -> "Backbone":
-        """Return the same network over other parameters, by their names in it; no copy is made."""
+        """Return the same network over other parameters, by their names in it.
+
+        No copy is made, but of weights that train: only there joining them each time pays.
+        """
         if not weights:
             return self
-        changed = copy.copy(self)
+        changed = self.without_flat()
         changed._weights = weights  # noqa: SLF001 - of our own kind
+        trains = torch.is_grad_enabled() and any(w.requires_grad for w in weights.values())
+        if self._flat is not None and trains:
+            changed._flat = FlatTrunk(self.network, self.shape, weights)  # noqa: SLF001
         return changed
+
+    def without_flat(self) -> "Backbone":
+        """Return the same network by its own forward, which is what the flat one is to equal."""
+        changed = copy.copy(self)
+        changed._flat = None  # noqa: SLF001 - of our own kind
+        return changed
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether `hidden` is the flat forward and not the surgery."""
+        return self._flat is not None
 
     def embed(self, token_ids: Tensor) -> Tensor:
         """Return (T, d) in the base's dtype: what the layers are given for ids (T,) int64."""
@@ -207,6 +226,13 @@ class Backbone:
         The stream is ids (T,) int64, or (T, d) as `embed` gives them. `positions` (T,) int64 are
         those of each row in its own sequence; which rows see which is `attention`'s business.
         """
+        hidden = self._surgery if self._flat is None else self._flat.hidden
+        return hidden(stream, positions=positions, attention=attention, executor=executor)
+
+    def _surgery(
+        self, stream: Tensor, *, positions: Tensor, attention: Attention, executor: Executor
+    ) -> Tensor:
+        """Return what `hidden` does, through the network itself."""
         given = "inputs_embeds" if stream.is_floating_point() else "input_ids"
         inputs: dict[str, Any] = {
             given: stream[None],

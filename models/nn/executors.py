@@ -10,6 +10,8 @@ from typing import Protocol
 from torch import Tensor
 
 from models.nn.bank import Bank
+from models.nn.joint import Joint
+from models.nn.kernels import ops
 from models.nn.packed import Packed
 from models.nn.segments import DropoutSource, Segment, Segments
 
@@ -37,6 +39,12 @@ class Executor(Protocol):
     def linear(self, place: str, x_ti: Tensor, y_to: Tensor, /) -> Tensor:
         """Return (T, o) from that input and the base's product with its bias."""
 
+    def project(self, joint: Joint, x_ti: Tensor, /) -> Tensor:
+        """Return (T, o): the base's product of joined places and what acts around it, at once."""
+
+    def acts(self, place: str, /) -> bool:
+        """Say whether anything acts at a linear place."""
+
     def gain(self, place: str, gain_d: Tensor, /, *, rows: int) -> Tensor:
         """Return the gain of a norm, (d,) or (rows, d) float32, from the base's."""
 
@@ -62,6 +70,14 @@ class Nobody:
     def linear(self, place: str, x_ti: Tensor, y_to: Tensor) -> Tensor:  # noqa: ARG002
         """Return the base's product itself."""
         return y_to
+
+    def project(self, joint: Joint, x_ti: Tensor) -> Tensor:
+        """Return the base's product."""
+        return ops(x_ti.device).project(x_ti, weight=joint.weight)
+
+    def acts(self, place: str) -> bool:  # noqa: ARG002
+        """Say no."""
+        return False
 
     def gain(self, place: str, gain_d: Tensor, *, rows: int) -> Tensor:  # noqa: ARG002
         """Return the base's gain itself."""

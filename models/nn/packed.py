@@ -5,10 +5,12 @@ Shapes: T rows, i in features, o out features, d hidden, H query heads, h head d
 
 from dataclasses import dataclass, field
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from models.nn.bank import AttentionBank, Bank, Layout
+from models.nn.joint import Joint
 from models.nn.kernels import ops
 
 
@@ -57,6 +59,29 @@ class Packed:
             if len(rows_n):
                 y_to = y_to.index_copy(0, rows_n, function(x_ti[rows_n], y_to[rows_n]))
         return y_to
+
+    def project(self, joint: Joint, x_ti: Tensor) -> Tensor:
+        """See `Executor.project`."""
+        held = [self.bank.linears.get(place) for place in joint.places]
+        product = ops(x_ti.device).project
+        if any(one is not None and one.input_scale_ni is not None for one in held):
+            inputs = [self.linear_input(place, x_ti) for place in joint.places]
+            products = [
+                product(own_ti, weight=one.weight)
+                for one, own_ti in zip(joint.each, inputs, strict=True)
+            ]
+        else:
+            y_to = product(x_ti, weight=joint.weight)
+            if not any(held):
+                return y_to
+            inputs = [x_ti] * len(held)
+            products = [y_to[:, slice(*columns)] for columns in joint.columns]
+        changed = map(self.linear, joint.places, inputs, products)
+        return torch.cat(list(changed), dim=1)
+
+    def acts(self, place: str) -> bool:
+        """See `Executor.acts`."""
+        return place in self.bank.linears
 
     def gain(self, place: str, gain_d: Tensor, *, rows: int) -> Tensor:  # noqa: ARG002
         """See `Executor.gain`."""

@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.nn.kernels import ops
+from models.nn.joint import Joint
+from models.nn.kernels import Shift, Update, ops
 from models.nn.terms import HiddenTerm, LinearTerm, Terms
 
 
@@ -26,12 +27,16 @@ class DropoutSource:
 
     def drop(self, x_ti: Tensor, *, probability: float, place: str) -> Tensor:
         """Zero each element with `probability` and scale the rest by 1 / (1 - probability)."""
+        return x_ti * self.draw(x_ti, probability=probability, place=place)
+
+    def draw(self, x_ti: Tensor, *, probability: float, place: str) -> Tensor:
+        """Return (T, i) of x's dtype: 0 with `probability`, else 1 / (1 - probability)."""
         counters = f"{self.seed}/{self.step}/{self.micro_batch}/{place}"
         digest = hashlib.blake2b(counters.encode(), digest_size=8).digest()
         generator = torch.Generator(x_ti.device).manual_seed(int.from_bytes(digest, "big") >> 1)
         keep = 1.0 - probability
         mask_ti = torch.empty_like(x_ti, requires_grad=False)
-        return x_ti * mask_ti.bernoulli_(keep, generator=generator).div_(keep)
+        return mask_ti.bernoulli_(keep, generator=generator).div_(keep)
 
 
 @dataclass(frozen=True)
@@ -92,6 +97,27 @@ class Segments:
             for segment, term in self._acting("linears", place)
         ]
         return _replace_rows(y_to, applied)
+
+    def project(self, joint: Joint, x_ti: Tensor) -> Tensor:
+        """See `Executor.project`; a place whose input is scaled leaves its group."""
+        acting = [list(self._acting("linears", place)) for place in joint.places]
+        terms = [term for place in acting for _, term in place]
+        if len(acting) > 1 and any(_is_apart(term) for term in terms):
+            return torch.cat([self.project(one, x_ti) for one in joint.apart], dim=1)
+        if any(term.function is not None or term.weight is not None for term in terms):
+            place = joint.places[0]
+            x_ti = self.linear_input(place, x_ti)
+            y_to = ops(x_ti.device).project(x_ti, weight=joint.weight)
+            return self.linear(place, x_ti, y_to)
+        if any(term.input_scale is not None for term in terms):
+            x_ti = self.linear_input(joint.places[0], x_ti)
+        updates, shifts = _pieces(joint, acting, x_ti)
+        y_to = ops(x_ti.device).project(x_ti, weight=joint.weight, updates=updates)
+        return ops(y_to.device).scale_shift(y_to, shifts=shifts) if shifts else y_to
+
+    def acts(self, place: str) -> bool:
+        """See `Executor.acts`."""
+        return any(True for _ in self._acting("linears", place))
 
     def gain(self, place: str, gain_d: Tensor, *, rows: int) -> Tensor:
         """See `Executor.gain`."""
@@ -157,6 +183,30 @@ class Segments:
                 held: Mapping[str | int, Any] = getattr(segment.terms, kind)
                 if (term := held.get(place)) is not None:
                     yield segment, term
+
+
+def _is_apart(term: LinearTerm) -> bool:
+    """Say whether a term needs its place computed by itself."""
+    given = (term.input_scale, term.weight, term.function)
+    return any(field is not None for field in given)
+
+
+def _pieces(
+    joint: Joint, acting: Sequence[Sequence[tuple[Segment, LinearTerm]]], x_ti: Tensor
+) -> tuple[list[Update], list[Shift]]:
+    """Return what acts at each of some joined places, as it lies in the joined outputs."""
+    updates, shifts = [], []
+    for place, columns, held in zip(joint.places, joint.columns, acting, strict=True):
+        for segment, term in held:
+            rows, dropout, keep_ti = (segment.start, segment.stop), segment.dropout, None
+            if term.down is not None and term.up is not None:
+                if dropout is not None and term.dropout > 0:
+                    own_ti = x_ti[segment.rows]
+                    keep_ti = dropout.draw(own_ti, probability=term.dropout, place=place)
+                updates.append(Update(rows, columns, term.down, term.up, term.scale, keep_ti))
+            if term.output_scale is not None or term.bias is not None:
+                shifts.append(Shift(rows, columns, term.output_scale, term.bias))
+    return updates, shifts
 
 
 def _linear(

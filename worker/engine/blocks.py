@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.nn.attention import causal_mask
+from models.nn.attention import Attention, causal_mask
 from models.nn.prefix import Prefix
 from models.nn.shape import Shape
 from worker.engine.tree import Tree
@@ -98,7 +98,7 @@ class Limits(NamedTuple):
     softcap: float | None
 
 
-class MixedAttention:
+class MixedAttention(Attention):
     """The attention of one step: leading rows decode, one a slot in order; then come chunks.
 
     Decode row i belongs to slot i and stands at `positions[i]`, or is None: then it only keeps the

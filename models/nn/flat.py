@@ -1,0 +1,226 @@
+"""The flat forward: a plain Llama's trunk over the surgery's own weights, with joined products.
+
+Query, key and value are one product, gate and up another; residual sums and norms are one op. It
+serves a network only if it equals the surgery on a probe (`admit`), so what it does not know (a
+window, a cap, a multiplier) is found before it can do harm. Executors are asked at the same places
+and in the same order.
+Shapes: T rows of the stream, d hidden, H query heads, K key heads, G = H + 2 K, h head dimension.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.nn.attention import Attention, PackedCausal
+from models.nn.executors import NOBODY, Executor
+from models.nn.joint import Joint
+from models.nn.kernels import OpTable, ops
+from models.nn.quantized import is_packed
+from models.nn.shape import BODY_PREFIX, Shape, path_of
+
+FLAT_FAMILIES = frozenset({"llama", "mistral", "qwen2"})
+_PROBE = (23, 1, 40)
+_PROBE_ROWS = sum(_PROBE)
+_BOUNDS = {torch.float32: 1e-4, torch.bfloat16: 0.04, torch.float16: 0.01}
+"""Largest norm of the difference over the norm of the probe's states: roundings, not faults."""
+
+Look = Callable[[str], Tensor | None]
+"""From the name of a parameter in the network to what stands there, if anything does."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Norm:
+    place: str
+    weight_d: Tensor
+    gain_d: Tensor
+    epsilon: float
+
+    def gain(self, executor: Executor, *, rows: int) -> Tensor:
+        """Return (d,) or (T, d): what executors give, or else the parameter itself."""
+        given = executor.gain(self.place, self.gain_d, rows=rows)
+        return self.weight_d if given is self.gain_d else given
+
+
+@dataclass(frozen=True, eq=False)
+class _Block:
+    attention_norm: _Norm
+    heads: Joint
+    output: Joint
+    feedforward_norm: _Norm
+    gate_up: Joint
+    down: Joint
+
+
+class FlatTrunk:
+    """The layers between the embedding and the final hidden states."""
+
+    def __init__(self, network: Any, shape: Shape, weights: Mapping[str, Tensor]) -> None:
+        """Read a network after surgery; `weights` stand for parameters of theirs, by name."""
+        self._shape = shape
+        self._rotary: Any = network.model.rotary_emb
+
+        def look(name: str) -> Tensor | None:
+            if name in weights:
+                return weights[name]
+            holder = network.get_submodule(name.rpartition(".")[0])
+            parameter: Tensor | None = getattr(holder, name.rpartition(".")[2])
+            return parameter
+
+        embedding = look(f"{BODY_PREFIX}embed_tokens.weight")
+        assert embedding is not None  # noqa: S101 - every network has one
+        self._embedding_vd = embedding
+        self._blocks = [_block(network, look, layer) for layer in range(shape.layers)]
+        self._norm = _norm(network, look, "norm")
+
+    def hidden(
+        self, stream: Tensor, *, positions: Tensor, attention: Attention, executor: Executor
+    ) -> Tensor:
+        """Return the final-normed hidden states (T, d); see `Backbone.hidden`."""
+        x_td = stream if stream.is_floating_point() else F.embedding(stream, self._embedding_vd)
+        table, rows = ops(x_td.device), len(x_td)
+        cos_1th, sin_1th = self._rotary(x_td, positions[None])
+        angles = (cos_1th[0], sin_1th[0])
+        first = self._blocks[0].attention_norm
+        normed_td = table.rms_norm(
+            x_td, gain=first.gain(executor, rows=rows), epsilon=first.epsilon
+        )
+        for layer, block in enumerate(self._blocks):
+            y_td = self._attend(layer, normed_td, angles, attention, executor)
+            y_td = executor.hidden(f"layers.{layer}.self_attn", normed_td, y_td)
+            normed_td, x_td = _add(table, x_td, y_td, block.feedforward_norm, executor)
+            inner_tm = table.swiglu(executor.project(block.gate_up, normed_td))
+            y_td = executor.project(block.down, inner_tm)
+            y_td = executor.hidden(f"layers.{layer}.mlp", normed_td, y_td)
+            last = layer + 1 == len(self._blocks)
+            norm = self._norm if last else self._blocks[layer + 1].attention_norm
+            normed_td, x_td = _add(table, x_td, y_td, norm, executor)
+        return normed_td
+
+    def share(self, network: nn.Module) -> None:
+        """Let the network's own leaves be views of the joined weights."""
+        for block in self._blocks:
+            for joint in (block.heads, block.gate_up):
+                for one in joint.apart:
+                    leaf: Any = network.get_submodule(path_of(one.places[0]))
+                    leaf.weight.data = one.weight.weight_oi
+                    if one.weight.bias_o is not None:
+                        leaf.bias.data = one.weight.bias_o
+
+    def _attend(
+        self,
+        layer: int,
+        normed_td: Tensor,
+        angles: tuple[Tensor, Tensor],
+        attention: Attention,
+        executor: Executor,
+    ) -> Tensor:
+        """Return (T, d): what a block's attention gives, before its residual sum."""
+        shape, block = self._shape, self._blocks[layer]
+        heads_tgh = executor.project(block.heads, normed_td).view(
+            len(normed_td), -1, shape.head_dim
+        )
+        heads_tgh = ops(normed_td.device).rotate(
+            heads_tgh, cos_th=angles[0], sin_th=angles[1], rotated=shape.heads + shape.kv_heads
+        )
+        scale = shape.head_dim**-0.5
+        output_thh = attention.attend_joined(layer, heads_tgh, kv_heads=shape.kv_heads, scale=scale)
+        query_hth = heads_tgh[:, : shape.heads].transpose(0, 1)
+        output_thh = executor.attention(layer, query_hth, output_thh, scale=scale)
+        return executor.project(block.output, output_thh.flatten(1))
+
+
+def _add(
+    table: OpTable, x_td: Tensor, y_td: Tensor, norm: _Norm, executor: Executor
+) -> tuple[Tensor, Tensor]:
+    gain = norm.gain(executor, rows=len(x_td))
+    return table.add_rms_norm(x_td, y_td, gain=gain, epsilon=norm.epsilon)
+
+
+def _block(network: nn.Module, look: Look, layer: int) -> _Block:
+    name = f"layers.{layer}"
+
+    def join(*parts: str) -> Joint:
+        places = tuple(f"{name}.{part}_proj" for part in parts)
+        weights = [look(f"{path_of(place)}.weight") for place in places]
+        biases = [look(f"{path_of(place)}.bias") for place in places]
+        return Joint.of(places, [weight for weight in weights if weight is not None], biases)
+
+    return _Block(
+        _norm(network, look, f"{name}.input_layernorm"),
+        join("self_attn.q", "self_attn.k", "self_attn.v"),
+        join("self_attn.o"),
+        _norm(network, look, f"{name}.post_attention_layernorm"),
+        join("mlp.gate", "mlp.up"),
+        join("mlp.down"),
+    )
+
+
+def _norm(network: nn.Module, look: Look, place: str) -> _Norm:
+    leaf: Any = network.get_submodule(path_of(place))
+    weight_d = look(f"{path_of(place)}.weight")
+    return _Norm(place, leaf.weight if weight_d is None else weight_d, leaf.gain_d, leaf.eps)
+
+
+class _Plain(PackedCausal):
+    """The probe's attention, which remembers whether a layer asked for more than is plain."""
+
+    asked = False
+
+    def attend(
+        self,
+        layer: int,
+        query_hth: Tensor,
+        key_kth: Tensor,
+        value_kth: Tensor,
+        *,
+        scale: float,
+        window: int | None,
+        softcap: float | None,
+    ) -> Tensor:
+        """See `Attention.attend`."""
+        self.asked |= window is not None or softcap is not None
+        return super().attend(
+            layer, query_hth, key_kth, value_kth, scale=scale, window=window, softcap=softcap
+        )
+
+
+def admit(network: Any, shape: Shape, *, surgery: Callable[..., Tensor]) -> FlatTrunk | None:
+    """Return the flat forward of a network after surgery, if it is sure to be the same function.
+
+    The leaves of joined places become views of the joined weights, so that there is one copy.
+    """
+    packed = any(is_packed(parameter) for parameter in network.parameters())
+    if packed or network.config.model_type not in FLAT_FAMILIES:
+        return None
+    flat = FlatTrunk(network, shape, {})
+    if not _equals(flat, network, surgery):
+        return None
+    flat.share(network)
+    return flat
+
+
+@torch.no_grad()
+def _equals(flat: FlatTrunk, network: Any, surgery: Callable[..., Tensor]) -> bool:
+    """Compare both on a few random sequences, one of them far into the context."""
+    device, config = network.device, network.config
+    generator = torch.Generator().manual_seed(0)
+    ids_t = torch.randint(config.vocab_size, (_PROBE_ROWS,), generator=generator).to(device)
+    offset = max(config.max_position_embeddings - _PROBE[-1], 0) // 2
+    firsts = (0, 0, offset)
+    positions_t = torch.cat(
+        [torch.arange(first, first + n) for first, n in zip(firsts, _PROBE, strict=True)]
+    ).to(device)
+    spans = list(pairwise(accumulate(_PROBE, initial=0)))
+    attention = _Plain(spans)
+    given: dict[str, Any] = {"positions": positions_t, "executor": NOBODY}
+    expected_td = surgery(ids_t, attention=attention, **given).float()
+    if attention.asked:
+        return False
+    found_td = flat.hidden(ids_t, attention=PackedCausal(spans), **given).float()
+    difference = (found_td - expected_td).norm() / expected_td.norm()
+    return bool(difference < _BOUNDS.get(network.dtype, 0.0))

@@ -1,0 +1,122 @@
+"""The flat forward: the same function as the surgery, or not used at all."""
+
+import pytest
+import torch
+
+from models.nn.executors import NOBODY, Bank, Packed
+from models.nn.flat import FLAT_FAMILIES
+from models.nn.forward import Part, forward
+from models.nn.methods import METHODS
+from models.nn.prefix import compile_prefix
+from models.nn.terms import Terms
+from tests.models.nn.families import VARIANTS, make_backbone, random_ids, random_tensors, run
+
+FLAT = ["llama", "llama-biased-tied", "mistral", "qwen2"]
+LENGTHS = (17, 1, 22)
+CASES = [
+    pytest.param(cls(**example), id=f"{kind}-{index}")
+    for kind, cls in METHODS.items()
+    for index, example in enumerate(cls.examples)
+]
+
+
+@pytest.fixture(scope="module", params=["llama-biased-tied", "qwen2"])
+def backbone(request):
+    return make_backbone(request.param)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_only_plain_llamas_are_admitted(variant):
+    assert make_backbone(variant).is_flat == (variant in FLAT)
+
+
+def test_a_window_in_an_admitted_family_is_seen():
+    assert make_backbone("mistral-window").config.model_type in FLAT_FAMILIES
+    assert make_backbone("qwen2-window").config.model_type in FLAT_FAMILIES
+
+
+@pytest.mark.parametrize("scaling", ["linear", "dynamic", "llama3"])
+def test_rotary_embeddings_are_the_networks_own(scaling, monkeypatch):
+    rope = {
+        "linear": {"factor": 4.0},
+        "dynamic": {"factor": 4.0},
+        "llama3": {
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 64,
+        },
+    }[scaling]
+    settings = {"rope_parameters": {"rope_type": scaling, "rope_theta": 10000.0, **rope}}
+    monkeypatch.setitem(VARIANTS, "scaled", ("LlamaConfig", settings))
+    backbone, ids = make_backbone("scaled"), random_ids(100)
+    assert backbone.is_flat
+    torch.testing.assert_close(run(backbone, ids), run(backbone.without_flat(), ids))
+
+
+@pytest.mark.parametrize("variant", FLAT)
+def test_a_network_holds_joined_weights_once(variant):
+    network = make_backbone(variant).network
+    attention = network.model.layers[1].self_attn
+    parts = [attention.q_proj, attention.k_proj, attention.v_proj]
+    storages = {part.weight.untyped_storage().data_ptr() for part in parts}
+    assert len(storages) == 1
+
+
+@pytest.mark.parametrize("variant", FLAT)
+def test_bfloat16_is_as_near_to_float32_as_the_surgery_is(variant):
+    ids = random_ids(40)
+    exact = run(make_backbone(variant).without_flat(), ids, lengths=LENGTHS)
+    rounded = make_backbone(variant, dtype=torch.bfloat16)
+    assert rounded.is_flat
+    errors = [
+        (run(one, ids, lengths=LENGTHS).float() - exact).norm()
+        for one in (rounded, rounded.without_flat())
+    ]
+    assert errors[0] < 1.25 * errors[1]
+
+
+@pytest.mark.parametrize("method", CASES)
+def test_every_method_has_the_states_and_gradients_of_the_surgery(method, backbone):
+    ids = random_ids(40)
+    tensors = random_tensors(method, backbone)
+    trained = [
+        tensor.requires_grad_() for name, tensor in tensors.items() if method.is_trained(name)
+    ]
+    found = []
+    for one in (backbone, backbone.without_flat()):
+        terms = Terms.of(method, tensors, backbone.base)
+        states = forward(one, [Part(ids, LENGTHS, terms)])
+        weights = torch.linspace(-1, 1, states.hidden_td.numel()).view_as(states.hidden_td)
+        loss = (states.hidden_td * weights).sum()
+        grads = []
+        if loss.requires_grad:
+            grads = torch.autograd.grad(loss, trained, allow_unused=True, materialize_grads=True)
+        found.append((states.hidden_td, *grads))
+    for flat, surgery in zip(*found, strict=True):
+        # Roundings grow to 3e-4 on the way down through tensors as wild as these.
+        assert (flat - surgery).norm() <= 1e-3 * surgery.norm()
+
+
+@torch.no_grad()
+def test_a_mixed_batch_has_the_answers_of_the_surgery(backbone):
+    methods = [case.values[0] for case in CASES if case.values[0].shares_batch]
+    terms = [
+        Terms.of(method, random_tensors(method, backbone, seed=seed), backbone.base)
+        for seed, method in enumerate(methods)
+    ]
+    prefixes = [None, *(compile_prefix(backbone, own) for own in terms)]
+    lengths = tuple(3 + index % 4 for index in range(len(methods) + 1))
+    slots = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
+    executor, ids = Packed(Bank.of(terms), slots), random_ids(sum(lengths))
+    answers = [
+        run(one, ids, executor=executor, lengths=lengths, prefixes=prefixes)
+        for one in (backbone, backbone.without_flat())
+    ]
+    torch.testing.assert_close(*answers, atol=2e-5, rtol=1e-5)
+
+
+def test_nothing_is_kept_where_nothing_trains(backbone):
+    states = forward(backbone, [Part(random_ids(9), (9,))])
+    assert not states.hidden_td.requires_grad
+    assert states.executor is NOBODY
