@@ -120,7 +120,8 @@ def test_a_view_apart_shares_weights_and_never_sees_replaced_ones():
     backbone = make_backbone("llama")
     apart = backbone.base.apart()
     name = "model.layers.0.self_attn.q_proj.weight"
-    replaced = torch.nn.Parameter(torch.full(backbone.shape.parameters[name], 7.0))
+    held = torch.full(backbone.shape.parameters[name], 7.0)
+    replaced = torch.nn.Parameter(held, requires_grad=False)
     seen = []
 
     class Looking:
