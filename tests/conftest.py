@@ -18,12 +18,19 @@ from sqlalchemy.engine import make_url
 
 os.environ["GRAFTWORK_DATA_DIR"] = tempfile.mkdtemp(prefix="graftwork-tests-")
 os.environ.setdefault("XDG_RUNTIME_DIR", tempfile.mkdtemp(prefix="runtime-"))
+# Triton asks once, when it is first imported, which other libraries do too.
+os.environ.setdefault("TRITON_INTERPRET", "1")
 
 from core.broker import find_server
 from core.database import Database
 from core.ids import random_letters
 from core.store import Store
 from migrations import migrate
+
+
+def pytest_collection_finish() -> None:
+    """Leave Triton's interpreter to this process: torch loads Triton wherever it is asked for."""
+    os.environ.pop("TRITON_INTERPRET", None)
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,8 @@
 """The op table: callers take `ops(device)`, which decides once per device which forms run."""
 
 from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
 
 import torch
 
@@ -16,5 +18,9 @@ def ops(device: torch.device) -> OpTable:
 
 
 @cache
-def _choose(device_type: str) -> OpTable:  # noqa: ARG001 - one form so far
-    return PLAIN
+def _choose(device_type: str) -> OpTable:
+    if device_type != "cuda" or find_spec("triton") is None:
+        return PLAIN
+    # Not at the top: a CPU has no use for what this loads.
+    forms: OpTable = import_module("models.nn.kernels.triton.forms").improve(PLAIN)
+    return forms

@@ -4,7 +4,8 @@ A matrix library picks its way of summing by the height of a product, so a row t
 among others can differ in its last bit from the same row alone. Low streams are therefore cut
 into blocks of one fixed height, the last one filled up with zeros: at a fixed height a row's
 result depends neither on its place nor on its neighbours. A stream that is taller than any that
-several jobs share is computed in one piece.
+several jobs share is computed in one piece, and so is any on a GPU, where a block would cost a
+launch and no run promises its bits.
 Shapes: t rows, i in features, o out features, b rows of a block.
 """
 
@@ -33,7 +34,7 @@ def linear(x_ti: Tensor, weight_oi: Tensor, bias_o: Tensor | None = None) -> Ten
 def multiply(x_ti: Tensor, weight_oi: Tensor, bias_o: Tensor | None = None) -> Tensor:
     """Return what `linear` does, without a gradient."""
     rows = x_ti.shape[0]
-    if rows > SHARED_ROWS:
+    if rows > SHARED_ROWS or x_ti.device.type != "cpu":
         return F.linear(x_ti, weight_oi, bias_o)
     product_to = x_ti.new_empty(-(-rows // HEIGHT) * HEIGHT, weight_oi.shape[0])
     for start in range(0, rows, HEIGHT):

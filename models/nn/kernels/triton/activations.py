@@ -1,0 +1,35 @@
+"""Nonlinearities inside kernels, and their slopes, in float32; `reference.ACTIVATIONS` by name."""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def activate(x: tl.tensor, name: tl.constexpr) -> tl.tensor:
+    """Return the activation of a tile; `none` leaves it as it is."""
+    if name == "gelu":
+        x = 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
+    elif name == "relu":
+        x = tl.maximum(x, 0.0)
+    elif name == "silu":
+        x = x * tl.sigmoid(x)
+    elif name == "tanh":
+        x = 2.0 * tl.sigmoid(2.0 * x) - 1.0
+    return x
+
+
+@triton.jit
+def slope(x: tl.tensor, name: tl.constexpr) -> tl.tensor:
+    """Return the derivative of the activation at each number of a tile."""
+    if name == "gelu":
+        density = 0.3989422804014327 * tl.exp(-0.5 * x * x)
+        x = 0.5 * (1.0 + tl.erf(x * 0.7071067811865476)) + x * density
+    elif name == "relu":
+        x = tl.where(x > 0.0, 1.0, 0.0)
+    elif name == "silu":
+        share = tl.sigmoid(x)
+        x = share * (1.0 + x * (1.0 - share))
+    elif name == "tanh":
+        root = 2.0 * tl.sigmoid(2.0 * x) - 1.0
+        x = 1.0 - root * root
+    return x

@@ -1,0 +1,55 @@
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="Triton is made for Linux only")
+
+from models.nn.kernels import reference
+from models.nn.kernels.triton.bottleneck import bottleneck
+from tests.models.nn.kernels.triton.agreement import DTYPES, assert_agree, draw, spread
+
+ROWS, HIDDEN = 37, 72
+
+
+def _terms(middle, dtype):
+    return (
+        draw(middle, HIDDEN, dtype=dtype),
+        draw(middle, dtype=dtype),
+        draw(HIDDEN, middle, dtype=dtype),
+    )
+
+
+def _agree(y, z, terms, activation):
+    down, bias, up = terms
+    arguments = {
+        "down_md": down,
+        "down_bias_m": bias,
+        "activation": activation,
+        "up_dm": up,
+        "weight": 0.5,
+    }
+    assert_agree(
+        lambda: bottleneck(y, z, **arguments),
+        lambda: reference.bottleneck(y, z, **arguments),
+        [z, *terms] if y is z else [y, z, *terms],
+    )
+
+
+@pytest.mark.parametrize("activation", reference.ACTIVATIONS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_one_pass_gives_values_and_gradients_of_every_activation(dtype, activation):
+    torch.manual_seed(0)
+    y, z = draw(ROWS, HIDDEN, dtype=dtype), spread(ROWS, HIDDEN, dtype=dtype)
+    _agree(y, z, _terms(20, dtype), activation)
+
+
+@pytest.mark.parametrize("middle", [1, 128, 130])
+def test_narrow_and_wide_bottlenecks_agree(middle):
+    torch.manual_seed(0)
+    y, z = (draw(ROWS, HIDDEN, dtype=torch.float32) for _ in range(2))
+    _agree(y, z, _terms(middle, torch.float32), "silu")
+
+
+def test_an_output_may_be_read_and_added_to():
+    torch.manual_seed(0)
+    y = draw(ROWS, HIDDEN, dtype=torch.float32)
+    _agree(y, y, _terms(20, torch.float32), "gelu")
