@@ -12,6 +12,7 @@ from models.nn.chat import Renderer
 from models.nn.weight_only import hold_in_8_bits
 from worker.engine.adapters import AdapterCache, Fetch, Post
 from worker.engine.blocks import Blocks
+from worker.engine.graphs import graphs_for
 from worker.engine.loop import Loop
 from worker.engine.metrics import Metrics
 from worker.engine.reader import Reader
@@ -52,7 +53,7 @@ def assemble(
     renderer = Renderer.load(folder)
     rows, context = settings.engine.rows, min(settings.engine.context, backbone.shape.context)
     blocks = Blocks(backbone.shape, rows=rows, context=context, dtype=dtype, device=backbone.device)
-    runner = Runner(backbone, blocks)
+    runner = Runner(backbone, blocks, graphs=graphs_for(backbone.device))
     identity = Identity(manifest.digest, renderer.digest)
     loader = Loader(backbone, renderer, identity, context, backbone.base.apart())
     loop = Loop(

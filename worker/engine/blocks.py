@@ -7,6 +7,7 @@ T rows of the stream, H query heads, G query heads that share a key head, n lead
 import math
 import mmap
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -116,12 +117,30 @@ class MixedAttention(Attention):
         self._length = min(-(-reached // LENGTH_STEP) * LENGTH_STEP, blocks.context)
         seen = [position or 0 for position in positions]
         written = [blocks.spare if position is None else position for position in positions]
-        self._seen_n = torch.tensor(seen, device=blocks.device)
-        self._place = (
-            torch.arange(self._rows, device=blocks.device),
-            slice(None),
-            torch.tensor(written, device=blocks.device),
+        self._stand(
+            torch.tensor(seen, device=blocks.device), torch.tensor(written, device=blocks.device)
         )
+
+    @property
+    def reach(self) -> tuple[int, int] | None:
+        """How many rows decode over how many positions, or None where there are chunks too."""
+        return None if self._spans else (self._rows, self._length)
+
+    @property
+    def standing(self) -> tuple[Tensor, Tensor]:
+        """For each decode row, (n,) int64: the last position it sees, and the one it writes."""
+        return self._seen_n, self._place[2]
+
+    def moved(self, seen_n: Tensor, written_n: Tensor) -> "MixedAttention":
+        """Return the same attention for rows that stand elsewhere within its reach."""
+        other = copy(self)
+        other._masks = {}  # noqa: SLF001 - of our own kind
+        other._stand(seen_n, written_n)  # noqa: SLF001
+        return other
+
+    def _stand(self, seen_n: Tensor, written_n: Tensor) -> None:
+        rows_n = torch.arange(self._rows, device=self._blocks.device)
+        self._seen_n, self._place = seen_n, (rows_n, slice(None), written_n)
 
     def attend(
         self,

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from models.nn.backbone import Backbone
-from models.nn.executors import NOBODY, Executor
+from models.nn.executors import NOBODY, Executor, Packed
 from models.nn.terms import Terms
 from worker.engine.banks import Banks
 from worker.engine.blocks import Blocks, MixedAttention
+from worker.engine.graphs import Graphs
 from worker.engine.layout import Layout, bucket, lay_out
 from worker.engine.sampler import Asked, Drawn, score
 from worker.engine.scheduler import Chunk, Step
@@ -50,10 +51,12 @@ class _Wanted(NamedTuple):
 class Runner:
     """Computes steps; keeps the bank of each group's adapters from one step to the next."""
 
-    def __init__(self, backbone: Backbone, blocks: Blocks) -> None:
+    def __init__(self, backbone: Backbone, blocks: Blocks, *, graphs: Graphs | None = None) -> None:
+        """Take the base and its cache, and where decode steps are recorded, if they can be."""
         self._backbone = backbone
         self._blocks = blocks
         self._banks = Banks()
+        self._graphs = graphs
 
     def run(self, step: Step, *, terms: Mapping[str, Terms]) -> Outcome:
         """Compute a step; `terms` holds, by digest, at least the adapters of its sequences."""
@@ -64,12 +67,7 @@ class Runner:
         backbone = self._backbone
         if step.group is not None:
             backbone = backbone.using(terms[step.group].weights)
-        hidden_td = backbone.hidden(
-            self._tensor(layout.ids),
-            positions=self._tensor(layout.places),
-            attention=MixedAttention(self._blocks, positions=layout.positions, spans=layout.spans),
-            executor=executor,
-        )
+        hidden_td = self._hidden(backbone, layout, executor=executor, group=step.group)
         call = _Call(backbone, executor, hidden_td)
         rows, wanted = _drawing(step, layout)
         logits_nv = call.logits(wanted)
@@ -92,6 +90,27 @@ class Runner:
     def forget(self, digest: str | None = None) -> None:
         """Drop what is kept of an adapter, or of all: a step failed."""
         self._banks.forget(digest)
+        if self._graphs is not None:
+            self._graphs.forget()
+
+    def _hidden(
+        self, backbone: Backbone, layout: Layout, *, executor: Executor, group: str | None
+    ) -> Tensor:
+        """Return (T, d), by a graph where one is kept for steps like this one."""
+        attention = MixedAttention(self._blocks, positions=layout.positions, spans=layout.spans)
+        ids_t, places_t = self._tensor(layout.ids), self._tensor(layout.places)
+        if self._graphs is None or attention.reach is None or not _repeats(executor):
+            return backbone.hidden(
+                ids_t, positions=places_t, attention=attention, executor=executor
+            )
+
+        def compute(ids_t: Tensor, places_t: Tensor, seen_n: Tensor, written_n: Tensor) -> Tensor:
+            moved = attention.moved(seen_n, written_n)
+            return backbone.hidden(ids_t, positions=places_t, attention=moved, executor=executor)
+
+        # A graph reads its adapters where they lay: while one is kept, so is their executor.
+        key = (group, id(executor), *attention.reach)
+        return self._graphs.run(key, compute, ids_t, places_t, *attention.standing)
 
     def _tensor(self, values: list[int]) -> Tensor:
         return torch.tensor(values, device=self._backbone.device)
@@ -115,6 +134,13 @@ class _Call:
         executor = self.executor.at(padded)
         logits_nv = self.backbone.logits(self.hidden_td[padded], executor=executor)
         return logits_nv[: len(wanted)].float()
+
+
+def _repeats(executor: Executor) -> bool:
+    """Say whether steps of one executor differ in numbers only: no rows are looked for."""
+    if not isinstance(executor, Packed):
+        return executor is NOBODY
+    return not any(held.weights or held.functions for held in executor.bank.linears.values())
 
 
 def _drawing(step: Step, layout: Layout) -> tuple[list[Choice], list[int]]:
