@@ -3,7 +3,7 @@
 Shapes: p rows of the prefix, K key and value heads, h head dimension, T rows of a stream.
 """
 
-from collections.abc import Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +12,10 @@ from torch import Tensor
 from models.nn.attention import Recording, Span
 from models.nn.backbone import Backbone
 from models.nn.executors import Segment, Segments
-from models.nn.terms import Terms
+from models.nn.terms import KeysValues, Terms
+
+PIECE = 64
+"""Rows that are computed without a pause."""
 
 
 @dataclass(frozen=True)
@@ -43,30 +46,63 @@ def compile_prefix(
 
     None where nothing does. The other terms of the adapter act on these rows too.
     """
+    pieces = compile_in_pieces(backbone, terms, token_ids=token_ids)
+    while True:
+        try:
+            next(pieces)
+        except StopIteration as end:
+            prefix: Prefix | None = end.value
+            return prefix
+
+
+def compile_in_pieces(
+    backbone: Backbone, terms: Terms, *, token_ids: Sequence[int] = (), rows: int = PIECE
+) -> Generator[None, None, Prefix | None]:
+    """Compute what `compile_prefix` returns, and yield after every so many rows.
+
+    So whoever has other work may do it in between.
+    """
     ids_t = torch.tensor(token_ids, dtype=torch.int64, device=backbone.device)
     rows_td = backbone.embed(ids_t)
     if terms.prompt is not None:
         rows_td = torch.cat([terms.prompt, rows_td])
     if not len(rows_td) and not terms.static_rows:
         return None
-    static = [terms.keys_values[layer] for layer in sorted(terms.keys_values)]
-    keys, values = [term.keys for term in static], [term.values for term in static]
-    if len(rows_td):
-        recording = Recording([Span(0, len(rows_td), terms.keys_values or None)])
-        first = terms.static_rows
-        backbone.hidden(
-            rows_td,
-            positions=torch.arange(first, first + len(rows_td), device=backbone.device),
-            attention=recording,
-            executor=Segments([Segment(0, len(rows_td), terms)]),
-        )
-        keys = _join(keys, recording.keys)
-        values = _join(values, recording.values)
-    return Prefix(keys, values, tuple(token_ids))
+    known = dict(terms.keys_values)
+    for start in range(0, len(rows_td), rows):
+        if start:
+            yield
+        piece_td = rows_td[start : start + rows]
+        known = _extend(backbone, terms, piece_td, known, first=terms.static_rows + start)
+    sides = [known[layer] for layer in sorted(known)]
+    return Prefix([side.keys for side in sides], [side.values for side in sides], tuple(token_ids))
 
 
-def _join(before: list[Tensor], after: list[Tensor]) -> list[Tensor]:
-    """Return, layer by layer, one behind the other; `before` may be empty."""
-    if not before:
-        return after
-    return [torch.cat(pair, dim=1) for pair in zip(before, after, strict=True)]
+def _extend(
+    backbone: Backbone,
+    terms: Terms,
+    rows_td: Tensor,
+    known: Mapping[int, KeysValues],
+    *,
+    first: int,
+) -> dict[int, KeysValues]:
+    """Return keys and values of what is known and of the rows that come next, by layer."""
+    recording = Recording([Span(0, len(rows_td), known or None)])
+    backbone.hidden(
+        rows_td,
+        positions=torch.arange(first, first + len(rows_td), device=backbone.device),
+        attention=recording,
+        executor=Segments([Segment(0, len(rows_td), terms)]),
+    )
+    fresh = zip(recording.keys, recording.values, strict=True)
+    return {
+        layer: _behind(known.get(layer), keys, values) for layer, (keys, values) in enumerate(fresh)
+    }
+
+
+def _behind(before: KeysValues | None, keys_kth: Tensor, values_kth: Tensor) -> KeysValues:
+    if before is None:
+        return KeysValues(keys_kth, values_kth)
+    return KeysValues(
+        torch.cat([before.keys, keys_kth], dim=1), torch.cat([before.values, values_kth], dim=1)
+    )

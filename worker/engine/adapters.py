@@ -5,7 +5,7 @@ check files and make the terms; the engine's one torch thread only computes what
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -17,11 +17,12 @@ from models.nn.terms import Terms
 from models.wire import AdapterRef
 from worker.engine.helper import use_one_core
 from worker.engine.metrics import Metrics
-from worker.engine.resident import Loader, Prepared, Resident
+from worker.engine.resident import Loader, Resident
 
 FETCHES_AT_ONCE = 2
 Fetch = Callable[[str], Files]
 """Given a digest, returns the version's files, verified."""
+Finishing = Generator[None, None, Resident]
 Post = Callable[[Callable[[], None]], None]
 """Runs a function in the engine's thread, soon."""
 
@@ -121,15 +122,21 @@ class AdapterCache:
         except Exception as error:  # noqa: BLE001 - an error lost in this thread hangs requests
             self._post(partial(self._fail, adapter.digest, _explain(adapter, error)))
         else:
-            self._post(partial(self._arrive, adapter, prepared))
+            self._post(partial(self._arrive, adapter, self._loader.finish(prepared)))
 
-    def _arrive(self, adapter: AdapterRef, prepared: Prepared) -> None:
+    def _arrive(self, adapter: AdapterRef, work: Finishing) -> None:
+        """Do a piece of what is left to do, and the next one after a step; then take it in."""
         digest = adapter.digest
         try:
-            resident = self._loader.finish(prepared)
+            next(work)
+        except StopIteration as end:
+            self._take(digest, end.value)
         except Exception as error:  # noqa: BLE001 - one adapter's fault must not stop the others
             self._fail(digest, _explain(adapter, error))
-            return
+        else:
+            self._post(partial(self._arrive, adapter, work))
+
+    def _take(self, digest: str, resident: Resident) -> None:
         self._metrics.adapter_loads.inc()
         resident.doomed = digest in self._doomed
         self._parked[digest] = resident

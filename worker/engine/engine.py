@@ -268,10 +268,13 @@ class Engine:
             self._died()
 
     def _run_posted(self, *, wait: bool) -> None:
-        """Run what was posted meanwhile; with `wait`, sleep until something is."""
+        """Run what was posted meanwhile; with `wait`, sleep until something is.
+
+        What that posts has its turn after the next step.
+        """
         if wait:
             self._inbox.get()()
-        while not self._inbox.empty():
+        for _ in range(self._inbox.qsize()):
             self._inbox.get()()
 
     def _fail_all(self, error: Unavailable) -> None:

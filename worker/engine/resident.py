@@ -3,9 +3,9 @@
 Shapes: p rows of a prefix, K key and value heads, h head dimension, n tokens, d hidden.
 """
 
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import msgspec
 import torch
@@ -18,12 +18,14 @@ from models.nn.backbone import Backbone, Base
 from models.nn.chat import Renderer
 from models.nn.executors import NOBODY
 from models.nn.head import pool
-from models.nn.prefix import Prefix, compile_prefix
+from models.nn.prefix import Prefix, compile_in_pieces
 from models.nn.tensor_file import largest
 from models.nn.terms import Pooling, Terms
 from models.wire import AdapterRef, Input
 from worker.engine.demonstrations import Demonstrations
 from worker.engine.sequence import Footing
+
+ReturnT = TypeVar("ReturnT")
 
 LARGEST = 1e12
 """No number of an adapter may be larger: its products must stay finite under a weight of zero."""
@@ -99,7 +101,7 @@ class Loader:
 
     def load(self, adapter: AdapterRef, files: Files) -> Resident:
         """Read, check and prepare a version; see `prepare` and `finish`."""
-        return self.finish(self.prepare(adapter, files))
+        return run_to_end(self.finish(self.prepare(adapter, files)))
 
     @torch.inference_mode()
     def prepare(self, adapter: AdapterRef, files: Files) -> Prepared:
@@ -115,10 +117,10 @@ class Loader:
         return Prepared(adapter, artifact, terms, _read_form(artifact, default=self.form))
 
     @torch.inference_mode()
-    def finish(self, prepared: Prepared) -> Resident:
+    def finish(self, prepared: Prepared) -> Generator[None, None, Resident]:
         """Compute what stands before every sequence, if anything does; in the torch thread.
 
-        `Corrupt` for numbers that could reach other rows.
+        It yields where other rows may have a step. `Corrupt` for numbers that could reach them.
         """
         artifact, terms, form = prepared.artifact, prepared.terms, prepared.form
         adapter = prepared.adapter
@@ -130,7 +132,7 @@ class Loader:
         if rows + len(shared) >= self.context:
             shared = []
         backbone = self.backbone.using(terms.weights)
-        prefix = compile_prefix(backbone, terms, token_ids=shared)
+        prefix = yield from compile_in_pieces(backbone, terms, token_ids=shared)
         if prefix is not None:
             _require_bounded(adapter, largest((*prefix.keys, *prefix.values)))
         terms = replace(terms, prompt=None, keys_values={})
@@ -179,6 +181,16 @@ class Loader:
                     code="adapter_base_mismatch",
                     param="model",
                 )
+
+
+def run_to_end(work: Generator[None, None, ReturnT]) -> ReturnT:
+    """Return what a generator returns."""
+    while True:
+        try:
+            next(work)
+        except StopIteration as end:
+            result: ReturnT = end.value
+            return result
 
 
 def _read_form(artifact: Artifact, *, default: Form) -> Form:
