@@ -7,7 +7,7 @@ Shapes: T rows of the stream, d hidden, N rows whose logits are wanted, V vocabu
 """
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from core.errors import InvalidRequest
 from models.nn.attention import Attention, Recording
 from models.nn.executors import NOBODY, Executor
 from models.nn.flat import FlatTrunk, admit
+from models.nn.joint import Joint
 from models.nn.leaves import ATTENTION_NAME, act_in, is_offset, replace_leaves, rms
 from models.nn.quantized import leave_file, loading_options, unpack
 from models.nn.shape import BODY_PREFIX, HEAD, Shape, path_of
@@ -210,6 +211,10 @@ class Backbone:
     def is_flat(self) -> bool:
         """Whether `hidden` is the flat forward and not the surgery."""
         return self._flat is not None
+
+    def joints(self) -> Iterator[Joint]:
+        """Go through the products of the flat forward; there are none without it."""
+        yield from self._flat.joints() if self._flat is not None else ()
 
     def embed(self, token_ids: Tensor) -> Tensor:
         """Return (T, d) in the base's dtype: what the layers are given for ids (T,) int64."""

@@ -7,7 +7,7 @@ and in the same order.
 Shapes: T rows of the stream, d hidden, H query heads, K key heads, G = H + 2 K, h head dimension.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Any
@@ -100,6 +100,11 @@ class FlatTrunk:
             norm = self._norm if last else self._blocks[layer + 1].attention_norm
             normed_td, x_td = _add(table, x_td, y_td, norm, executor)
         return normed_td
+
+    def joints(self) -> Iterator[Joint]:
+        """Go through every product of the trunk."""
+        for block in self._blocks:
+            yield from (block.heads, block.output, block.gate_up, block.down)
 
     def share(self, network: nn.Module) -> None:
         """Let the network's own leaves be views of the joined weights."""

@@ -21,10 +21,11 @@ FEW_ROWS = 8
 _MOST = 127
 
 
-def hold_in_8_bits(backbone: Backbone) -> None:
+def hold_in_8_bits(backbone: Backbone) -> Backbone:
     """Replace every linear weight, the head's too, by one of 8 bits; embeddings and norms stay.
 
-    `Unavailable` where torch has no such product.
+    Returns the base by its network's own forward, which reads them; the one that was given is of no
+    use any more. `Unavailable` where torch has no such product.
     """
     if backbone.device.type != "cpu" or not hasattr(torch.ops.aten, "_weight_int8pack_mm"):
         raise Unavailable(
@@ -35,6 +36,7 @@ def hold_in_8_bits(backbone: Backbone) -> None:
         leaf = backbone.network.get_submodule(path_of(place))
         if isinstance(leaf, LinearLeaf) and not is_packed(leaf.weight):
             leaf.hold(_pack(leaf.weight), product=multiply)
+    return backbone.without_flat()
 
 
 def multiply(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

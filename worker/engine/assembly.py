@@ -9,6 +9,7 @@ from core.bases import BaseManifest, verify
 from core.settings import ComputeSettings, Settings
 from models.nn.backbone import Backbone, pick_dtype
 from models.nn.chat import Renderer
+from models.nn.prepack import prepack
 from models.nn.weight_only import hold_in_8_bits
 from worker.engine.adapters import AdapterCache, Fetch, Post
 from worker.engine.blocks import Blocks
@@ -49,13 +50,14 @@ def assemble(
     dtype = pick_dtype(device) if compute.dtype == "auto" else getattr(torch, compute.dtype)
     backbone = Backbone.load(folder, dtype=dtype, device=device)
     if settings.engine.quantization == "int8":
-        hold_in_8_bits(backbone)
+        backbone = hold_in_8_bits(backbone)
     renderer = Renderer.load(folder)
     rows, context = settings.engine.rows, min(settings.engine.context, backbone.shape.context)
     blocks = Blocks(backbone.shape, rows=rows, context=context, dtype=dtype, device=backbone.device)
     runner = Runner(backbone, blocks, graphs=graphs_for(backbone.device))
     identity = Identity(manifest.digest, renderer.digest)
     loader = Loader(backbone, renderer, identity, context, backbone.base.apart())
+    prepack(backbone)
     loop = Loop(
         scheduler=Scheduler(rows=rows, prefill_tokens=settings.engine.prefill_tokens),
         blocks=blocks,

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from models.nn.kernels.prepacked import PREPACKED
 from models.nn.kernels.rows import multiply
 from models.nn.kernels.table import Update, Weight
 
@@ -22,7 +23,9 @@ def project(x_ti: Tensor, *, weight: Weight, updates: Sequence[Update] = ()) -> 
     held = (x_ti, weight.weight_oi, weight.bias_o, *tensors)
     trains = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in held)
     if not trains and not updates:
-        return F.linear(x_ti, weight.weight_oi, weight.bias_o)
+        multiply_once = weight.kept.get(PREPACKED, F.linear)
+        product_to: Tensor = multiply_once(x_ti, weight.weight_oi, weight.bias_o)
+        return product_to
     places = [_Place(slice(*u.rows), slice(*u.columns), u.scale, u.keep_ti) for u in updates]
     y_to: Tensor = _Project.apply(x_ti, weight.weight_oi, weight.bias_o, places, *tensors)  # type: ignore[no-untyped-call]  # torch has no types here
     return y_to
