@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 COMPOSE := $(shell docker compose version >/dev/null 2>&1 && echo docker compose || echo docker-compose)
 
-.PHONY: setup lint types test bench bench-methods demo up down
+.PHONY: setup lint types test bench bench-smoke bench-methods demo up down
 
 setup: .venv/.installed
 	$(BIN)/python -m models.nn.kernels.native
@@ -27,6 +27,9 @@ test: .venv/.installed
 	$(BIN)/python -m pytest
 
 bench: .venv/.installed
+	$(BIN)/python -m benchmarks.train $(if $(DATA),--data $(DATA))
+
+bench-smoke: .venv/.installed
 	$(BIN)/python -m benchmarks.smoke
 
 bench-methods: .venv/.installed

@@ -1,0 +1,193 @@
+"""One comparison: the same steps by both sides in turns, checked to be equal, as a ratio."""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any, Self
+
+from pydantic import TypeAdapter
+
+from benchmarks import record
+from benchmarks.equality import Bound, check_curves, check_same
+from benchmarks.sides import JSON, Side, interleave, ratio
+from benchmarks.train.ours import make_order
+from benchmarks.train.protocol import PEFT
+from benchmarks.train.rows import Work
+from models.nn.methods import AnyMethod
+from models.nn.methods.base import Method
+
+LOSSES = Bound(mean=0.015, most=0.05)
+"""Both sides round to bfloat16 in other places, and steps carry that on."""
+FIRST_NORM = Bound(mean=0.05, most=0.05)
+TRIAL_STEPS = 3
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a peer lays out the rows of a step."""
+
+    rows: int
+    padding: str = "longest"
+    autocast: bool = True
+
+    def question(self) -> JSON:
+        """Return it as a question holds it."""
+        return {"rows": self.rows, "padding": self.padding, "autocast": self.autocast}
+
+    def __str__(self) -> str:
+        cast = "autocast" if self.autocast else "float32 adapters"
+        return f"{self.rows} rows, padding {self.padding}, {cast}"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is trained: our method, and the form in which a peer has it."""
+
+    name: str
+    method: dict[str, Any]
+    form: str = PEFT
+    norms: bool = True
+    """Whether the peer's gradients are of the same parameters."""
+    losses: Bound = LOSSES
+
+    def parsed(self) -> Method:
+        """Return our method."""
+        method: Method = TypeAdapter[Any](AnyMethod).validate_python(self.method)
+        return method
+
+
+@dataclass
+class Bench(AbstractContextManager["Bench"]):
+    """Two running sides over one base, and where they keep their files."""
+
+    base_folder: Path
+    scratch: Path
+    ours: Side
+    peer: Side
+    pad_id: int
+    _layouts: dict[str, Layout] = field(default_factory=dict)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.ours.close()
+        self.peer.close()
+
+    def compare(
+        self, subject: Subject, work: Work, *, layouts: Sequence[Layout], repeats: int
+    ) -> JSON:
+        """Return both sides' speeds, their ratio, and how far their curves are apart.
+
+        The peer's layout is the fastest of `layouts` over a few steps, which warm it up too.
+        """
+        questions = {
+            "ours": {"order": self.order(subject, work)},
+            "peer": self.peer_question(subject, work),
+        }
+        chosen, tried = self.choose_layout(questions["peer"], layouts)
+        questions["peer"]["layout"] = chosen.question()
+        before = record.load()
+        answers = interleave([self.ours, self.peer], questions, repeats=repeats)
+        checks = [
+            _check(mine, theirs, work=work, subject=subject)
+            for mine, theirs in zip(answers["ours"], answers["peer"], strict=True)
+        ]
+        speeds = {name: [speed(said) for said in runs] for name, runs in answers.items()}
+        return {
+            "tokens": sum(work.tokens),
+            "steps": work.steps,
+            "rows_per_step": work.rows_per_step,
+            "tokens_per_second": speeds,
+            "medians": {name: round(median(values), 1) for name, values in speeds.items()},
+            "ratio": ratio(speeds["ours"], speeds["peer"]),
+            "peer_layout": str(chosen),
+            "peer_layouts_tried": tried,
+            "equality": checks[-1],
+            "losses": {name: runs[-1]["losses"] for name, runs in answers.items()},
+            "peak_bytes": {name: runs[-1]["peak_bytes"] for name, runs in answers.items()},
+            "load": [before, record.load()],
+        }
+
+    def peer_question(self, subject: Subject, work: Work) -> JSON:
+        """Export where we start, and return what the peer is asked, all but the layout."""
+        start = self._folder(subject, work) / "start"
+        order = self.order(subject, work)
+        self.ours.ask({"order": order, "export": str(start), "form": subject.form})
+        return {
+            "base_folder": str(self.base_folder),
+            "start_folder": str(start),
+            "token_file": work.token_file,
+            "rows_per_step": work.rows_per_step,
+            "learning_rate": subject.parsed().learning_rate,
+            "form": subject.form,
+            "pad_id": self.pad_id,
+            "seed": work.seed,
+        }
+
+    def choose_layout(
+        self, question: JSON, layouts: Sequence[Layout]
+    ) -> tuple[Layout, dict[str, float]]:
+        """Return the layout in which the peer is fastest, and the speed of each that was tried."""
+        tried = {}
+        for layout in layouts:
+            said = self.peer.ask({**question, "layout": layout.question(), "steps": TRIAL_STEPS})
+            tried[layout] = speed(said)
+        chosen = max(tried, key=tried.__getitem__)
+        return chosen, {str(layout): found for layout, found in tried.items()}
+
+    def job(self, subject: Subject, work: Work) -> JSON:
+        """Return the work as a job that somebody posts."""
+        loop = {
+            "n_epochs": 1,
+            "batch_size": work.rows_per_step,
+            "learning_rate": subject.parsed().learning_rate,
+            "warmup_ratio": 0.0,
+            "max_sequence_length": work.max_length,
+        }
+        return {
+            "training_file": work.training_file,
+            "method": subject.method,
+            "loop": loop,
+            "seed": work.seed,
+        }
+
+    def order(self, subject: Subject, work: Work) -> JSON:
+        """Return the work as the order that our trainer reads."""
+        return make_order(
+            base_folder=self.base_folder,
+            folder=self._folder(subject, work),
+            **self.job(subject, work),
+        )
+
+    def _folder(self, subject: Subject, work: Work) -> Path:
+        return self.scratch / f"{subject.name}-{work.name}-{Path(work.training_file).parent.name}"
+
+
+def speed(said: JSON) -> float:
+    """Return tokens of data a second, padding not counted, from the end of the first step on."""
+    seconds = said["ends"][-1] - said["ends"][0]
+    return round(sum(said["tokens"][1:]) / seconds, 2)
+
+
+def _check(ours: JSON, peer: JSON, *, work: Work, subject: Subject) -> JSON:
+    """Return how equal two runs were; `Unequal` if they did not do the same work."""
+    check_same(ours["tokens"], list(work.tokens), what=f"{subject.name}: our tokens of each step")
+    check_same(
+        peer["tokens"], list(work.tokens), what=f"{subject.name}: peer's tokens of each step"
+    )
+    found = {
+        "losses": check_curves(
+            ours["losses"], peer["losses"], bound=subject.losses, what=f"{subject.name}: losses"
+        )
+    }
+    if subject.norms:
+        found["first_norm"] = check_curves(
+            ours["norms"][:1],
+            peer["norms"][:1],
+            bound=FIRST_NORM,
+            what=f"{subject.name}: norm of the first gradient",
+        )
+    return found

@@ -1,0 +1,124 @@
+"""Many small jobs: as a gang, one after another, and as peft scripts one after another."""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+
+from benchmarks import record
+from benchmarks.equality import check_curves
+from benchmarks.sides import JSON, ROOT, Side, SideFailed
+from benchmarks.train.compare import Bench, Layout, Subject
+from benchmarks.train.rows import RowSet, Work, chat_work
+
+JOBS = 8
+STEPS = 40
+ROWS_PER_STEP = 2
+LAYOUTS = (Layout(2), Layout(2, autocast=False), Layout(2, "free"))
+OFF = {"GRAFTWORK_WORKER__GANG": "1"}
+"""What makes a worker train its jobs one after another."""
+
+
+def make_jobs(rows: RowSet, *, jobs: int, steps: int, folder: Path) -> list[Work]:
+    """Give each job short rows of its own: the shorter half of a set, dealt out in turn."""
+    by_length = sorted(range(len(rows.lines)), key=rows.lengths.__getitem__)
+    short = by_length[: max(len(by_length) // 2, ROWS_PER_STEP * steps)]
+    works = []
+    for number in range(jobs):
+        own = [short[(number + jobs * at) % len(short)] for at in range(ROWS_PER_STEP * steps)]
+        batches = [own[at : at + ROWS_PER_STEP] for at in range(0, len(own), ROWS_PER_STEP)]
+        works.append(chat_work(rows, batches, folder=folder / str(number)))
+    return works
+
+
+def compare_gang(
+    bench: Bench,
+    line: Side,
+    *,
+    subject: Subject,
+    works: Sequence[Work],
+    separate: int,
+    repeats: int,
+    variables: dict[str, str],
+) -> JSON:
+    """Return seconds from queued to published of all ways, and their ratios.
+
+    `separate` jobs of each one-after-another way are run; their time grows with their number, so
+    that of all is what these took times all over these (our worker's start is counted each time).
+    """
+    questions = [bench.peer_question(subject, work) for work in works]
+    chosen, tried = bench.choose_layout(questions[0], LAYOUTS)
+    jobs = [bench.job(subject, work) for work in works]
+    before = record.load()
+    ganged: list[JSON] = []
+    alone: list[JSON] = []
+    scripts: list[list[JSON]] = []
+    for _ in range(repeats):
+        ganged.append(line.ask({"jobs": jobs, "variables": variables}))
+        alone.append(line.ask({"jobs": jobs[:separate], "variables": {**variables, **OFF}}))
+        scripts.append(
+            [
+                run_script(question, chosen, folder=bench.scratch / "scripts", variables=variables)
+                for question in questions[:separate]
+            ]
+        )
+    whole = len(works) / separate
+    seconds = {
+        "gang": [round(said["seconds"], 2) for said in ganged],
+        "alone": [round(said["seconds"] * whole, 2) for said in alone],
+        "peft": [round(sum(said["seconds"] for said in runs) * whole, 2) for runs in scripts],
+    }
+    medians = {name: median(values) for name, values in seconds.items()}
+    return {
+        "jobs": len(works),
+        "jobs_run_separately": separate,
+        "steps": works[0].steps,
+        "tokens": sum(sum(work.tokens) for work in works),
+        "seconds": seconds,
+        "gang_vs_alone": round(medians["alone"] / medians["gang"], 3),
+        "gang_vs_peft": round(medians["peft"] / medians["gang"], 3),
+        "peer_layout": str(chosen),
+        "peer_layouts_tried": tried,
+        "equality": _check(ganged[-1], alone[-1], scripts[-1], subject=subject),
+        "load": [before, record.load()],
+    }
+
+
+def run_script(question: JSON, layout: Layout, *, folder: Path, variables: dict[str, str]) -> JSON:
+    """Run one peft script as a process of its own; return what it measured and its seconds."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "question.json"
+    path.write_text(json.dumps({**question, "layout": layout.question()}))
+    command = [sys.executable, "-m", "benchmarks.train.script", str(path), str(folder / "adapter")]
+    began = time.perf_counter()
+    done = subprocess.run(
+        command, env=variables, cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    seconds = time.perf_counter() - began
+    if done.returncode != 0:
+        raise SideFailed(f"A script of peft ended with {done.returncode}:\n{done.stderr[-3000:]}")
+    said: JSON = json.loads(done.stdout.splitlines()[-1])
+    return {**said, "seconds": seconds}
+
+
+def _check(ganged: JSON, alone: JSON, scripts: list[JSON], *, subject: Subject) -> list[JSON]:
+    """Return how far each job's losses are from itself alone, and from the peer's."""
+    found = []
+    for number, script in enumerate(scripts):
+        mine = ganged["losses"][number]
+        what = f"job {number}"
+        found.append(
+            {
+                "bitwise_alone": mine == alone["losses"][number],
+                "alone": check_curves(
+                    mine, alone["losses"][number], bound=subject.losses, what=f"{what}, alone"
+                ),
+                "peft": check_curves(
+                    mine, script["losses"], bound=subject.losses, what=f"{what}, peft"
+                ),
+            }
+        )
+    return found

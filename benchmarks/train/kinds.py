@@ -1,0 +1,33 @@
+"""Which of our kinds are measured against which library, and those that no library has."""
+
+from benchmarks.equality import Bound
+from benchmarks.train.compare import Subject
+from benchmarks.train.protocol import FULL, P_TUNING, PISSA
+
+RANK = 16
+LORA = Subject("lora", {"type": "lora", "rank": RANK})
+
+KINDS = (
+    Subject("dora", {"type": "dora", "rank": RANK}),
+    # alpha 8 over the root of 16 is the scale that plain LoRA has here
+    Subject("rslora", {"type": "lora", "rank": RANK, "alpha": 8, "use_rslora": True}),
+    # PEFT rounds what is left of W to bfloat16; we keep W and subtract beside it
+    Subject(
+        "pissa", {"type": "pissa", "rank": RANK}, form=PISSA, losses=Bound(mean=0.03, most=0.08)
+    ),
+    Subject("ia3", {"type": "ia3"}),
+    Subject("soft_prompt", {"type": "soft_prompt"}),
+    Subject("p_tuning", {"type": "soft_prompt", "encoder": "mlp"}, form=P_TUNING),
+    Subject("prefix", {"type": "prefix"}),
+    Subject(
+        "llama_adapter", {"type": "llama_adapter", "gates": "layer", "gate_activation": "none"}
+    ),
+    Subject("ln_tuning", {"type": "ln_tuning"}),
+    Subject("full", {"type": "full"}, form=FULL),
+)
+
+WITHOUT_PEER = {
+    "llama_adapter_v2": "neither peft nor adapters has it",
+    "head": "trained from states computed once; peft has it only beside another method",
+    "hard_prompt": "a search; peft has none",
+}

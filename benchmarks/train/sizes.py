@@ -1,0 +1,51 @@
+"""How much is measured: enough for medians, or what fits into ten minutes."""
+
+from dataclasses import dataclass
+
+from benchmarks.train.compare import Layout
+
+PADDED = Layout(8)
+CHAT_LAYOUTS = (PADDED, Layout(8, autocast=False), Layout(8, "free"), Layout(4))
+
+
+@dataclass(frozen=True)
+class Size:
+    """Steps and repeats of each part."""
+
+    chat_steps: int
+    chat_repeats: int
+    fixed_steps: int
+    fixed_repeats: int
+    memory_casts: tuple[bool, ...]
+    kind_steps: int
+    kind_repeats: int
+    kind_layouts: tuple[Layout, ...]
+    jobs_run_separately: int
+    gang_repeats: int
+    rows_per_step: int = 8
+
+
+QUICK_SIZE = Size(
+    chat_steps=6,
+    chat_repeats=2,
+    fixed_steps=3,
+    fixed_repeats=2,
+    memory_casts=(True,),
+    kind_steps=4,
+    kind_repeats=1,
+    kind_layouts=(PADDED,),
+    jobs_run_separately=2,
+    gang_repeats=1,
+)
+FULL_SIZE = Size(
+    chat_steps=16,
+    chat_repeats=5,
+    fixed_steps=6,
+    fixed_repeats=5,
+    memory_casts=(True, False),
+    kind_steps=6,
+    kind_repeats=3,
+    kind_layouts=(PADDED, Layout(8, autocast=False)),
+    jobs_run_separately=8,
+    gang_repeats=2,
+)
