@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import obstore
 from obstore.exceptions import BaseError
@@ -24,6 +25,19 @@ from core.errors import Corrupt, NotFound, StorageFull, Unavailable
 
 PIECE = 1024 * 1024
 MANIFEST = "tree-manifest.json"
+
+
+class Files(NamedTuple):
+    """The files of a tree in memory, and what they should hash to."""
+
+    content: dict[str, bytearray]
+    hashes: dict[str, str]
+
+    def verify(self) -> None:
+        """Raise `Corrupt` unless every file is the one that was stored; any thread may."""
+        for name, content in self.content.items():
+            if hashlib.sha256(content).hexdigest() != self.hashes[name]:
+                raise Corrupt(f"Stored object {self.hashes[name][:12]} does not match its hash.")
 
 
 class Store:
@@ -89,13 +103,13 @@ class Store:
             shutil.rmtree(scratch, ignore_errors=True)
         return folder
 
-    def read_files(self, digest: str, *, without: Container[str] = ()) -> dict[str, bytearray]:
-        """Return a tree's files in memory, each checked against its hash while it is read."""
-        return {
-            name: self._read(_tree(digest, name), digest=file_digest)
-            for name, file_digest in self.read_tree(digest).items()
-            if name not in without
-        }
+    def read_files(self, digest: str, *, without: Container[str] = ()) -> Files:
+        """Return a tree's files in memory, to be verified before anything is done with them."""
+        hashes = self.read_tree(digest)
+        return Files(
+            {name: self._read(_tree(digest, name)) for name in hashes if name not in without},
+            hashes,
+        )
 
     def read_tree(self, digest: str) -> dict[str, str]:
         """Return a tree's manifest: file names to their hashes."""
@@ -143,16 +157,18 @@ class Store:
             Path(name).unlink(missing_ok=True)
         return path
 
-    def _read(self, key: str, *, digest: str) -> bytearray:
-        seen, content = hashlib.sha256(), bytearray()
-        if self._local:
-            content = _read_local(self._local / key, key=key, seen=seen)
-        else:
-            for piece in self._stream(key):
-                seen.update(piece)
-                content += piece
-        if seen.hexdigest() != digest:
-            raise Corrupt(f"Stored object {digest[:12]} does not match its hash.")
+    def _read(self, key: str) -> bytearray:
+        if not self._local:
+            return bytearray().join(self._stream(key))
+        with _typed_errors(key), (self._local / key).open("rb", buffering=0) as stream:
+            content = bytearray(os.fstat(stream.fileno()).st_size)
+            read = stream.readinto(content)
+            while 0 < read < len(content):
+                with memoryview(content) as view:
+                    more = stream.readinto(view[read:])
+                if not more:
+                    break  # cut short since: the hash will say it
+                read += more
         return content
 
     def _stream(self, key: str) -> Iterator[bytes]:
@@ -197,17 +213,6 @@ def _put_local(source: Path, target: Path) -> None:
             Path(name).replace(target)
         finally:
             Path(name).unlink(missing_ok=True)
-
-
-def _read_local(path: Path, *, key: str, seen: "hashlib._Hash") -> bytearray:
-    """Read into one buffer and hash each piece while the processor's cache still holds it."""
-    with _typed_errors(key), path.open("rb", buffering=0) as stream:
-        content = bytearray(os.fstat(stream.fileno()).st_size)
-        with memoryview(content) as view:
-            for start in range(0, len(content), PIECE):
-                piece = view[start : start + PIECE]
-                seen.update(piece[: stream.readinto(piece)])
-    return content
 
 
 @contextmanager

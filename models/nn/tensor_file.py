@@ -5,9 +5,9 @@ a JSON header, the header, and then the tensors without holes.
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -36,13 +36,50 @@ def read_tensors(content: bytearray) -> dict[str, Tensor]:
     ValueError, which says why, for anything that is not exactly such a file.
     """
     header, first = _read_header(content)
-    tensors, reached = {}, first
+    places, reached = [], first
     for name, entry in sorted(header.items(), key=_order):
-        tensor, stop = _view(content, entry, first=first, start=reached, name=name)
-        tensors[name], reached = tensor, stop
+        place = _place(entry, start=reached, first=first, name=name)
+        reached += place.length * place.dtype.itemsize
+        if reached > len(content):
+            raise ValueError(f"tensor {name!r} is cut short")
+        places.append(place)
     if reached != len(content):
         raise ValueError(f"it has {len(content)} bytes, its tensors end at {reached}")
-    return tensors
+    return _views(content, places, first=first)
+
+
+def as_one(tensors: Sequence[Tensor]) -> Tensor | None:
+    """Return a flat view of tensors that fill one stretch of memory between them, else None."""
+    if not tensors:
+        return None
+    first = tensors[0]
+    storage = first.untyped_storage().data_ptr()
+    spans = []
+    for tensor in tensors:
+        alike = tensor.dtype == first.dtype and tensor.is_contiguous()
+        if not alike or tensor.untyped_storage().data_ptr() != storage:
+            return None
+        spans.append((tensor.storage_offset(), tensor.numel()))
+    spans.sort()
+    reached = start = spans[0][0]
+    for offset, count in spans:
+        if offset != reached:
+            return None
+        reached += count
+    return first.as_strided((reached - start,), (1,), start)
+
+
+def cast_together(tensors: Sequence[Tensor], dtype: torch.dtype) -> dict[int, Tensor]:
+    """Return casts of tensors by the `id` of each, made at once; none unless they are `as_one`."""
+    flat = as_one(tensors)
+    if flat is None or flat.dtype == dtype:
+        return {}
+    cast = flat.to(dtype)
+    ordered = sorted(tensors, key=Tensor.storage_offset)
+    pieces = torch.split(cast, [tensor.numel() for tensor in ordered])
+    return {
+        id(tensor): piece.view(tensor.shape) for tensor, piece in zip(ordered, pieces, strict=True)
+    }
 
 
 def largest(tensors: Iterable[Tensor]) -> float:
@@ -50,10 +87,11 @@ def largest(tensors: Iterable[Tensor]) -> float:
 
     Two numbers are taken of each tensor in one pass, and compared at the end.
     """
+    held = [tensor for tensor in tensors if tensor.numel()]
+    flat = as_one(held)
     ends: dict[torch.dtype, list[Tensor]] = {}
-    for tensor in tensors:
-        if tensor.numel():
-            ends.setdefault(tensor.dtype, []).extend(torch.aminmax(tensor))
+    for tensor in held if flat is None else [flat]:
+        ends.setdefault(tensor.dtype, []).extend(torch.aminmax(tensor))
     stacked = [torch.stack(same).double() for same in ends.values()]
     return float(torch.cat(stacked).abs().amax()) if stacked else 0.0
 
@@ -91,10 +129,18 @@ def _order(item: tuple[str, Any]) -> tuple[int, int]:
         raise ValueError(f"tensor {name!r} has no place") from error
 
 
-def _view(
-    content: bytearray, entry: dict[str, Any], *, first: int, start: int, name: str
-) -> tuple[Tensor, int]:
-    """Return a tensor that must begin at byte `start`, and where it ends."""
+class _Place(NamedTuple):
+    """A tensor that begins at byte `start` of the file."""
+
+    name: str
+    dtype: torch.dtype
+    shape: list[int]
+    length: int
+    start: int
+
+
+def _place(entry: dict[str, Any], *, start: int, first: int, name: str) -> _Place:
+    """Return where a tensor lies, which must begin at `start`."""
     named, shape = entry.get("dtype"), entry.get("shape")
     dtype = DTYPES.get(named) if isinstance(named, str) else None
     if dtype is None:
@@ -102,16 +148,33 @@ def _view(
     if not isinstance(shape, list) or not all(type(size) is int and size >= 0 for size in shape):
         raise ValueError(f"tensor {name!r} has no dimensions")
     count = prod(shape)
-    stop = start + count * dtype.itemsize
-    if [start - first, stop - first] != entry["data_offsets"] or stop > len(content):
+    if [start - first, start - first + count * dtype.itemsize] != entry["data_offsets"]:
         raise ValueError(f"tensor {name!r} does not lie where the one before it ends")
+    return _Place(name, dtype, shape, count, start)
+
+
+def _views(content: bytearray, places: list[_Place], *, first: int) -> dict[str, Tensor]:
+    """Return all tensors; those of a file of one type are pieces of one view."""
+    dtypes = {place.dtype for place in places}
+    if len(dtypes) != 1 or first % (size := dtypes.pop().itemsize) or first == len(content):
+        return {place.name: _view(content, place) for place in places}
+    count = (len(content) - first) // size
+    flat = torch.frombuffer(content, dtype=places[0].dtype, count=count, offset=first)
+    pieces = torch.split(flat, [place.length for place in places])
+    return {
+        place.name: piece.view(place.shape) if place.length else _view(content, place)
+        for place, piece in zip(places, pieces, strict=True)
+    }
+
+
+def _view(content: bytearray, place: _Place) -> Tensor:
+    name, dtype, shape, count, start = place
     if not count:
-        return _empty(shape, dtype=dtype, name=name), stop
+        return _empty(shape, dtype=dtype, name=name)
     if start % dtype.itemsize:
-        aligned = bytearray(content[start:stop])
-        return torch.frombuffer(aligned, dtype=dtype).view(shape), stop
-    flat = torch.frombuffer(content, dtype=dtype, count=count, offset=start)
-    return flat.view(shape), stop
+        aligned = bytearray(content[start : start + count * dtype.itemsize])
+        return torch.frombuffer(aligned, dtype=dtype).view(shape)
+    return torch.frombuffer(content, dtype=dtype, count=count, offset=start).view(shape)
 
 
 def _empty(shape: list[int], *, dtype: torch.dtype, name: str) -> Tensor:

@@ -29,6 +29,8 @@ else:
 KeyT = TypeVar("KeyT")
 TermT = TypeVar("TermT", bound="Term")
 
+NO_CASTS: Mapping[int, Any] = {}
+
 Activation = Literal["gelu", "relu", "silu", "tanh"]
 Pooling = Literal["last", "mean"]
 
@@ -44,10 +46,24 @@ class Term:
         """Go through the tensors that are there."""
         yield from self._named().values()
 
-    def to(self, dtype: torch.dtype, device: torch.device | str) -> Self:
-        """Move every tensor and, unless they stay float32, cast it; differentiably."""
+    def to(
+        self,
+        dtype: torch.dtype,
+        device: torch.device | str,
+        *,
+        casts: Mapping[int, Tensor] = NO_CASTS,
+    ) -> Self:
+        """Move every tensor and, unless they stay float32, cast it; differentiably.
+
+        `casts` holds, by the `id` of a tensor, those that were made already.
+        """
         kept = torch.float32 if self.keeps_float32 else dtype
-        return replace(self, **{name: t.to(device, kept) for name, t in self._named().items()})
+        made = NO_CASTS if self.keeps_float32 else casts
+        changed = {
+            name: made.get(id(tensor), tensor).to(device, kept)
+            for name, tensor in self._named().items()
+        }
+        return replace(self, **changed)
 
     def _named(self) -> dict[str, Any]:
         return {
@@ -188,16 +204,21 @@ class Terms:
         base: Base,
         *,
         dtype: torch.dtype | None = None,
+        casts: Mapping[int, Tensor] = NO_CASTS,
     ) -> Terms:
         """Ask `method` for its terms and cast each once, from float32 to `dtype`.
 
-        Differentiable in `tensors`; `dtype` is the base's unless given.
+        Differentiable in `tensors`; `dtype` is the base's unless given. `casts` is as in `Term.to`.
         """
         shape, dtype = base.shape, dtype or base.dtype
         layers = range(shape.layers)
 
         def cast(asked: Iterable[tuple[KeyT, TermT | None]]) -> dict[KeyT, TermT]:
-            return {key: term.to(dtype, base.device) for key, term in asked if term is not None}
+            return {
+                key: term.to(dtype, base.device, casts=casts)
+                for key, term in asked
+                if term is not None
+            }
 
         prompt, head = _prompt(method, tensors, base), method.head(tensors, base)
         weights = method.weights(tensors, base) or {}

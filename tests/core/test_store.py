@@ -90,11 +90,13 @@ def test_a_tree_is_read_into_memory_and_verified(tmp_path: Path) -> None:
     (folder / "left").write_bytes(b"out")
     digest = store.put_tree(folder)
     files = store.read_files(digest, without={"left"})
-    assert files == {"a": (folder / "a").read_bytes(), "empty": b""}
+    assert files.content == {"a": (folder / "a").read_bytes(), "empty": b""}
+    files.verify()
     stored = tmp_path / "store" / "trees" / digest / "a"
     stored.write_bytes(b"y" + stored.read_bytes()[1:])
+    damaged = store.read_files(digest)
     with pytest.raises(Corrupt):
-        store.read_files(digest)
+        damaged.verify()
     stored.unlink()
     with pytest.raises(NotFound):
         store.read_files(digest)

@@ -12,16 +12,16 @@ from functools import partial
 import structlog
 
 from core.errors import Corrupt, GraftworkError, InvalidRequest, NotFound, Unavailable
-from models.nn.artifact import Files
+from core.store import Files
 from models.nn.terms import Terms
 from models.wire import AdapterRef
 from worker.engine.helper import use_one_core
 from worker.engine.metrics import Metrics
-from worker.engine.resident import Loader, Resident
+from worker.engine.resident import Loader, Prepared, Resident
 
 FETCHES_AT_ONCE = 2
 Fetch = Callable[[str], Files]
-"""Given a digest, returns the version's files, verified."""
+"""Given a digest, returns the version's files, which are still to be verified."""
 Finishing = Generator[None, None, Resident]
 Post = Callable[[Callable[[], None]], None]
 """Runs a function in the engine's thread, soon."""
@@ -58,6 +58,7 @@ class AdapterCache:
         self._doomed: set[str] = set()
         """Those of them that were dropped meanwhile."""
         self._parked: dict[str, Resident] = {}
+        self._hashing = ThreadPoolExecutor(FETCHES_AT_ONCE, thread_name_prefix="hash")
         self._helpers = ThreadPoolExecutor(
             FETCHES_AT_ONCE, thread_name_prefix="fetch", initializer=use_one_core
         )
@@ -115,14 +116,24 @@ class AdapterCache:
     def close(self) -> None:
         """Stop fetching."""
         self._helpers.shutdown(wait=True, cancel_futures=True)
+        self._hashing.shutdown(wait=True)
 
     def _fetch_in_helper(self, adapter: AdapterRef) -> None:
         try:
-            prepared = self._loader.prepare(adapter, self._fetch(adapter.digest))
+            prepared = self._prepare_and_verify(adapter)
         except Exception as error:  # noqa: BLE001 - an error lost in this thread hangs requests
             self._post(partial(self._fail, adapter.digest, _explain(adapter, error)))
         else:
             self._post(partial(self._arrive, adapter, self._loader.finish(prepared)))
+
+    def _prepare_and_verify(self, adapter: AdapterRef) -> Prepared:
+        """Prepare a version while its files are hashed; nothing is made of them before both."""
+        files = self._fetch(adapter.digest)
+        verified = self._hashing.submit(files.verify)
+        try:
+            return self._loader.prepare(adapter, files.content)
+        finally:
+            verified.result()  # what is not what was stored is told before what is wrong with it
 
     def _arrive(self, adapter: AdapterRef, work: Finishing) -> None:
         """Do a piece of what is left to do, and the next one after a step; then take it in."""

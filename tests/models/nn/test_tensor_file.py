@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load, save
 
-from models.nn.tensor_file import largest, read_tensors
+from models.nn.tensor_file import as_one, cast_together, largest, read_tensors
 
 TENSORS = {
     "half": torch.randn(3, 5).half(),
@@ -91,3 +91,22 @@ def test_the_largest_magnitude_is_found_and_nothing_hides_behind_it():
     assert largest([]) == 0
     assert largest([*tensors, torch.tensor([-inf])]) == inf
     assert isnan(largest([torch.tensor([1.0, nan]), *tensors, torch.tensor([inf])]))
+
+
+def test_tensors_of_one_file_are_cast_together_and_others_are_not():
+    read = read_tensors(bytearray(save({"a": torch.randn(2, 3), "b": torch.randn(5)})))
+    tensors = [read["b"], read["a"]]
+    flat = as_one(tensors)
+    assert flat is not None
+    assert flat.data_ptr() == min(tensor.data_ptr() for tensor in tensors)
+    assert len(flat) == 11
+    casts = cast_together(tensors, torch.bfloat16)
+    for tensor in tensors:
+        assert torch.equal(casts[id(tensor)], tensor.bfloat16())
+    assert cast_together(tensors, torch.float32) == {}
+    for apart in ([], [torch.zeros(2), torch.zeros(2)], [read["a"].t()], tensors[:1] * 2):
+        assert as_one(apart) is None
+        assert cast_together(apart, torch.bfloat16) == {}
+    gap = torch.zeros(9)
+    assert as_one([gap[:3], gap[4:]]) is None
+    assert as_one([gap[:3], gap[3:4], gap[4:]]).shape == (9,)

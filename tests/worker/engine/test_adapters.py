@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from core.errors import Corrupt, GraftworkError, InvalidRequest, NotFound
-from core.store import Store
+from core.store import Files, Store
 from models.nn.artifact import load_artifact
 from models.nn.terms import Terms
 from models.wire import AdapterRef, GenerateRequest
@@ -70,7 +70,7 @@ class SlowStore(Store):
         self.fetches: list[str] = []
         self.go = threading.Event()
 
-    def read_files(self, digest: str, *, without: Container[str] = ()) -> dict[str, bytearray]:
+    def read_files(self, digest: str, *, without: Container[str] = ()) -> Files:
         self.fetches.append(digest)
         assert self.go.wait(20)
         return super().read_files(digest, without=without)
@@ -175,6 +175,25 @@ def spoilt(world: World, name: str, **options: Any) -> AdapterRef:
     )
 
 
+def test_bytes_that_are_not_those_that_were_stored_serve_nobody(
+    world: World, start_engine: Callable[..., Engine]
+) -> None:
+    engine, good = start_engine(), spoilt(world, "damaged")
+    folder = world.settings.data_folder / "store" / "trees" / good.digest
+    for name, change in (
+        ("adapter_model.safetensors", lambda content: content[:-1] + bytes([content[-1] ^ 1])),
+        ("adapter_model.safetensors", lambda content: content[:100]),
+        ("graftwork.json", lambda content: content.replace(b"lora", b"none")),
+    ):
+        content = (folder / name).read_bytes()
+        (folder / name).write_bytes(change(content))
+        refused = ask_all(engine, [order(PROMPT, adapter=good)])[0]
+        assert isinstance(refused, Corrupt)
+        assert "hash" in refused.message
+        (folder / name).write_bytes(content)
+    assert ids(engine, good)
+
+
 @pytest.mark.parametrize(
     ("options", "error", "code"),
     [
@@ -236,7 +255,7 @@ def test_a_store_that_fails_unexpectedly_fails_only_its_requests(
     world: World, start_engine: Callable[..., Engine]
 ) -> None:
     class Broken(Store):
-        def read_files(self, digest: str, *, without: Container[str] = ()) -> dict[str, bytearray]:
+        def read_files(self, digest: str, *, without: Container[str] = ()) -> Files:
             is_first = digest == world.adapters[0].digest
             raise ValueError("broken") if is_first else OSError("unplugged")
 
