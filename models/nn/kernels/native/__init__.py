@@ -8,6 +8,7 @@ import ctypes
 import os
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import torch  # before the library is loaded: both must share torch's OpenMP runtime
 from torch import Tensor
@@ -39,6 +40,14 @@ class Library:
     def __init__(self, handle: ctypes.CDLL, *, instructions: str) -> None:
         self.handle = handle
         self.instructions = instructions
+
+    def call(self, name: str, *arguments: Tensor | int | float | None) -> None:
+        """Call the form of a function that this processor runs best, `gw_<name>_<instructions>`.
+
+        Tensors are passed as the address of their data, None as no address; the caller has checked
+        dtypes and strides, which C++ cannot see.
+        """
+        getattr(self.handle, f"gw_{name}_{self.instructions}")(*map(_passed, arguments))
 
     def pack(self, weight_nk: Tensor, *, transposed: bool = False) -> Packed:
         """Pack a bfloat16 weight (N, K), or the transpose of the one given.
@@ -80,6 +89,14 @@ class Library:
         return y_mn
 
 
+def takes(*tensors: Tensor) -> bool:
+    """Say whether these are bfloat16 on the CPU, with rows that have no gaps inside."""
+    return all(
+        tensor.dtype is torch.bfloat16 and tensor.device.type == "cpu" and tensor.stride(-1) == 1
+        for tensor in tensors
+    )
+
+
 def packs(outputs: int, inputs: int) -> bool:
     """Say whether a weight of these dimensions can be packed."""
     return outputs % PANEL_WIDTH == 0 and inputs % INPUT_STEP == 0
@@ -114,6 +131,14 @@ def reason() -> str:
         return f"C++ kernels with {find().instructions}"
     except Unavailable as error:
         return f"plain torch, for of the C++ kernels {error}"
+
+
+def _passed(argument: Tensor | int | float | None) -> Any:
+    if isinstance(argument, Tensor):
+        return ctypes.c_void_p(argument.data_ptr())
+    if isinstance(argument, int):
+        return ctypes.c_int64(argument)
+    return argument if argument is None else ctypes.c_float(argument)
 
 
 def _address(tensor: Tensor, dtype: torch.dtype) -> ctypes.c_void_p:

@@ -8,6 +8,7 @@
 #include <omp.h>
 
 #include "common.h"
+#include "vector.h"
 
 namespace gw {
 
@@ -32,16 +33,6 @@ void multiply_panels(const bf16* x, index ldx, index rows, const bf16* packed, i
                 block, ldx, bottom - top, packed + p * panel_width * inputs, inputs,
                 [&, p](index r, int, __m512 sum) { store(top + r, p * panel_width, sum); });
     }
-}
-
-inline void store_bf16(bf16* target, __m512 value) {
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(target),
-                        reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(value)));
-}
-
-inline __m512 load_bf16(const bf16* source) {
-    const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(source));
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
 }
 
 // y (rows, N) = x (rows, K) times the packed weight, as float32 or rounded once to bfloat16.

@@ -1,0 +1,32 @@
+// silu(gate) * up, with gates and ups side by side in a row.
+#include "vector.h"
+
+using namespace gw;
+
+GW_API void gw_swiglu_forward_avx512(const bf16* gate_up, index ld, index rows, index width,
+                                     bf16* inner) {
+#pragma omp parallel for schedule(static)
+    for (index i = 0; i < rows; ++i)
+        for (index j = 0; j < width; j += lanes) {
+            const __m512 gate = load_bf16(gate_up + i * ld + j);
+            const __m512 up = load_bf16(gate_up + i * ld + width + j);
+            store_bf16(inner + i * width + j, _mm512_mul_ps(_mm512_mul_ps(gate, sigmoid(gate)), up));
+        }
+}
+
+GW_API void gw_swiglu_backward_avx512(const bf16* grad, index ldd, const bf16* gate_up, index ld,
+                                      index rows, index width, bf16* grad_gate_up) {
+    const __m512 one = _mm512_set1_ps(1.0f);
+#pragma omp parallel for schedule(static)
+    for (index i = 0; i < rows; ++i)
+        for (index j = 0; j < width; j += lanes) {
+            const __m512 gate = load_bf16(gate_up + i * ld + j);
+            const __m512 up = load_bf16(gate_up + i * ld + width + j);
+            const __m512 dy = load_bf16(grad + i * ldd + j), open = sigmoid(gate);
+            const __m512 silu = _mm512_mul_ps(gate, open);
+            const __m512 slope = _mm512_fmadd_ps(silu, _mm512_sub_ps(one, open), open);
+            bf16* target = grad_gate_up + i * 2 * width + j;
+            store_bf16(target, _mm512_mul_ps(_mm512_mul_ps(dy, up), slope));
+            store_bf16(target + width, _mm512_mul_ps(dy, silu));
+        }
+}

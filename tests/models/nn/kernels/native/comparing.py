@@ -1,0 +1,61 @@
+"""What the tests of all C++ ops need: drawn tensors, gradients, closeness to float64."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+
+def drawn(*size: int, seed: int = 0, scale: float = 1.0) -> Tensor:
+    return (torch.randn(size, generator=torch.Generator().manual_seed(seed)) * scale).bfloat16()
+
+
+def with_gradients(
+    function: Callable[..., Tensor | tuple[Tensor, ...]], inputs: Sequence[Tensor]
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Return the outputs, and the inputs' gradients of a fixed weighted sum of them."""
+    leaves = [leaf.detach().clone().requires_grad_() for leaf in inputs]
+    found = function(*leaves)
+    outputs = [found] if isinstance(found, Tensor) else list(found)
+    weights = [drawn(*output.shape, seed=99 + i) for i, output in enumerate(outputs)]
+    torch.autograd.backward(outputs, [w.to(o.dtype) for w, o in zip(weights, outputs, strict=True)])
+    return [output.detach() for output in outputs], [leaf.grad for leaf in leaves]
+
+
+def assert_close_to_exact(
+    native: Callable[..., Tensor | tuple[Tensor, ...]],
+    plain: Callable[..., Tensor | tuple[Tensor, ...]],
+    inputs: Sequence[Tensor],
+    *,
+    bound: float = 0.01,
+) -> None:
+    """The native form on bfloat16 inputs must be as near float64 as a few roundings allow."""
+    outputs, gradients = with_gradients(native, inputs)
+    exact = with_gradients(plain, [leaf.double() for leaf in inputs])
+    for found, wanted in zip(outputs + gradients, exact[0] + exact[1], strict=True):
+        assert found.shape == wanted.shape
+        error = (found.double() - wanted).norm() / wanted.norm().clamp(min=1e-30)
+        assert error < bound, f"{error:.4f} from float64"
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def assert_threads_change_nothing(
+    native: Callable[..., Tensor | tuple[Tensor, ...]], inputs: Sequence[Tensor]
+) -> None:
+    results = []
+    for count in (1, 2, 3):
+        with threads(count):
+            results.append(with_gradients(native, inputs))
+    for other in results[1:]:
+        for found, wanted in zip(other[0] + other[1], results[0][0] + results[0][1], strict=True):
+            assert torch.equal(found, wanted)
