@@ -21,6 +21,10 @@ _LEVELS = {1: "avx512", 2: "amx"}
 _OFF = ("off", "0", "false")
 
 
+Argument = Tensor | int | float | None | ctypes.Array[Any]
+"""What functions take; arrays are passed by their address."""
+
+
 class Unavailable(Exception):
     """Why there are no C++ kernels here."""
 
@@ -41,7 +45,7 @@ class Library:
         self.handle = handle
         self.instructions = instructions
 
-    def call(self, name: str, *arguments: Tensor | int | float | None) -> None:
+    def call(self, name: str, *arguments: Argument) -> None:
         """Call the form of a function that this processor runs best, `gw_<name>_<instructions>`.
 
         Tensors are passed as the address of their data, None as no address; the caller has checked
@@ -133,12 +137,12 @@ def reason() -> str:
         return f"plain torch, for of the C++ kernels {error}"
 
 
-def _passed(argument: Tensor | int | float | None) -> Any:
+def _passed(argument: Argument) -> Any:
     if isinstance(argument, Tensor):
         return ctypes.c_void_p(argument.data_ptr())
     if isinstance(argument, int):
         return ctypes.c_int64(argument)
-    return argument if argument is None else ctypes.c_float(argument)
+    return ctypes.c_float(argument) if isinstance(argument, float) else argument
 
 
 def _address(tensor: Tensor, dtype: torch.dtype) -> ctypes.c_void_p:

@@ -168,9 +168,7 @@ def _turned(
     rows, heads, dimension = heads_tgh.shape
     turned_tgh = torch.empty(heads_tgh.shape, dtype=heads_tgh.dtype)
     sizes = (rows, heads, rotated, dimension)
-    find().call(
-        "rotate", heads_tgh, heads_tgh.stride(0), *angles, *sizes, direction, turned_tgh
-    )
+    find().call("rotate", heads_tgh, heads_tgh.stride(0), *angles, *sizes, direction, turned_tgh)
     return turned_tgh
 
 
@@ -195,9 +193,7 @@ class _SwiGlu(torch.autograd.Function):
 
 class _ScaleShift(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, y_to: Tensor, shifts: Sequence[Shift], *vectors: Tensor | None
-    ) -> Tensor:
+    def forward(ctx: Any, y_to: Tensor, shifts: Sequence[Shift], *vectors: Tensor | None) -> Tensor:
         floats = [None if vector is None else vector.float().contiguous() for vector in vectors]
         ctx.shifts, ctx.floats = shifts, floats
         ctx.dtypes = [None if vector is None else vector.dtype for vector in vectors]

@@ -8,6 +8,7 @@
 #include <immintrin.h>
 
 #include "common.h"
+#include "operand.h"
 
 namespace gw {
 
@@ -21,20 +22,26 @@ template <class Tiles>
 struct Amx {
     static constexpr int most_rows = 32;
     static constexpr int most_panels = 2;
+    static constexpr index step = 32;  // inputs of an operand must be a multiple of this
 
-    // Tiles 0 to 3 hold sums (two of rows by two of panels), 4 and 5 rows, 6 and 7 panels.
     template <int P, class Store>
     static void multiply(const bf16* x, index ldx, index rows, const bf16* panels, index inputs,
                          Store&& store) {
+        multiply<P>(rows, {x, ldx, panels, inputs, panel_width * inputs}, {}, store);
+    }
+
+    // The sum over the inputs of two operands, `more` after `first`.
+    template <int P, class Store>
+    static void multiply(index rows, const Operand& first, const Operand& more, Store&& store) {
         for (index top = 0; top < rows; top += most_rows) {
             const index here = std::min<index>(most_rows, rows - top);
             const index upper = std::min<index>(16, here), lower = here - upper;
             configure(upper, lower);
             alignas(64) float sums[2][2][16][16];
             if (lower)
-                block<P, true>(x + top * ldx, ldx, panels, inputs, sums);
+                block<P, true>(first.from(top), more.from(top), sums);
             else
-                block<P, false>(x + top * ldx, ldx, panels, inputs, sums);
+                block<P, false>(first.from(top), more.from(top), sums);
             for (index r = 0; r < here; ++r)
                 for (int p = 0; p < P; ++p)
                     store(top + r, p, _mm512_load_ps(sums[r / 16][p][r % 16]));
@@ -54,15 +61,25 @@ struct Amx {
         Tiles::configure(shape);
     }
 
+    // Tiles 0 to 3 hold sums (two of rows by two of panels), 4 and 5 rows, 6 and 7 panels.
     template <int P, bool Lower>
-    static void block(const bf16* x, index ldx, const bf16* panels, index inputs,
-                      float (&sums)[2][2][16][16]) {
-        const index stride = panel_width * inputs;
+    static void block(const Operand& first, const Operand& more, float (&sums)[2][2][16][16]) {
         Tiles::template zero<0>();
         if constexpr (P > 1) Tiles::template zero<1>();
         if constexpr (Lower) Tiles::template zero<2>();
         if constexpr (Lower && P > 1) Tiles::template zero<3>();
-        for (index k = 0; k < inputs; k += input_step) {
+        add<P, Lower>(first);
+        add<P, Lower>(more);
+        Tiles::template store<0>(sums[0][0], 64);
+        if constexpr (P > 1) Tiles::template store<1>(sums[0][1], 64);
+        if constexpr (Lower) Tiles::template store<2>(sums[1][0], 64);
+        if constexpr (Lower && P > 1) Tiles::template store<3>(sums[1][1], 64);
+    }
+
+    template <int P, bool Lower>
+    static void add(const Operand& given) {
+        const auto [x, ldx, panels, inputs, stride] = given;
+        for (index k = 0; k < inputs; k += step) {
             Tiles::template load<6>(panels + k * panel_width, 64);
             if constexpr (P > 1) Tiles::template load<7>(panels + stride + k * panel_width, 64);
             Tiles::template load<4>(x + k, ldx * 2);
@@ -74,10 +91,6 @@ struct Amx {
                 if constexpr (P > 1) Tiles::template add<3, 5, 7>();
             }
         }
-        Tiles::template store<0>(sums[0][0], 64);
-        if constexpr (P > 1) Tiles::template store<1>(sums[0][1], 64);
-        if constexpr (Lower) Tiles::template store<2>(sums[1][0], 64);
-        if constexpr (Lower && P > 1) Tiles::template store<3>(sums[1][1], 64);
     }
 };
 

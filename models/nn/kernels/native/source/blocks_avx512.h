@@ -7,6 +7,7 @@
 #include <immintrin.h>
 
 #include "common.h"
+#include "operand.h"
 
 namespace gw {
 
@@ -21,37 +22,54 @@ inline __m512bh pairs(const bf16* w) { return reinterpret_cast<__m512bh>(_mm512_
 struct Avx512 {
     static constexpr int most_rows = 6;
     static constexpr int most_panels = 4;
+    static constexpr index step = 2;  // inputs of an operand must be a multiple of this
 
-    // Rows beyond a multiple of `most_rows` are spread, so that no block is much smaller.
     template <int P, class Store>
     static void multiply(const bf16* x, index ldx, index rows, const bf16* panels, index inputs,
                          Store&& store) {
+        multiply<P>(rows, {x, ldx, panels, inputs, panel_width * inputs}, {}, store);
+    }
+
+    // The sum over the inputs of two operands, `more` after `first`. Rows beyond a multiple of
+    // `most_rows` are spread, so that no block is much smaller.
+    template <int P, class Store>
+    static void multiply(index rows, const Operand& first, const Operand& more, Store&& store) {
         const index blocks = (rows + most_rows - 1) / most_rows;
         for (index b = 0; b < blocks; ++b) {
-            const auto [first, last] = share(rows, b, blocks);
-            const bf16* top = x + first * ldx;
-            const auto put = [&](int r, int p, __m512 sum) { store(first + r, p, sum); };
-            switch (last - first) {
-                case 6: block<6, P>(top, ldx, panels, inputs, put); break;
-                case 5: block<5, P>(top, ldx, panels, inputs, put); break;
-                case 4: block<4, P>(top, ldx, panels, inputs, put); break;
-                case 3: block<3, P>(top, ldx, panels, inputs, put); break;
-                case 2: block<2, P>(top, ldx, panels, inputs, put); break;
-                case 1: block<1, P>(top, ldx, panels, inputs, put); break;
+            const auto [top, bottom] = share(rows, b, blocks);
+            const Operand one = first.from(top), two = more.from(top);
+            const auto put = [&](int r, int p, __m512 sum) { store(top + r, p, sum); };
+            switch (bottom - top) {
+                case 6: block<6, P>(one, two, put); break;
+                case 5: block<5, P>(one, two, put); break;
+                case 4: block<4, P>(one, two, put); break;
+                case 3: block<3, P>(one, two, put); break;
+                case 2: block<2, P>(one, two, put); break;
+                case 1: block<1, P>(one, two, put); break;
             }
         }
     }
 
    private:
     template <int R, int P, class Put>
-    static inline void block(const bf16* x, index ldx, const bf16* panels, index inputs,
-                             const Put& put) {
+    static inline void block(const Operand& first, const Operand& more, const Put& put) {
         __m512 sum[R][P];
 #pragma GCC unroll 8
         for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
             for (int p = 0; p < P; ++p) sum[r][p] = _mm512_setzero_ps();
-        const index stride = panel_width * inputs;
+        add<R, P>(first, sum);
+        if (more.inputs) add<R, P>(more, sum);
+#pragma GCC unroll 8
+        for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+            for (int p = 0; p < P; ++p) put(r, p, sum[r][p]);
+    }
+
+    template <int R, int P>
+    [[gnu::always_inline]] static inline void add(const Operand& given, __m512 (&sum)[R][P]) {
+        const bf16 *x = given.x, *panels = given.panels;
+        const index ldx = given.ldx, stride = given.stride, inputs = given.inputs;
         for (index k = 0; k < inputs; k += 2) {
             __m512bh w[P];
 #pragma GCC unroll 8
@@ -63,10 +81,6 @@ struct Avx512 {
                 for (int p = 0; p < P; ++p) sum[r][p] = _mm512_dpbf16_ps(sum[r][p], xs, w[p]);
             }
         }
-#pragma GCC unroll 8
-        for (int r = 0; r < R; ++r)
-#pragma GCC unroll 8
-            for (int p = 0; p < P; ++p) put(r, p, sum[r][p]);
     }
 };
 

@@ -1,37 +1,8 @@
 // The products for processors with AMX-BF16, and their form without its instructions for tests.
-#include "blocks_amx.h"
 #include "gemm.h"
+#include "tiles_amx.h"
 
 using namespace gw;
-
-namespace {
-
-// The compiler's own intrinsics want tile numbers spelt out, which templates cannot do.
-struct TileUnit {
-    static void configure(const TileShape& shape) {
-        __asm__ volatile("ldtilecfg %0" ::"m"(shape));
-    }
-    template <int T>
-    static void zero() {
-        __asm__ volatile("tilezero %%tmm%c0" ::"i"(T));
-    }
-    template <int T>
-    static void load(const void* source, index stride) {
-        __asm__ volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(source), "r"(stride), "i"(T)
-                         : "memory");
-    }
-    template <int T>
-    static void store(void* target, index stride) {
-        __asm__ volatile("tilestored %%tmm%c2, (%0,%1,1)" ::"r"(target), "r"(stride), "i"(T)
-                         : "memory");
-    }
-    template <int C, int A, int B>
-    static void add() {
-        __asm__ volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(C), "i"(A), "i"(B));
-    }
-};
-
-}  // namespace
 
 GW_API void gw_gemm_bf16_amx(const bf16* x, index ldx, index rows, const bf16* packed,
                              index inputs, index outputs, bf16* y, index ldy) {

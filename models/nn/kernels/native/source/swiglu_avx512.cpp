@@ -10,7 +10,8 @@ GW_API void gw_swiglu_forward_avx512(const bf16* gate_up, index ld, index rows, 
         for (index j = 0; j < width; j += lanes) {
             const __m512 gate = load_bf16(gate_up + i * ld + j);
             const __m512 up = load_bf16(gate_up + i * ld + width + j);
-            store_bf16(inner + i * width + j, _mm512_mul_ps(_mm512_mul_ps(gate, sigmoid(gate)), up));
+            const __m512 silu = _mm512_mul_ps(gate, sigmoid(gate));
+            store_bf16(inner + i * width + j, _mm512_mul_ps(silu, up));
         }
 }
 

@@ -32,6 +32,11 @@ inline __m512 rounded(__m512 value) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
 }
 
+// A mask of as many lanes as there are, none to all.
+inline __mmask16 first_lanes(index count) {
+    return static_cast<__mmask16>((1u << std::max<index>(0, std::min(lanes, count))) - 1);
+}
+
 inline float sum(__m512 value) { return _mm512_reduce_add_ps(value); }
 
 // e^x to the last bits of float32; below -87 it goes to 0 without denormals.
@@ -48,7 +53,8 @@ inline __m512 exponential(__m512 x) {
 
 inline __m512 sigmoid(__m512 x) {
     const __m512 one = _mm512_set1_ps(1.0f);
-    return _mm512_div_ps(one, _mm512_add_ps(one, exponential(_mm512_sub_ps(_mm512_setzero_ps(), x))));
+    const __m512 opposite = _mm512_sub_ps(_mm512_setzero_ps(), x);
+    return _mm512_div_ps(one, _mm512_add_ps(one, exponential(opposite)));
 }
 
 }  // namespace gw

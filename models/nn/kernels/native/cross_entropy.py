@@ -1,0 +1,47 @@
+"""Cross-entropy over a frozen head in C++, which takes the gradient along with the loss.
+
+Shapes: n rows with a target, d hidden, v vocabulary.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from models.nn.kernels import reference
+from models.nn.kernels.native import INPUT_STEP, find, takes
+from models.nn.kernels.table import Weight
+
+
+def linear_cross_entropy(
+    hidden_nd: Tensor, *, weight: Weight, targets_n: Tensor
+) -> tuple[Tensor, Tensor]:
+    """See `reference.linear_cross_entropy`; logits are not rounded, equal ones count as right."""
+    frozen = [weight.weight_oi, *([] if weight.bias_o is None else [weight.bias_o])]
+    aligned = all(size % INPUT_STEP == 0 for size in weight.weight_oi.shape)
+    trains = any(tensor.requires_grad for tensor in frozen)
+    if trains or not (aligned and takes(hidden_nd, *frozen)):
+        return reference.linear_cross_entropy(hidden_nd, weight=weight, targets_n=targets_n)
+    both: tuple[Tensor, Tensor] = _CrossEntropy.apply(hidden_nd, weight, targets_n)  # type: ignore[no-untyped-call]  # torch has no types here
+    return both
+
+
+class _CrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, hidden_nd: Tensor, weight: Weight, targets_n: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        weight_vd, rows = weight.weight_oi, len(hidden_nd)
+        losses_n, correct_n = torch.empty(rows), torch.empty(rows, dtype=torch.bool)
+        grad_nd = torch.empty(hidden_nd.shape) if ctx.needs_input_grad[0] else None
+        head = (weight_vd, weight_vd.stride(0), *weight_vd.shape, weight.bias_o)
+        given = (hidden_nd, hidden_nd.stride(0), rows, targets_n.contiguous())
+        find().call("cross_entropy", *head, *given, losses_n, correct_n, grad_nd)
+        ctx.mark_non_differentiable(correct_n)
+        ctx.save_for_backward(grad_nd)
+        return losses_n, correct_n
+
+    @staticmethod
+    def backward(ctx: Any, grad_n: Tensor, _: Tensor) -> tuple[Tensor, None, None]:
+        (grad_nd,) = ctx.saved_tensors
+        return (grad_nd * grad_n[:, None]).bfloat16(), None, None

@@ -1,0 +1,156 @@
+"""Linear layers with low-rank updates in C++: one call forward, one backward.
+
+The base's weight is read as it lies: packing it a few panels at a time costs a percent or two of a
+product over hundreds of rows, packed copies of all layers would cost twice the weights' memory.
+Shapes: t rows, i in features, o out features, r rank.
+"""
+
+import ctypes
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from models.nn.kernels import reference
+from models.nn.kernels.native import INPUT_STEP, PANEL_WIDTH, find, packs, takes
+from models.nn.kernels.table import Update, Weight
+
+
+def project(x_ti: Tensor, *, weight: Weight, updates: Sequence[Update] = ()) -> Tensor:
+    """See `reference.project`; a job's rows and gradients do not depend on other rows' bits.
+
+    Updates with dropout are added in plain torch.
+    """
+    frozen = [weight.weight_oi, *([] if weight.bias_o is None else [weight.bias_o])]
+    trains = any(tensor.requires_grad for tensor in frozen)
+    own = sorted((update for update in updates if update.keep_ti is None), key=_place)
+    if trains or not (takes(x_ti, *frozen) and packs(*weight.weight_oi.shape) and _fit(own)):
+        return reference.project(x_ti, weight=weight, updates=updates)
+    matrices = [matrix for update in own for matrix in (update.down_ri, update.up_or)]
+    y_to: Tensor = _Project.apply(x_ti, weight, own, *matrices)  # type: ignore[no-untyped-call]  # torch has no types here
+    dropped = [update for update in updates if update.keep_ti is not None]
+    return _add(y_to, x_ti, dropped) if dropped else y_to
+
+
+def _place(update: Update) -> tuple[tuple[int, int], tuple[int, int]]:
+    return update.rows, update.columns
+
+
+def _fit(updates: Sequence[Update]) -> bool:
+    """Say whether rectangles are aligned and those of different rows apart."""
+    return all(
+        update.columns[0] % PANEL_WIDTH == 0
+        and (update.columns[1] - update.columns[0]) % INPUT_STEP == 0
+        and takes(update.down_ri, update.up_or)
+        and update.rows[0] < update.rows[1]
+        for update in updates
+    ) and all(
+        first.rows == second.rows or first.rows[1] <= second.rows[0]
+        for first, second in pairwise(updates)
+    )
+
+
+def _add(y_to: Tensor, x_ti: Tensor, updates: Sequence[Update]) -> Tensor:
+    """Return y with updates that drop parts of their input."""
+    y_to = y_to.clone()
+    for update in updates:
+        rows, columns = slice(*update.rows), slice(*update.columns)
+        own_ti = x_ti[rows] if update.keep_ti is None else x_ti[rows] * update.keep_ti
+        inner_tr = (own_ti @ update.down_ri.T * update.scale).to(x_ti.dtype)
+        y_to[rows, columns] += inner_tr @ update.up_or.T
+    return y_to
+
+
+class _Update(ctypes.Structure):
+    """An update as the kernels read it (`source/project.h`)."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("top", "bottom", "left", "right", "rank", "padded")),
+        *((name, ctypes.c_int64) for name in ("place", "stride")),
+        *((name, ctypes.c_void_p) for name in ("down", "up")),
+        ("scale", ctypes.c_double),
+        *((name, ctypes.c_void_p) for name in ("grad_down", "grad_up")),
+    )
+
+
+class _Layout(NamedTuple):
+    """Updates in order, and where their inner values lie in one buffer of `size`."""
+
+    updates: Sequence[Update]
+    places: list[tuple[int, int, int]]
+    """Padded rank, first element, and elements from one row to the next."""
+    size: int
+
+    @classmethod
+    def of(cls, updates: Sequence[Update]) -> "_Layout":
+        """Put the updates of the same rows abreast."""
+        step = INPUT_STEP if find().instructions == "amx" else PANEL_WIDTH
+        padded = [-(-len(update.down_ri) // step) * step for update in updates]
+        widths: dict[tuple[int, int], int] = {}
+        for update, width in zip(updates, padded, strict=True):
+            widths[update.rows] = widths.get(update.rows, 0) + width
+        starts, size = {}, 0
+        for (top, bottom), width in widths.items():
+            starts[top, bottom] = size
+            size += (bottom - top) * width
+        places = []
+        for update, width in zip(updates, padded, strict=True):
+            places.append((width, starts[update.rows], widths[update.rows]))
+            starts[update.rows] += width
+        return cls(updates, places, size)
+
+    def array(self, matrices: Sequence[Tensor], grads: Sequence[Tensor | None]) -> Any:
+        """Return the updates for a call, with matrices and room for their gradients in pairs."""
+        at = [None if tensor is None else tensor.data_ptr() for tensor in (*matrices, *grads)]
+        half = len(matrices)
+        return (_Update * len(self.updates))(
+            *(
+                _Update(
+                    *(*update.rows, *update.columns, len(update.down_ri), *place),
+                    *(at[2 * i], at[2 * i + 1], update.scale),
+                    *(at[half + 2 * i], at[half + 2 * i + 1]),
+                )
+                for i, (update, place) in enumerate(zip(self.updates, self.places, strict=True))
+            )
+        )
+
+
+class _Project(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x_ti: Tensor, weight: Weight, updates: Sequence[Update], *matrices: Tensor
+    ) -> Tensor:
+        layout = _Layout.of(updates)
+        weight_oi, matrices = weight.weight_oi, tuple(matrix.contiguous() for matrix in matrices)
+        inner = torch.empty(layout.size, dtype=x_ti.dtype)
+        y_to = torch.empty(len(x_ti), len(weight_oi), dtype=x_ti.dtype)
+        find().call(
+            "project_forward",
+            *(weight_oi, weight_oi.stride(0), *weight_oi.shape, weight.bias_o),
+            *(layout.array(matrices, [None] * len(matrices)), len(updates)),
+            *(x_ti, x_ti.stride(0), len(x_ti), inner, y_to),
+        )
+        ctx.layout, ctx.weight_oi = layout, weight_oi
+        ctx.save_for_backward(x_ti, inner, *matrices)
+        return y_to
+
+    @staticmethod
+    def backward(ctx: Any, grad_to: Tensor) -> tuple[Tensor | None, ...]:
+        x_ti, inner, *matrices = ctx.saved_tensors
+        grad_to = grad_to if grad_to.stride(1) == 1 else grad_to.contiguous()
+        wanted, weight_oi, layout = ctx.needs_input_grad, ctx.weight_oi, ctx.layout
+        grads = [
+            torch.empty(matrix.shape, dtype=matrix.dtype) if wanted[3 + i] else None
+            for i, matrix in enumerate(matrices)
+        ]
+        result_ti = torch.empty(x_ti.shape, dtype=x_ti.dtype) if wanted[0] else None
+        find().call(
+            "project_backward",
+            *(weight_oi, weight_oi.stride(0), *weight_oi.shape),
+            *(layout.array(matrices, grads), len(layout.updates)),
+            *(x_ti, x_ti.stride(0), grad_to, grad_to.stride(0), len(x_ti)),
+            *(inner, torch.empty_like(inner), result_ti),
+        )
+        return result_ti, None, None, *grads

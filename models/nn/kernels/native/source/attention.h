@@ -1,0 +1,83 @@
+// Causal attention within each sequence of a stream, and its gradient, by products of blocks.
+//
+// One thread computes a sequence for one key head and all the query heads that share it, so that
+// results depend neither on the other sequences nor on the number of threads. Keys that a block
+// does not have are zeros, which change no sum.
+#pragma once
+
+#include "pack.h"
+#include "products.h"
+#include "scratch.h"
+#include "vector.h"
+
+namespace gw {
+
+struct Attention {
+    const bf16* heads;  // rows of query, key and value heads
+    index ld;
+    index query_heads, kv_heads, size;
+    float scale;
+
+    index group() const { return query_heads / kv_heads; }
+    const bf16* query(index row, index head) const { return heads + row * ld + head * size; }
+    const bf16* key(index row, index kv) const { return query(row, query_heads + kv); }
+    const bf16* value(index row, index kv) const { return query(row, query_heads + kv_heads + kv); }
+};
+
+// The scores of one row become bfloat16 weights up to their sum, which goes out with the maximum.
+inline void weigh(const float* scores, index visible, index until, float scale, bf16* weights,
+                  float& highest, float& total) {
+    const __m512 low = _mm512_set1_ps(-3e38f);
+    __m512 most = low, sums = _mm512_setzero_ps();
+    const auto there = [=](index j) { return first_lanes(visible - j); };
+    for (index j = 0; j < visible; j += lanes)
+        most = _mm512_max_ps(most, _mm512_mask_loadu_ps(low, there(j), scores + j));
+    highest = _mm512_reduce_max_ps(most) * scale;
+    for (index j = 0; j < until; j += lanes) {
+        const __m512 score = _mm512_maskz_loadu_ps(there(j), scores + j);
+        const __m512 away = _mm512_fmsub_ps(score, _mm512_set1_ps(scale), _mm512_set1_ps(highest));
+        const __m512 weight = _mm512_maskz_mov_ps(there(j), exponential(away));
+        sums = _mm512_add_ps(sums, weight);
+        store_bf16(weights + j, weight);
+    }
+    total = sum(sums);
+}
+
+// `out` (T, H, h) and the logarithms of the softmax's sums (T, H) of rows [top, bottom).
+template <class Isa>
+void attend_forward(const Attention& a, index top, index bottom, index kv, bf16* out, float* logs) {
+    constexpr index height = 48;
+    const index count = bottom - top, padded = padded_to(count, 32), width = a.size;
+    static thread_local Scratch key_room, value_room, score_room, weight_room;
+    bf16* keys = key_room.room<bf16>(padded * width);
+    bf16* values = value_room.room<bf16>(padded * width);
+    pack_along(a.key(top, kv), a.ld, count, width, width, panel_width * width, keys);
+    pack_across(a.value(top, kv), a.ld, width, count, padded, panel_width * padded, values);
+    float* scores = score_room.room<float>(height * padded);
+    bf16* weights = weight_room.room<bf16>(height * padded);
+    for (index head = kv * a.group(); head < (kv + 1) * a.group(); ++head)
+        for (index first = 0; first < count; first += height) {
+            const index rows = std::min(height, count - first), until = first + rows;
+            const Operand query{a.query(top + first, head), a.ld, keys, width, panel_width * width};
+            multiply_all<Isa>(rows, query, (until + 15) / 16, [&](index i, index j, __m512 sum) {
+                _mm512_storeu_ps(scores + i * padded + j, sum);
+            });
+            const index inputs = padded_to(until, 32);
+            float totals[height];
+            for (index i = 0; i < rows; ++i) {
+                float highest;
+                weigh(scores + i * padded, first + i + 1, inputs, a.scale, weights + i * padded,
+                      highest, totals[i]);
+                logs[(top + first + i) * a.query_heads + head] =
+                    highest + __builtin_logf(totals[i]);
+            }
+            const Operand mix{weights, padded, values, inputs, panel_width * padded};
+            multiply_all<Isa>(rows, mix, width / 16, [&](index i, index j, __m512 sum) {
+                const __m512 part = _mm512_set1_ps(1.0f / totals[i]);
+                store_bf16(out + ((top + first + i) * a.query_heads + head) * width + j,
+                           _mm512_mul_ps(sum, part));
+            });
+        }
+}
+
+}  // namespace gw

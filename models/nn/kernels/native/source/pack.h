@@ -1,0 +1,75 @@
+// Packing into panels as a product goes along: what is not there counts as zeros.
+#pragma once
+
+#include <immintrin.h>
+
+#include "common.h"
+#include "vector.h"
+
+namespace gw {
+
+inline index padded_to(index count, index step) { return (count + step - 1) / step * step; }
+
+// Element j of row i becomes element i of row j.
+inline void transpose(__m512i (&rows)[16]) {
+    __m512i next[16];
+    for (int i = 0; i < 16; i += 2) {
+        next[i] = _mm512_unpacklo_epi32(rows[i], rows[i + 1]);
+        next[i + 1] = _mm512_unpackhi_epi32(rows[i], rows[i + 1]);
+    }
+    for (int i = 0; i < 16; i += 4) {
+        rows[i] = _mm512_unpacklo_epi64(next[i], next[i + 2]);
+        rows[i + 1] = _mm512_unpackhi_epi64(next[i], next[i + 2]);
+        rows[i + 2] = _mm512_unpacklo_epi64(next[i + 1], next[i + 3]);
+        rows[i + 3] = _mm512_unpackhi_epi64(next[i + 1], next[i + 3]);
+    }
+    for (int i = 0; i < 16; i += 8)
+        for (int j = 0; j < 4; ++j) {
+            next[i + j] = _mm512_shuffle_i32x4(rows[i + j], rows[i + j + 4], 0x88);
+            next[i + j + 4] = _mm512_shuffle_i32x4(rows[i + j], rows[i + j + 4], 0xdd);
+        }
+    for (int j = 0; j < 8; ++j) {
+        rows[j] = _mm512_shuffle_i32x4(next[j], next[j + 8], 0x88);
+        rows[j + 8] = _mm512_shuffle_i32x4(next[j], next[j + 8], 0xdd);
+    }
+}
+
+// Panels of W (outputs, inputs), `stride` apart, with inputs filled up to `padded`.
+inline void pack_along(const bf16* weight, index ld, index outputs, index inputs, index padded,
+                       index stride, bf16* target) {
+    for (index n = 0; n < outputs; n += panel_width, target += stride)
+        for (index k = 0; k < padded; k += 32) {
+            const index there = std::max<index>(0, std::min<index>(32, inputs - k));
+            const auto mask = static_cast<__mmask32>((std::uint64_t{1} << there) - 1);
+            __m512i rows[16];
+            for (index i = 0; i < 16; ++i)
+                rows[i] = n + i < outputs
+                              ? _mm512_maskz_loadu_epi16(mask, weight + (n + i) * ld + k)
+                              : _mm512_setzero_si512();
+            transpose(rows);
+            const index pairs = std::min<index>(16, (padded - k) / 2);
+            for (index j = 0; j < pairs; ++j)
+                _mm512_storeu_si512(target + (k + 2 * j) * panel_width, rows[j]);
+        }
+}
+
+// Two rows of 16 as pairs: the second shifted above the first.
+inline __m512i interleave(__m256i first, __m256i second) {
+    return _mm512_or_si512(_mm512_cvtepu16_epi32(first),
+                           _mm512_slli_epi32(_mm512_cvtepu16_epi32(second), 16));
+}
+
+// The same from the transpose of W, (inputs, outputs).
+inline void pack_across(const bf16* weight, index ld, index outputs, index inputs, index padded,
+                        index stride, bf16* target) {
+    const auto load = [=](index k, index n) {
+        return k < inputs ? _mm256_maskz_loadu_epi16(first_lanes(outputs - n), weight + k * ld + n)
+                          : _mm256_setzero_si256();
+    };
+    for (index k = 0; k < padded; k += 2)
+        for (index n = 0; n < outputs; n += panel_width)
+            _mm512_storeu_si512(target + n / panel_width * stride + k * panel_width,
+                                interleave(load(k, n), load(k + 1, n)));
+}
+
+}  // namespace gw

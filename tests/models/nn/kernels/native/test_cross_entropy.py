@@ -1,0 +1,84 @@
+"""Cross-entropy over a head in C++ against float64, alone, in company, in several chunks."""
+
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor
+
+from models.nn.kernels import Weight, reference
+from models.nn.kernels.native import cross_entropy, library, reason
+from tests.models.nn.kernels.native.comparing import (
+    assert_close_to_exact,
+    assert_threads_change_nothing,
+    drawn,
+)
+
+pytestmark = pytest.mark.skipif(library() is None, reason=reason())
+
+VOCABULARY = 2080  # more than a block of the gradient, and not a multiple of it
+
+
+def lose(form, hidden: Tensor, *, bias: bool = False) -> tuple[Tensor, Tensor]:
+    weight = drawn(VOCABULARY, 64, seed=2, scale=0.3).to(hidden)
+    head = Weight(weight, drawn(VOCABULARY, seed=3).to(hidden) if bias else None)
+    targets = torch.randint(VOCABULARY, (len(hidden),), generator=torch.Generator().manual_seed(0))
+    return form.linear_cross_entropy(hidden, weight=head, targets_n=targets)
+
+
+@pytest.mark.parametrize("rows", [1, 13, 205])
+@pytest.mark.parametrize("bias", [True, False])
+def test_losses_and_gradients_are_those_of_float64(rows: int, bias: bool) -> None:
+    def losses(form, hidden: Tensor) -> Tensor:
+        return lose(form, hidden, bias=bias)[0]
+
+    inputs = (drawn(rows, 64, seed=1),)
+    assert_close_to_exact(partial(losses, cross_entropy), partial(losses, reference), inputs)
+    assert_threads_change_nothing(partial(losses, cross_entropy), inputs)
+
+
+def test_hits_are_the_argmax() -> None:
+    hidden = drawn(40, 64, seed=1)
+    weight = drawn(VOCABULARY, 64, seed=2)
+    targets = (hidden.double() @ weight.double().T).argmax(-1)
+    targets[::2] = 0
+    _, correct = cross_entropy.linear_cross_entropy(
+        hidden, weight=Weight(weight), targets_n=targets
+    )
+    assert not correct[::2].any()
+    assert correct[1::2].all()
+
+
+def test_a_row_does_not_depend_on_its_company() -> None:
+    weight, rows = Weight(drawn(VOCABULARY, 64, seed=2)), drawn(130, 64, seed=1)
+    targets = torch.arange(130)
+
+    def computed(chosen: Tensor) -> tuple[Tensor, Tensor]:
+        hidden = rows[chosen].requires_grad_()
+        losses, _ = cross_entropy.linear_cross_entropy(
+            hidden, weight=weight, targets_n=targets[chosen]
+        )
+        losses.sum().backward()
+        return losses.detach(), hidden.grad
+
+    losses, grads = computed(torch.arange(130))
+    for chosen in (torch.tensor([3]), torch.arange(90, 130)):
+        own = computed(chosen)
+        assert torch.equal(losses[chosen], own[0])
+        assert torch.equal(grads[chosen], own[1])
+
+
+def test_without_a_gradient_losses_are_the_same() -> None:
+    hidden = drawn(5, 64, seed=1)
+    with torch.no_grad():
+        alone = lose(cross_entropy, hidden)[0]
+    assert torch.equal(alone, lose(cross_entropy, hidden.requires_grad_())[0].detach())
+
+
+def test_a_trained_head_is_computed_plainly() -> None:
+    weight = Weight(drawn(64, 32, seed=1).requires_grad_())
+    losses, _ = cross_entropy.linear_cross_entropy(
+        drawn(3, 32, seed=2), weight=weight, targets_n=torch.tensor([1, 2, 3])
+    )
+    losses.sum().backward()
+    assert weight.weight_oi.grad is not None

@@ -1,0 +1,129 @@
+"""Linear layers with low-rank updates in C++ against float64; a job in company and alone."""
+
+from collections.abc import Sequence
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor
+
+from models.nn.kernels import Update, Weight, reference
+from models.nn.kernels.native import library, project, reason
+from tests.models.nn.kernels.native.comparing import (
+    assert_close_to_exact,
+    assert_threads_change_nothing,
+    drawn,
+)
+
+pytestmark = pytest.mark.skipif(library() is None, reason=reason())
+
+INPUTS, OUTPUTS = 96, 160
+Rectangle = tuple[tuple[int, int], tuple[int, int], int]
+
+ONE_JOB: list[Rectangle] = [((0, 33), (0, 96), 16), ((0, 33), (96, 160), 16)]
+THREE_JOBS: list[Rectangle] = [
+    ((0, 1), (0, 160), 8),
+    ((1, 20), (0, 96), 5),
+    ((1, 20), (128, 160), 33),
+    ((25, 33), (32, 64), 1),
+]
+
+
+def matrices(rectangles: Sequence[Rectangle]) -> list[Tensor]:
+    made = []
+    for index, (_, columns, rank) in enumerate(rectangles):
+        made.append(drawn(rank, INPUTS, seed=10 + index, scale=0.2))
+        made.append(drawn(columns[1] - columns[0], rank, seed=50 + index, scale=0.5))
+    return made
+
+
+def apply(
+    form, x: Tensor, *given: Tensor, rectangles: Sequence[Rectangle], bias: bool = False
+) -> Tensor:
+    weight = drawn(OUTPUTS, INPUTS, seed=2, scale=0.2).to(x)
+    updates = [
+        Update(rows, columns, given[2 * i], given[2 * i + 1], 0.5 + i)
+        for i, (rows, columns, _) in enumerate(rectangles)
+    ]
+    layer = Weight(weight, drawn(OUTPUTS, seed=3).to(x) if bias else None)
+    return form.project(x, weight=layer, updates=updates)
+
+
+@pytest.mark.parametrize("rectangles", [[], ONE_JOB, THREE_JOBS, THREE_JOBS[::-1]])
+@pytest.mark.parametrize("bias", [True, False])
+def test_outputs_and_gradients_are_those_of_float64(
+    rectangles: list[Rectangle], bias: bool
+) -> None:
+    native, plain = (
+        partial(apply, form, rectangles=rectangles, bias=bias) for form in (project, reference)
+    )
+    inputs = (drawn(33, INPUTS, seed=1), *matrices(rectangles))
+    assert_close_to_exact(native, plain, inputs)
+    assert_threads_change_nothing(native, inputs)
+
+
+def test_one_row_is_right() -> None:
+    rectangles = [((0, 1), (0, 160), 16)]
+    native, plain = (partial(apply, form, rectangles=rectangles) for form in (project, reference))
+    assert_close_to_exact(native, plain, (drawn(1, INPUTS, seed=1), *matrices(rectangles)))
+
+
+def test_a_job_does_not_depend_on_its_company() -> None:
+    x, grad = drawn(33, INPUTS, seed=1), drawn(33, OUTPUTS, seed=4)
+    given = matrices(THREE_JOBS)
+
+    def computed(rows: slice, chosen: Sequence[int]) -> list[Tensor]:
+        own = [x[rows].clone().requires_grad_()]
+        own += [given[2 * i + side].clone().requires_grad_() for i in chosen for side in (0, 1)]
+        updates = [
+            Update(
+                (THREE_JOBS[i][0][0] - rows.start, THREE_JOBS[i][0][1] - rows.start),
+                THREE_JOBS[i][1],
+                own[1 + 2 * n],
+                own[2 + 2 * n],
+                0.5 + i,
+            )
+            for n, i in enumerate(chosen)
+        ]
+        layer = Weight(drawn(OUTPUTS, INPUTS, seed=2))
+        output = project.project(own[0], weight=layer, updates=updates)
+        output.backward(grad[rows])
+        return [output.detach(), *(leaf.grad for leaf in own)]
+
+    together = computed(slice(0, 33), range(4))
+    alone = computed(slice(1, 20), [1, 2])
+    assert torch.equal(together[0][1:20], alone[0])
+    assert torch.equal(together[1][1:20], alone[1])
+    for found, wanted in zip(together[4:8], alone[2:], strict=True):
+        assert torch.equal(found, wanted)
+
+
+def test_rows_may_be_a_slice_and_frozen_inputs_get_no_gradient() -> None:
+    wide, given = drawn(33, 2 * INPUTS, seed=1), [m.requires_grad_() for m in matrices(ONE_JOB)]
+    output = apply(project, wide[:, INPUTS:], *given, rectangles=ONE_JOB)
+    dense = apply(project, wide[:, INPUTS:].contiguous(), *given, rectangles=ONE_JOB)
+    assert torch.equal(output, dense)
+    output.sum().backward()
+    assert all(matrix.grad is not None for matrix in given)
+
+
+def test_dropped_inputs_are_those_of_the_plain_form() -> None:
+    keep = (torch.arange(33 * INPUTS).view(33, INPUTS) % 3 > 0) * 1.5
+    given = matrices(ONE_JOB)
+
+    def apply_dropped(form, x: Tensor, *given: Tensor) -> Tensor:
+        updates = [
+            Update((0, 33), (0, 96), given[0], given[1], 2.0, keep.to(x)),
+            Update((0, 33), (96, 160), given[2], given[3], 1.0),
+        ]
+        weight = drawn(OUTPUTS, INPUTS, seed=2, scale=0.2).to(x)
+        return form.project(x, weight=Weight(weight), updates=updates)
+
+    native, plain = (partial(apply_dropped, form) for form in (project, reference))
+    assert_close_to_exact(native, plain, (drawn(33, INPUTS, seed=1), *given))
+
+
+def test_weights_that_train_are_computed_plainly() -> None:
+    weight = Weight(drawn(32, 32, seed=1).requires_grad_())
+    project.project(drawn(3, 32, seed=2), weight=weight).sum().backward()
+    assert weight.weight_oi.grad is not None
