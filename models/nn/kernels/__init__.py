@@ -6,6 +6,8 @@ from importlib.util import find_spec
 
 import torch
 
+from models.nn.kernels.native import forms as native
+from models.nn.kernels.native import library
 from models.nn.kernels.plain import PLAIN
 from models.nn.kernels.table import OpTable, Shift, Update, Weight
 
@@ -19,6 +21,8 @@ def ops(device: torch.device) -> OpTable:
 
 @cache
 def _choose(device_type: str) -> OpTable:
+    if device_type == "cpu" and library() is not None:
+        return native.improve(PLAIN)
     if device_type != "cuda" or find_spec("triton") is None:
         return PLAIN
     # Not at the top: a CPU has no use for what this loads.

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.nn.kernels import reference
 from models.nn.kernels.native import INPUT_STEP, find, takes
+from models.nn.kernels.plain import PLAIN
 
 
 def attend_packed(
@@ -19,7 +19,7 @@ def attend_packed(
     """See `reference.attend_packed`; a sequence's bits do not depend on the others."""
     heads_tgh = _abreast(heads_tgh)
     if not takes(heads_tgh) or heads_tgh.shape[-1] % INPUT_STEP:
-        return reference.attend_packed(heads_tgh, kv_heads=kv_heads, bounds=bounds, scale=scale)
+        return PLAIN.attend_packed(heads_tgh, kv_heads=kv_heads, bounds=bounds, scale=scale)
     output_thh: Tensor = _Attend.apply(heads_tgh, kv_heads, bounds, scale)  # type: ignore[no-untyped-call]  # torch has no types here
     return output_thh
 

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.nn.kernels import reference
 from models.nn.kernels.native import INPUT_STEP, find, takes
+from models.nn.kernels.plain import PLAIN
 from models.nn.kernels.table import Weight
 
 
@@ -19,9 +19,8 @@ def linear_cross_entropy(
     """See `reference.linear_cross_entropy`; logits are not rounded, equal ones count as right."""
     frozen = [weight.weight_oi, *([] if weight.bias_o is None else [weight.bias_o])]
     aligned = all(size % INPUT_STEP == 0 for size in weight.weight_oi.shape)
-    trains = any(tensor.requires_grad for tensor in frozen)
-    if trains or not (aligned and takes(hidden_nd, *frozen)):
-        return reference.linear_cross_entropy(hidden_nd, weight=weight, targets_n=targets_n)
+    if not (aligned and takes(hidden_nd, *frozen)):
+        return PLAIN.linear_cross_entropy(hidden_nd, weight=weight, targets_n=targets_n)
     both: tuple[Tensor, Tensor] = _CrossEntropy.apply(hidden_nd, weight, targets_n)  # type: ignore[no-untyped-call]  # torch has no types here
     return both
 

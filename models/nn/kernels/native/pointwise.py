@@ -10,15 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.nn.kernels import reference
 from models.nn.kernels.native import find, takes
+from models.nn.kernels.plain import PLAIN
 from models.nn.kernels.table import Shift
 
 
 def rms_norm(x_td: Tensor, *, gain: Tensor, epsilon: float) -> Tensor:
     """See `reference.rms_norm`; rounded once, at the end."""
     if not _takes_norm(x_td, gain):
-        return reference.rms_norm(x_td, gain=gain, epsilon=epsilon)
+        return PLAIN.rms_norm(x_td, gain=gain, epsilon=epsilon)
     normed_td: Tensor = _RmsNorm.apply(x_td, gain, epsilon)  # type: ignore[no-untyped-call]  # torch has no types here
     return normed_td
 
@@ -28,7 +28,7 @@ def add_rms_norm(
 ) -> tuple[Tensor, Tensor]:
     """See `reference.add_rms_norm`; the sum is rounded before it is normed."""
     if not (_takes_norm(x_td, gain) and takes(y_td)):
-        return reference.add_rms_norm(x_td, y_td, gain=gain, epsilon=epsilon)
+        return PLAIN.add_rms_norm(x_td, y_td, gain=gain, epsilon=epsilon)
     both: tuple[Tensor, Tensor] = _AddRmsNorm.apply(x_td, y_td, gain, epsilon)  # type: ignore[no-untyped-call]  # torch has no types here
     return both
 
@@ -38,7 +38,7 @@ def rotate(heads_tgh: Tensor, *, cos_th: Tensor, sin_th: Tensor, rotated: int) -
     dimension = heads_tgh.shape[-1]
     rows = heads_tgh.stride(1) == dimension and cos_th.is_contiguous() and sin_th.is_contiguous()
     if not (rows and takes(heads_tgh, cos_th, sin_th) and dimension % 32 == 0):
-        return reference.rotate(heads_tgh, cos_th=cos_th, sin_th=sin_th, rotated=rotated)
+        return PLAIN.rotate(heads_tgh, cos_th=cos_th, sin_th=sin_th, rotated=rotated)
     turned_tgh: Tensor = _Rotate.apply(heads_tgh, cos_th, sin_th, rotated)  # type: ignore[no-untyped-call]  # torch has no types here
     return turned_tgh
 
@@ -46,7 +46,7 @@ def rotate(heads_tgh: Tensor, *, cos_th: Tensor, sin_th: Tensor, rotated: int) -
 def swiglu(gate_up_tm: Tensor) -> Tensor:
     """See `reference.swiglu`."""
     if not (takes(gate_up_tm) and gate_up_tm.shape[1] % 32 == 0):
-        return reference.swiglu(gate_up_tm)
+        return PLAIN.swiglu(gate_up_tm)
     inner_tm: Tensor = _SwiGlu.apply(gate_up_tm)  # type: ignore[no-untyped-call]  # torch has no types here
     return inner_tm
 
@@ -55,7 +55,7 @@ def scale_shift(y_to: Tensor, *, shifts: Sequence[Shift]) -> Tensor:
     """See `reference.scale_shift`; scales are not rounded to bfloat16."""
     aligned = all(edge % 16 == 0 for piece in shifts for edge in piece.columns)
     if not (aligned and takes(y_to)):
-        return reference.scale_shift(y_to, shifts=shifts)
+        return PLAIN.scale_shift(y_to, shifts=shifts)
     vectors = [vector for piece in shifts for vector in (piece.scale_o, piece.shift_o)]
     scaled_to: Tensor = _ScaleShift.apply(y_to, shifts, *vectors)  # type: ignore[no-untyped-call]  # torch has no types here
     return scaled_to
@@ -132,7 +132,7 @@ def _norm_gradients(
 ) -> tuple[Tensor, Tensor | None]:
     """Return the gradients of x, which `passed_td` is added to, and of the gain."""
     grad_td = _rows(grad_td)
-    passed = (None, 0)
+    passed: tuple[Tensor | None, int] = (None, 0)
     if passed_td is not None:
         passed_td = _rows(passed_td)
         passed = (passed_td, passed_td.stride(0))
@@ -215,7 +215,7 @@ class _ScaleShift(torch.autograd.Function):
         for index, piece in enumerate(ctx.shifts):
             at = 2 * index
             grad, y = _piece(grad_to, piece), _piece(y_to, piece)
-            result = (None, 0)
+            result: tuple[Tensor | None, int] = (None, 0)
             if result_to is not None:
                 result = (_piece(result_to, piece), result_to.stride(0))
             vectors = [

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from models.nn.kernels import reference
 from models.nn.kernels.native import INPUT_STEP, PANEL_WIDTH, find, packs, takes
+from models.nn.kernels.plain import PLAIN
 from models.nn.kernels.table import Update, Weight
 
 
@@ -27,7 +27,7 @@ def project(x_ti: Tensor, *, weight: Weight, updates: Sequence[Update] = ()) -> 
     trains = any(tensor.requires_grad for tensor in frozen)
     own = sorted((update for update in updates if update.keep_ti is None), key=_place)
     if trains or not (takes(x_ti, *frozen) and packs(*weight.weight_oi.shape) and _fit(own)):
-        return reference.project(x_ti, weight=weight, updates=updates)
+        return PLAIN.project(x_ti, weight=weight, updates=updates)
     matrices = [matrix for update in own for matrix in (update.down_ri, update.up_or)]
     y_to: Tensor = _Project.apply(x_ti, weight, own, *matrices)  # type: ignore[no-untyped-call]  # torch has no types here
     dropped = [update for update in updates if update.keep_ti is not None]

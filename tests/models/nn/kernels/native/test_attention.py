@@ -9,6 +9,7 @@ from torch import Tensor
 
 from models.nn.kernels import reference
 from models.nn.kernels.native import attention, library, reason
+from models.nn.kernels.plain import PLAIN
 from tests.models.nn.kernels.native.comparing import (
     assert_close_to_exact,
     assert_threads_change_nothing,
@@ -79,7 +80,5 @@ def test_a_sequence_does_not_depend_on_its_company() -> None:
 
 def test_other_head_sizes_are_computed_plainly() -> None:
     heads = drawn(7, 4, 24, seed=1)
-    native, plain = (
-        attend(form, heads, kv_heads=1, bounds=[0, 7]) for form in (attention, reference)
-    )
+    native, plain = (attend(form, heads, kv_heads=1, bounds=[0, 7]) for form in (attention, PLAIN))
     assert torch.equal(native, plain)

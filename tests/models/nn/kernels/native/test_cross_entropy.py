@@ -8,6 +8,7 @@ from torch import Tensor
 
 from models.nn.kernels import Weight, reference
 from models.nn.kernels.native import cross_entropy, library, reason
+from models.nn.kernels.plain import PLAIN
 from tests.models.nn.kernels.native.comparing import (
     assert_close_to_exact,
     assert_threads_change_nothing,
@@ -75,10 +76,12 @@ def test_without_a_gradient_losses_are_the_same() -> None:
     assert torch.equal(alone, lose(cross_entropy, hidden.requires_grad_())[0].detach())
 
 
-def test_a_trained_head_is_computed_plainly() -> None:
-    weight = Weight(drawn(64, 32, seed=1).requires_grad_())
-    losses, _ = cross_entropy.linear_cross_entropy(
-        drawn(3, 32, seed=2), weight=weight, targets_n=torch.tensor([1, 2, 3])
+def test_odd_sizes_are_computed_plainly() -> None:
+    weight, hidden = Weight(drawn(50, 24, seed=1)), drawn(3, 24, seed=2)
+    targets = torch.tensor([1, 2, 3])
+    found, plain = (
+        form.linear_cross_entropy(hidden, weight=weight, targets_n=targets)
+        for form in (cross_entropy, PLAIN)
     )
-    losses.sum().backward()
-    assert weight.weight_oi.grad is not None
+    assert torch.equal(found[0], plain[0])
+    assert torch.equal(found[1], plain[1])
