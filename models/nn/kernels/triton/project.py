@@ -25,7 +25,8 @@ def project(x_ti: Tensor, *, weight: Weight, updates: Sequence[Update] = ()) -> 
     base = [weight.weight_oi, *([] if weight.bias_o is None else [weight.bias_o])]
     dropped = any(update.keep_ti is not None for update in updates)
     trains = any(tensor.requires_grad for tensor in base)
-    if dropped or trains or not is_supported(x_ti, *base, *factors):
+    acts = any(first < last for (first, last), *_ in updates)
+    if dropped or trains or not acts or not is_supported(x_ti, *base, *factors):
         return PLAIN.project(x_ti, weight=weight, updates=updates)
     tiles = tiles_of(updates, inputs=x_ti.shape[1], device=x_ti.device)
     y_to: Tensor = _Project.apply(x_ti, weight, tiles, *factors)  # type: ignore[no-untyped-call]

@@ -14,9 +14,10 @@ RAGGED = (
     ((0, TILE + 6), (0, 60), 5),
     ((0, TILE + 6), (60, 90), 17),
     ((TILE + 6, TILE + 7), (60, 100), 1),
+    ((TILE + 9, TILE + 9), (0, 100), 4),
     ((TILE + 20, TILE + 60), (0, 100), 33),
 )
-"""(rows, columns, rank): parts that share rows, one single row, and rows of the base between."""
+"""(rows, columns, rank): parts that share rows, one row, no row, and rows of the base between."""
 
 
 def _updates(extents, dtype, scale=1.5):
@@ -95,6 +96,17 @@ def test_dropout_and_a_base_that_trains_are_left_to_the_plain_form():
             lambda one=one: reference.project(x, weight=weight, updates=[one]),
             [x, weight.weight_oi, one.down_ri, one.up_or],
         )
+
+
+def test_updates_of_no_rows_change_nothing():
+    torch.manual_seed(0)
+    x, weight = draw(9, INPUTS, dtype=torch.float32), _weight(torch.float32)
+    updates = _updates([((4, 4), (0, OUTPUTS), 2)], torch.float32)
+    assert_agree(
+        lambda: project(x, weight=weight, updates=updates),
+        lambda: reference.project(x, weight=weight, updates=updates),
+        [x, updates[0].down_ri, updates[0].up_or],
+    )
 
 
 def test_a_row_does_not_depend_on_its_neighbours():
