@@ -62,15 +62,30 @@ class Library:
         if not packs(outputs, inputs) or weight_nk.stride(1) != 1:
             raise ValueError(f"A weight of {outputs} x {inputs} cannot be packed.")
         panels = torch.empty(outputs * inputs, dtype=torch.bfloat16)
+        self._pack(weight_nk, outputs, inputs, panels, transposed=transposed)
+        return Packed(panels, outputs, inputs)
+
+    def pack_into(self, panels: Tensor, weight_nk: Tensor) -> None:
+        """Pack a contiguous bfloat16 weight (N, K) into memory that is there.
+
+        ValueError unless N is a multiple of 16 and K even; products by tiles need more.
+        """
+        outputs, inputs = weight_nk.shape
+        if outputs % PANEL_WIDTH or inputs % 2 or not weight_nk.is_contiguous():
+            raise ValueError(f"A weight of {outputs} x {inputs} cannot be packed.")
+        self._pack(weight_nk, outputs, inputs, panels, transposed=False)
+
+    def _pack(
+        self, weight: Tensor, outputs: int, inputs: int, panels: Tensor, *, transposed: bool
+    ) -> None:
         self.handle.gw_pack(
-            _address(weight_nk, torch.bfloat16),
-            _long(weight_nk.stride(0)),
+            _address(weight, torch.bfloat16),
+            _long(weight.stride(0)),
             _long(outputs),
             _long(inputs),
             ctypes.c_int(transposed),
             _address(panels, torch.bfloat16),
         )
-        return Packed(panels, outputs, inputs)
 
     def gemm(self, x_mk: Tensor, packed: Packed, *, dtype: torch.dtype = torch.bfloat16) -> Tensor:
         """Return x WT (M, N) in bfloat16 or float32, summed in float32 from bfloat16 x (M, K).

@@ -1,0 +1,173 @@
+"""An adapter's terms as the C++ step reads them.
+
+Shapes: r rank, i in features, o out features, K key heads, p keys, h head dimension.
+"""
+
+import ctypes
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from models.nn.kernels.native import Library, records
+from models.nn.kernels.native.arena import Arena
+from models.nn.kernels.native.model import Unsuited
+from models.nn.shape import HEAD, Shape
+from models.nn.terms import AttentionTerm, HiddenTerm, LinearTerm, Terms
+
+_PAIR, _WIDTH, _BLOCK = 2, 16, 64
+
+
+@dataclass(frozen=True, eq=False)
+class StepAdapter:
+    """What the step takes as an adapter, and what must stay alive for it."""
+
+    record: records.Adapter
+    layers: ctypes.Array[records.AdapterLayer]
+    arena: Arena
+    most_ranks: int
+    """Of the joined low-rank inputs of a site."""
+    most_width: int
+    """Of a bottleneck."""
+    scales_inputs: bool
+    """Whether it scales what q, k, v, gate or up read."""
+
+    @property
+    def address(self) -> int:
+        """Where the record lies."""
+        return records.address(self.record)
+
+
+@torch.no_grad()
+def prepare(terms: Terms, shape: Shape, library: Library) -> StepAdapter:
+    """Pack an adapter; `Unsuited` names the term that the step does not compute."""
+    if terms.weights:
+        raise Unsuited("it replaces the network's own weights")
+    for place, term in terms.linears.items():
+        if term.function is not None or term.weight is not None:
+            raise Unsuited(f"its term at {place} is a weight or a function")
+    if any(term.input_scale is not None for term in _at(terms, HEAD)):
+        raise Unsuited("it scales the input of the head")
+    arena = Arena(library)
+    layers = (records.AdapterLayer * shape.layers)()
+    writer = _Writer(terms, arena, library)
+    for index, record in enumerate(layers):
+        writer.layer(record, index)
+    record = records.Adapter(layers=records.address(layers))
+    record.head_down, (record.head,) = writer.site([HEAD], folds=False)
+    if (final := terms.norms.get("norm")) is not None:
+        record.final_gain = arena.put(final.gain)
+    return StepAdapter(
+        record, layers, arena, writer.most_ranks, writer.most_width, writer.scales_inputs
+    )
+
+
+def _at(terms: Terms, place: str) -> Iterable[LinearTerm]:
+    term = terms.linears.get(place)
+    return () if term is None else (term,)
+
+
+class _Writer:
+    """Fills records, and knows afterwards how much room a step needs."""
+
+    def __init__(self, terms: Terms, arena: Arena, library: Library) -> None:
+        self._terms = terms
+        self._arena = arena
+        self._library = library
+        self.most_ranks = self.most_width = 0
+        self.scales_inputs = False
+
+    def layer(self, record: records.AdapterLayer, index: int) -> None:
+        """Fill the record of one layer."""
+        prefix, place = f"layers.{index}", 0
+        for site, names in enumerate(records.SITES):
+            block = records.SUBLAYERS[site // 2]
+            shared = len(names) > 1  # by places that may be scaled differently
+            paths = [f"{prefix}.{block}.{name}" for name in names]
+            record.downs[site], filled = self.site(paths, folds=shared)
+            for one in filled:
+                record.places[place] = one
+                self.scales_inputs |= shared and bool(one.input_scale)
+                place += 1
+        for number, (block, norm) in enumerate(zip(records.SUBLAYERS, records.NORMS, strict=True)):
+            if (hidden := self._terms.hiddens.get(f"{prefix}.{block}")) is not None:
+                record.bottlenecks[number] = self._bottleneck(hidden)
+            if (gain := self._terms.norms.get(f"{prefix}.{norm}")) is not None:
+                record.gains[number] = self._arena.put(gain.gain)
+        if (second := self._terms.attentions.get(index)) is not None:
+            record.second = self._second(second)
+
+    def site(
+        self, places: Sequence[str], *, folds: bool
+    ) -> tuple[records.Down, list[records.Place]]:
+        """Return the records of places that read the same rows.
+
+        With `folds` the low-rank inputs read rows before they are scaled for their place.
+        """
+        downs: list[Tensor] = []
+        scales: list[Tensor] = []
+        filled = []
+        for name in places:
+            term = self._terms.linears.get(name) or LinearTerm()
+            first = sum(map(len, downs))
+            filled.append(self._place(term, first=first))
+            if term.down is None:
+                continue
+            down_ri = term.down
+            if folds and term.input_scale is not None:
+                down_ri = down_ri.float() * term.input_scale.float()
+            downs.append(F.pad(down_ri, (0, 0, 0, -len(down_ri) % _PAIR)))
+            scales.append(torch.full((len(downs[-1]),), term.scale))
+        if not downs:
+            return records.Down(), filled
+        scale_r = torch.cat(scales)
+        ranks = len(scale_r) + -len(scale_r) % _WIDTH
+        self.most_ranks = max(self.most_ranks, ranks)
+        joined = records.Down(
+            packed=self._arena.pack(torch.cat([down.bfloat16() for down in downs])),
+            scales=self._arena.put(F.pad(scale_r, (0, ranks - len(scale_r)))),
+            ranks=ranks,
+        )
+        return joined, filled
+
+    def _place(self, term: LinearTerm, *, first: int) -> records.Place:
+        record = records.Place(
+            input_scale=self._arena.put(term.input_scale),
+            output_scale=self._arena.put(term.output_scale),
+            bias=self._arena.put(term.bias),
+        )
+        if term.up is not None:
+            rank = term.up.shape[1] + term.up.shape[1] % _PAIR
+            record.up, record.rank = self._arena.pack(term.up, inputs=rank), rank
+            record.first = first
+        return record
+
+    def _bottleneck(self, term: HiddenTerm) -> records.Bottleneck:
+        size = len(term.down)
+        width = size + -size % _WIDTH
+        self.most_width = max(self.most_width, width)
+        return records.Bottleneck(
+            down=self._arena.pack(term.down),
+            up=self._arena.pack(term.up, inputs=width),
+            down_bias=self._arena.put(F.pad(term.down_bias.float(), (0, width - size))),
+            up_bias=self._arena.put(term.up_bias),
+            width=width,
+            activation=records.ACTIVATIONS.index(term.activation),
+            reads_input=term.reads == "input",
+            scale=term.scale,
+        )
+
+    def _second(self, term: AttentionTerm) -> records.Second:
+        heads, count, size = term.keys.shape
+        blocks = -(-count // _BLOCK)
+        keys, values = (self._arena.reserve(heads * blocks * _BLOCK * size) for _ in range(2))
+        keys_kph, values_kph = (side.bfloat16().contiguous() for side in (term.keys, term.values))
+        self._library.handle.gw_pack_attention(
+            *map(ctypes.c_void_p, (keys_kph.data_ptr(), values_kph.data_ptr())),
+            *map(ctypes.c_int64, (heads, count, size)),
+            *map(ctypes.c_void_p, (keys, values)),
+        )
+        gate = self._arena.put(term.gate)
+        return records.Second(keys=keys, values=values, gate=gate, count=count)

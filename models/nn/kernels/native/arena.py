@@ -1,0 +1,72 @@
+"""Memory for what every step reads as a whole: few large pieces on large pages.
+
+Shapes: N outputs, K inputs.
+"""
+
+import ctypes
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from models.nn.kernels.native import PANEL_WIDTH, Library
+
+_PAGE = 2 * 1024 * 1024
+_LINE = 64
+
+
+class Arena:
+    """Hands out pieces of memory that live as long as it does."""
+
+    def __init__(self, library: Library, *, chunk: int = _PAGE) -> None:
+        """Get memory in chunks of so many bytes."""
+        self._library = library
+        self._chunk = chunk
+        self._chunks: list[Tensor] = []
+        self._free = torch.empty(0, dtype=torch.uint8)
+        self.bytes = 0
+        """What was handed out so far."""
+
+    def pack(self, weight_nk: Tensor, *, inputs: int | None = None) -> int:
+        """Keep a weight (N, K) packed as bfloat16 and return its address.
+
+        N is filled up to whole panels and K, which zeros follow, to `inputs`, which must be even.
+        """
+        weight_nk = _fill(weight_nk.bfloat16(), inputs=inputs).contiguous()
+        panels = self._take(weight_nk.numel() * 2)
+        self._library.pack_into(panels.view(torch.bfloat16), weight_nk)
+        return panels.data_ptr()
+
+    def put(self, values: Tensor | None) -> int | None:
+        """Keep a vector or table as contiguous float32; None stays None."""
+        if values is None:
+            return None
+        held = self._take(values.numel() * 4).view(torch.float32)
+        held.copy_(values.reshape(-1))
+        return held.data_ptr()
+
+    def reserve(self, elements: int) -> int:
+        """Return the address of so many bfloat16 zeros."""
+        held = self._take(elements * 2)
+        held.zero_()
+        return held.data_ptr()
+
+    def _take(self, size: int) -> Tensor:
+        whole = -(-size // _LINE) * _LINE
+        if len(self._free) < whole:
+            chunk = torch.empty(max(self._chunk, whole) + _PAGE, dtype=torch.uint8)
+            skipped = -chunk.data_ptr() % _PAGE
+            self._library.handle.gw_use_large_pages(
+                ctypes.c_void_p(chunk.data_ptr() + skipped), ctypes.c_int64(len(chunk) - skipped)
+            )
+            self._chunks.append(chunk)
+            self._free = chunk[skipped : len(chunk) - _PAGE + skipped]
+        taken, self._free = self._free[:size], self._free[whole:]
+        self.bytes += whole
+        return taken
+
+
+def _fill(weight_nk: Tensor, *, inputs: int | None) -> Tensor:
+    outputs, held = weight_nk.shape
+    more = (inputs or held) - held
+    return F.pad(weight_nk, (0, more, 0, -outputs % PANEL_WIDTH))

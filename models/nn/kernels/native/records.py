@@ -1,0 +1,168 @@
+"""The records of `source/step_types.h`, field by field."""
+
+import ctypes
+from ctypes import Structure, c_float, c_int32, c_int64, c_void_p
+from typing import Any, ClassVar
+
+PLACES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+SITES = (PLACES[:3], PLACES[3:4], PLACES[4:6], PLACES[6:])
+"""Places that read the same rows."""
+SUBLAYERS = ("self_attn", "mlp")
+NORMS = ("input_layernorm", "post_attention_layernorm")
+ACTIVATIONS = ("gelu", "relu", "silu", "tanh")
+
+
+class _Record(Structure):
+    _fields_: ClassVar[Any]
+
+
+class Down(_Record):
+    """The low-rank inputs of one site, joined."""
+
+    _fields_ = [("packed", c_void_p), ("scales", c_void_p), ("ranks", c_int64)]
+
+
+class Place(_Record):
+    """What an adapter does at one linear place."""
+
+    _fields_ = [
+        ("up", c_void_p),
+        ("rank", c_int64),
+        ("first", c_int64),
+        ("input_scale", c_void_p),
+        ("output_scale", c_void_p),
+        ("bias", c_void_p),
+    ]
+
+
+class Bottleneck(_Record):
+    """A bottleneck of one sublayer."""
+
+    _fields_ = [
+        ("down", c_void_p),
+        ("up", c_void_p),
+        ("down_bias", c_void_p),
+        ("up_bias", c_void_p),
+        ("width", c_int64),
+        ("activation", c_int32),
+        ("reads_input", c_int32),
+        ("scale", c_float),
+        ("reserved", c_float),
+    ]
+
+
+class Second(_Record):
+    """A second attention of one layer."""
+
+    _fields_ = [
+        ("keys", c_void_p),
+        ("values", c_void_p),
+        ("gate", c_void_p),
+        ("count", c_int64),
+    ]
+
+
+class AdapterLayer(_Record):
+    """An adapter in one layer."""
+
+    _fields_ = [
+        ("downs", Down * len(SITES)),
+        ("places", Place * len(PLACES)),
+        ("bottlenecks", Bottleneck * len(SUBLAYERS)),
+        ("second", Second),
+        ("gains", c_void_p * len(NORMS)),
+    ]
+
+
+class Adapter(_Record):
+    """An adapter."""
+
+    _fields_ = [
+        ("layers", c_void_p),
+        ("head_down", Down),
+        ("head", Place),
+        ("final_gain", c_void_p),
+    ]
+
+
+class Layer(_Record):
+    """A layer of the base, with its cache."""
+
+    _fields_ = [
+        *((name, c_void_p) for name in ("qkv", "o", "gate_up", "down")),
+        *((f"{name}_bias", c_void_p) for name in ("qkv", "o", "gate_up", "down")),
+        ("gains", c_void_p * len(NORMS)),
+        ("keys", c_void_p),
+        ("values", c_void_p),
+    ]
+
+
+class Model(_Record):
+    """The base."""
+
+    _fields_ = [
+        *(
+            (name, c_void_p)
+            for name in (
+                "layers",
+                "embedding",
+                "head",
+                "head_bias",
+                "final_gain",
+                "cosines",
+                "sines",
+            )
+        ),
+        *(
+            (name, c_int64)
+            for name in (
+                "depth",
+                "hidden",
+                "heads",
+                "key_heads",
+                "head_size",
+                "inner",
+                "vocabulary",
+                "positions",
+            )
+        ),
+        ("epsilon", c_float),
+        ("scale", c_float),
+    ]
+
+
+class Group(_Record):
+    """Rows [first, last) of one adapter."""
+
+    _fields_ = [("adapter", c_void_p), ("first", c_int64), ("last", c_int64)]
+
+
+class Span(_Record):
+    """Rows from `first`, which stand at positions from `start` of one slot."""
+
+    _fields_ = [(name, c_int64) for name in ("slot", "first", "count", "start")]
+
+
+class Batch(_Record):
+    """The rows of one step."""
+
+    _fields_ = [
+        ("rows", c_int64),
+        *((name, c_void_p) for name in ("ids", "slots", "positions", "owners", "groups")),
+        ("group_count", c_int64),
+        ("spans", c_void_p),
+        ("span_count", c_int64),
+        ("hidden", c_void_p),
+        ("wanted", c_int64),
+        *((name, c_void_p) for name in ("wanted_rows", "targets", "wanted_groups")),
+        ("wanted_group_count", c_int64),
+        ("logits", c_void_p),
+        ("most_ranks", c_int64),
+        ("most_width", c_int64),
+        ("scales_inputs", c_int64),
+    ]
+
+
+def address(record: Structure | ctypes.Array[Any]) -> int:
+    """Return where a record or an array of them lies; the caller keeps it alive."""
+    return ctypes.addressof(record)

@@ -1,0 +1,112 @@
+// One step of a Llama-shaped network over rows of many sequences, in one parallel region.
+//
+// Everything that a row gets is summed in an order of its own, so its bits depend neither on the
+// rows beside it nor on the number of threads.
+#pragma once
+
+#include <optional>
+
+#include "step_heads.h"
+#include "step_layer.h"
+
+namespace gw {
+
+template <class Isa>
+void compute_layer(State& state, index l) {
+    const auto& [m, b, s, team, thread] = state;
+    const Layer& w = m.layers[l];
+    const index query = m.heads * m.head_size;
+    normalise_rows(state, l, 0, {place_q, place_v + 1});
+    state.low_rank(l, 0, s.normed.data(), m.hidden);
+    project_heads<Isa>(state, l);
+    team.each(s.tasks.size(), [&](index i) { attend<Isa>(state, l, state.s.tasks[i]); });
+    state.low_rank(l, 1, s.attended.data(), query);
+    add_to_residual<Isa>(state, l, 0, {w.o, w.o_bias, m.hidden, query, 1}, place_o,
+                         s.attended.data());
+    normalise_rows(state, l, 1, {place_gate, place_up + 1});
+    state.low_rank(l, 2, s.normed.data(), m.hidden);
+    project_feed<Isa>(state, l);
+    state.low_rank(l, 3, s.inner.data(), m.inner);
+    add_to_residual<Isa>(state, l, 1, {w.down, w.down_bias, m.hidden, m.inner, 1}, place_down,
+                         s.inner.data());
+}
+
+// The logits of the wanted rows.
+template <class Isa>
+void compute_logits(State& state) {
+    const auto& [m, b, s, team, thread] = state;
+    const Range own = share(b.wanted, thread, team.size);
+    for (index n = own.first; n < own.last; ++n)
+        std::copy_n(b.hidden + b.wanted_rows[n] * m.hidden, m.hidden,
+                    s.normed.data() + n * m.hidden);
+    team.meet();
+    const Group* groups = b.wanted_groups;
+    compute_inner(thread, team.size, groups, b.wanted_group_count, s.normed.data(), m.hidden,
+                  state.low(), [](const Adapter& a) -> const Down& { return a.head_down; });
+    team.meet();
+    linear<Isa>(
+        team, {m.head, m.head_bias, m.vocabulary, m.hidden, 1}, b.wanted,
+        [](index panel) { return Output{0, panel * panel_width}; },
+        [&](int) { return state.s.normed.data(); },
+        [&](Piece& piece, index panel, Range rows, Output output) {
+            apply_terms(piece, panel, rows, output, groups, state.b.wanted_group_count,
+                        state.low(), [](const Adapter& a, int) -> const Place& { return a.head; });
+        },
+        [&](Piece& piece, Range rows, index first, index panels) {
+            for (index row = rows.first; row < rows.last; ++row)
+                for (index p = 0; p < panels; ++p)
+                    _mm512_storeu_ps(state.b.logits + state.b.targets[row] * state.m.vocabulary +
+                                         (first + p) * panel_width,
+                                     piece.load(row - rows.first, p));
+        });
+}
+
+template <class Isa>
+void compute_hidden(State& state) {
+    const auto& [m, b, s, team, thread] = state;
+    state.for_rows([&](index t) {
+        const bf16* source = state.m.embedding + state.b.ids[t] * state.m.hidden;
+        for (index i = 0; i < state.m.hidden; i += 16)
+            _mm512_storeu_ps(state.s.residual.data() + t * state.m.hidden + i,
+                             load_bf16(source + i));
+    });
+    for (index l = 0; l < m.depth; ++l) compute_layer<Isa>(state, l);
+    state.for_rows([&](index t) {
+        const Adapter* owner = state.b.owners[t];
+        const float* gain = owner && owner->final_gain ? owner->final_gain : state.m.final_gain;
+        normalise(state.s.residual.data() + t * state.m.hidden, gain, state.m.hidden,
+                  state.m.epsilon, state.b.hidden + t * state.m.hidden);
+    });
+}
+
+// Calls work(state) by every thread of the current team size.
+template <class Work>
+void in_parallel(const Model& model, const Batch& batch, Work&& work) {
+    static thread_local Scratch scratch;
+    scratch.fit(model, batch);
+    plan_attention(model, batch, scratch.tasks);
+    Scratch& shared = scratch;  // in the region, the name would be each thread's own
+    std::optional<Team> team;
+#pragma omp parallel
+    {
+#pragma omp single
+        team.emplace(omp_get_num_threads());
+        State state{model, batch, shared, *team, omp_get_thread_num()};
+        work(state);
+    }
+}
+
+template <class Isa>
+void step(const Model& model, const Batch& batch) {
+    in_parallel(model, batch, [](State& state) {
+        compute_hidden<Isa>(state);
+        if (state.b.wanted) compute_logits<Isa>(state);
+    });
+}
+
+template <class Isa>
+void logits(const Model& model, const Batch& batch) {
+    in_parallel(model, batch, [](State& state) { compute_logits<Isa>(state); });
+}
+
+}  // namespace gw

@@ -1,0 +1,21 @@
+// The step for processors with AMX-BF16, and its form without its instructions for tests.
+#include "step.h"
+#include "tiles_amx.h"
+
+using namespace gw;
+
+GW_API void gw_step_amx(const Model* model, const Batch* batch) {
+    step<Amx<TileUnit>>(*model, *batch);
+}
+
+GW_API void gw_logits_amx(const Model* model, const Batch* batch) {
+    logits<Amx<TileUnit>>(*model, *batch);
+}
+
+GW_API void gw_step_emulated(const Model* model, const Batch* batch) {
+    step<Amx<EmulatedTiles>>(*model, *batch);
+}
+
+GW_API void gw_logits_emulated(const Model* model, const Batch* batch) {
+    logits<Amx<EmulatedTiles>>(*model, *batch);
+}

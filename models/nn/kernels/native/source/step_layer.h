@@ -1,0 +1,121 @@
+// The parts of a layer beside its heads: norms, the way back to the residual, feed-forward.
+#pragma once
+
+#include "step_state.h"
+
+namespace gw {
+
+// Writes the input of a sublayer and, where adapters scale it, that of each of its `inputs`.
+inline void normalise_rows(State& state, index l, int sublayer, Range inputs) {
+    const Model& m = state.m;
+    state.for_rows([&](index t) {
+        const AdapterLayer* own = state.terms(t, l);
+        const float* gain = own && own->gains[sublayer] ? own->gains[sublayer]
+                                                        : m.layers[l].gains[sublayer];
+        bf16* target = state.s.normed.data() + t * m.hidden;
+        normalise(state.s.residual.data() + t * m.hidden, gain, m.hidden,
+                  m.epsilon, target);
+        if (!state.b.scales_inputs) return;
+        for (index place = inputs.first; place < inputs.last; ++place) {
+            const float* scale = own ? own->places[place].input_scale : nullptr;
+            bf16* copy = state.s.scaled.data() + (place * state.b.rows + t) * m.hidden;
+            for (index i = 0; i < m.hidden; i += 16) {
+                const __m512 value = load_bf16(target + i);
+                store_bf16(copy + i,
+                           scale ? _mm512_mul_ps(value, _mm512_loadu_ps(scale + i)) : value);
+            }
+        }
+    });
+}
+
+// The bottlenecks of one sublayer, which read its input or its output and add to the residual.
+inline void apply_bottlenecks(State& state, index l, int sublayer) {
+    const auto& [m, b, s, team, thread] = state;
+    index turn = 0;
+    for (index g = 0; g < b.group_count; ++g) {
+        const Group& group = b.groups[g];
+        const Bottleneck& own = group.adapter->layers[l].bottlenecks[sublayer];
+        const bf16* x = (own.reads_input ? s.normed : s.sublayer).data() + group.first * m.hidden;
+        for (index p = 0; p < own.width / panel_width; ++p) {
+            if (turn++ % team.size != thread) continue;
+            multiply_panels<Avx512>(
+                x, m.hidden, group.last - group.first, own.down, m.hidden, {p, p + 1},
+                [&](index r, index n, __m512 sum) {
+                    const __m512 whole = _mm512_add_ps(sum, _mm512_loadu_ps(own.down_bias + n));
+                    store_bf16(s.narrow.data() + (group.first + r) * b.most_width + n,
+                               activate(whole, own.activation));
+                });
+        }
+    }
+    team.meet();
+    for (index g = 0; g < b.group_count; ++g) {
+        const Group& group = b.groups[g];
+        const Bottleneck& own = group.adapter->layers[l].bottlenecks[sublayer];
+        if (!own.width) continue;
+        multiply_panels<Avx512>(
+            s.narrow.data() + group.first * b.most_width, b.most_width, group.last - group.first,
+            own.up, own.width, share(m.hidden / panel_width, thread, team.size),
+            [&](index r, index n, __m512 sum) {
+                float* target = s.residual.data() + (group.first + r) * m.hidden + n;
+                const __m512 whole = _mm512_add_ps(sum, _mm512_loadu_ps(own.up_bias + n));
+                _mm512_storeu_ps(
+                    target, _mm512_fmadd_ps(whole, splat(own.scale), _mm512_loadu_ps(target)));
+            });
+    }
+    team.meet();
+}
+
+// Adds a sublayer's last product to the residual, and what bottlenecks make of it.
+template <class Isa>
+void add_to_residual(State& state, index l, int sublayer, const Weight& weight, int place,
+                     const bf16* x) {
+    const bool narrow = state.any(
+        [&](const Adapter& a) { return a.layers[l].bottlenecks[sublayer].width > 0; });
+    const auto add = [&](Piece& piece, Range rows, index first, index panels) {
+        for (index row = rows.first; row < rows.last; ++row)
+            for (index p = 0; p < panels; ++p) {
+                const index at = row * state.m.hidden + (first + p) * panel_width;
+                const __m512 value = piece.load(row - rows.first, p);
+                float* target = state.s.residual.data() + at;
+                _mm512_storeu_ps(target, _mm512_add_ps(_mm512_loadu_ps(target), value));
+                if (narrow) store_bf16(state.s.sublayer.data() + at, value);
+            }
+    };
+    state.product<Isa>(
+        l, weight, [&](index panel) { return Output{place, panel * panel_width}; },
+        [&](int) { return x; }, add);
+    if (narrow) apply_bottlenecks(state, l, sublayer);
+}
+
+// The gated product: panels of gate and up take turns.
+template <class Isa>
+void project_feed(State& state, index l) {
+    const auto& [m, b, s, team, thread] = state;
+    const auto output = [](index panel) {
+        return Output{panel % 2 ? place_up : place_gate, panel / 2 * panel_width};
+    };
+    const auto input = [&](int place) -> const bf16* {
+        const bool own = state.b.scales_inputs && state.any([&](const Adapter& a) {
+            return a.layers[l].places[place].input_scale != nullptr;
+        });
+        return own ? state.s.scaled.data() + place * state.b.rows * state.m.hidden
+                   : state.s.normed.data();
+    };
+    const auto gate = [&](Piece& piece, Range rows, index first, index panels) {
+        for (index row = rows.first; row < rows.last; ++row) {
+            const AdapterLayer* own = state.terms(row, l);
+            const float* scale = own ? own->places[place_down].input_scale : nullptr;
+            for (index p = 0; p < panels; p += 2) {
+                const index column = (first + p) / 2 * panel_width, r = row - rows.first;
+                __m512 value = _mm512_mul_ps(silu(piece.load(r, p)), piece.load(r, p + 1));
+                if (scale) value = _mm512_mul_ps(value, _mm512_loadu_ps(scale + column));
+                store_bf16(state.s.inner.data() + row * state.m.inner + column, value);
+            }
+        }
+    };
+    const Layer& w = m.layers[l];
+    state.product<Isa>(l, {w.gate_up, w.gate_up_bias, 2 * m.inner, m.hidden, 2}, output, input,
+                       gate);
+}
+
+}  // namespace gw

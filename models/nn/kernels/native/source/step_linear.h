@@ -1,0 +1,152 @@
+// A product with a packed weight for all rows of a step, with what each row's adapter adds to it.
+//
+// Threads take pieces of a few panels by a block of rows, so an output is written by one thread
+// alone, which also applies the adapters' terms to it and hands it to whatever comes next.
+#pragma once
+
+#include "blocks_avx512.h"
+#include "step_math.h"
+#include "step_team.h"
+#include "step_types.h"
+
+namespace gw {
+
+constexpr index most_block = 96;  // rows of a piece
+constexpr index most_panels = 4;  // panels of a piece
+
+struct Piece {  // of a result: float32 rows of 16 numbers a panel
+    alignas(64) float sums[most_block * most_panels * panel_width];
+
+    float* at(index row, index panel) {
+        return sums + (row * most_panels + panel) * panel_width;
+    }
+    __m512 load(index row, index panel) { return _mm512_load_ps(at(row, panel)); }
+};
+
+struct Output {  // what 16 outputs of a packed weight are
+    int place;
+    index first;  // among the outputs of that place
+};
+
+inline Range common(Range a, Range b) {
+    return {std::max(a.first, b.first), std::min(a.last, b.last)};
+}
+
+// Calls store(row, panel, sum) for up to `most_panels` panels side by side.
+template <class Isa, class Store>
+void multiply_piece(const bf16* x, index ldx, index rows, const bf16* packed, index inputs,
+                    index panels, Store&& store) {
+    if constexpr (Isa::most_panels >= 4) {
+        switch (panels) {
+            case 4: return Isa::template multiply<4>(x, ldx, rows, packed, inputs, store);
+            case 3: return Isa::template multiply<3>(x, ldx, rows, packed, inputs, store);
+            case 2: return Isa::template multiply<2>(x, ldx, rows, packed, inputs, store);
+            default: return Isa::template multiply<1>(x, ldx, rows, packed, inputs, store);
+        }
+    } else {
+        multiply_panels<Isa>(x, ldx, rows, packed, inputs, {0, panels},
+                             [&](index r, index n, __m512 sum) { store(r, n / panel_width, sum); });
+    }
+}
+
+// The low-rank inputs of one site: inner (rows, ld) = scale * (x down^T), for the rows of groups.
+struct Inner {
+    bf16* values;
+    index ld;
+};
+
+// `site_of(adapter)` names the `Down`; the threads must meet afterwards.
+template <class SiteOf>
+void compute_inner(int thread, int threads, const Group* groups, index count, const bf16* x,
+                   index inputs, Inner inner, SiteOf&& site_of) {
+    index turn = 0;
+    for (index g = 0; g < count; ++g) {
+        const Down& down = site_of(*groups[g].adapter);
+        for (index top = groups[g].first; top < groups[g].last; top += most_block)
+            for (index p = 0; p < down.ranks / panel_width; p += most_panels) {
+                if (turn++ % threads != thread) continue;
+                const index panels = std::min(most_panels, down.ranks / panel_width - p);
+                const auto put = [&](index r, index q, __m512 sum) {
+                    const index column = (p + q) * panel_width;
+                    store_bf16(inner.values + (top + r) * inner.ld + column,
+                               _mm512_mul_ps(sum, _mm512_loadu_ps(down.scales + column)));
+                };
+                multiply_piece<Avx512>(x + top * inputs, inputs,
+                                       std::min(most_block, groups[g].last - top),
+                                       down.packed + p * panel_width * inputs, inputs, panels, put);
+            }
+    }
+}
+
+// Applies the terms of the groups' adapters to one panel of a piece that begins at row `top`.
+template <class PlaceOf>
+void apply_terms(Piece& piece, index panel, Range rows, Output output, const Group* groups,
+                 index count, Inner inner, PlaceOf&& place_of) {
+    for (index g = 0; g < count; ++g) {
+        const Range own = common(rows, {groups[g].first, groups[g].last});
+        if (own.first >= own.last) continue;
+        const Place& term = place_of(*groups[g].adapter, output.place);
+        const index skipped = own.first - rows.first;
+        if (term.rank)
+            Avx512::multiply<1>(inner.values + own.first * inner.ld + term.first, inner.ld,
+                                own.last - own.first, term.up + output.first * term.rank, term.rank,
+                                [&](index r, index, __m512 sum) {
+                                    float* target = piece.at(skipped + r, panel);
+                                    _mm512_store_ps(target,
+                                                    _mm512_add_ps(_mm512_load_ps(target), sum));
+                                });
+        if (!term.output_scale && !term.bias) continue;
+        const __m512 scale =
+            term.output_scale ? _mm512_loadu_ps(term.output_scale + output.first) : splat(1.0f);
+        const __m512 bias =
+            term.bias ? _mm512_loadu_ps(term.bias + output.first) : _mm512_setzero_ps();
+        for (index r = skipped; r < own.last - rows.first; ++r)
+            _mm512_store_ps(piece.at(r, panel), _mm512_fmadd_ps(piece.load(r, panel), scale, bias));
+    }
+}
+
+struct Weight {
+    const bf16* packed;
+    const float* bias;  // in the order of the panels, or null
+    index outputs, inputs;
+    index unit;  // panels that belong together
+};
+
+// Computes all pieces; `input_of(place)` gives the rows that a place reads, `finish(piece, rows,
+// first panel, panels)` takes each result.
+template <class Isa, class OutputOf, class InputOf, class Adapt, class Finish>
+void linear(Team& team, const Weight& weight, index rows, OutputOf&& output_of, InputOf&& input_of,
+            Adapt&& adapt, Finish&& finish) {
+    const index units = weight.outputs / panel_width / weight.unit;
+    const index wide = most_panels / weight.unit;
+    const index pieces = std::min(units, padded((units + wide - 1) / wide, team.size));
+    const index blocks = (rows + most_block - 1) / most_block;
+    team.each(pieces * blocks, [&](index which) {
+        static thread_local Piece piece;
+        const Range here = share(rows, which / pieces, blocks);
+        const Range own = share(units, which % pieces, pieces);
+        const index first = own.first * weight.unit, last = own.last * weight.unit;
+        for (index p = first; p < last;) {
+            const bf16* x = input_of(output_of(p).place);
+            index q = p + 1;
+            while (q < last && input_of(output_of(q).place) == x) ++q;
+            multiply_piece<Isa>(x + here.first * weight.inputs, weight.inputs,
+                                here.last - here.first, weight.packed + p * panel_width * weight.inputs,
+                                weight.inputs, q - p, [&](index r, index n, __m512 sum) {
+                                    _mm512_store_ps(piece.at(r, p - first + n), sum);
+                                });
+            p = q;
+        }
+        for (index p = first; p < last; ++p) {
+            if (weight.bias)
+                for (index r = 0; r < here.last - here.first; ++r)
+                    _mm512_store_ps(piece.at(r, p - first),
+                                    _mm512_add_ps(piece.load(r, p - first),
+                                                  _mm512_loadu_ps(weight.bias + p * panel_width)));
+            adapt(piece, p - first, here, output_of(p));
+        }
+        finish(piece, here, first, last - first);
+    });
+}
+
+}  // namespace gw

@@ -1,0 +1,94 @@
+// What all parts of a step share: the network, the rows, and buffers between the products.
+#pragma once
+
+#include <omp.h>
+
+#include <vector>
+
+#include "step_attention.h"
+#include "step_linear.h"
+
+namespace gw {
+
+struct Task {  // query rows of one span that attend to the keys of one head
+    const Span* span;
+    index first, count, head;
+};
+
+// Buffers of one step, kept from step to step by the thread that calls.
+struct Scratch {
+    std::vector<float> residual;                      // (rows, hidden)
+    std::vector<bf16> normed;                         // (rows, hidden)
+    std::vector<bf16> scaled;                         // (places, rows, hidden)
+    std::vector<bf16> queries;                        // (key heads, rows, group, head size)
+    std::vector<bf16> attended;                       // (rows, heads * head size)
+    std::vector<bf16> inner;                          // (rows, inner)
+    std::vector<bf16> sublayer;                       // (rows, hidden), for bottlenecks
+    std::vector<bf16> narrow;                         // (rows, most width)
+    std::vector<bf16> low;                            // (rows, most ranks)
+    std::vector<Task> tasks;
+
+    void fit(const Model& m, const Batch& b) {
+        residual.resize(b.rows * m.hidden);
+        normed.resize(std::max(b.rows, b.wanted) * m.hidden);
+        scaled.resize(b.scales_inputs ? place_count * b.rows * m.hidden : 0);
+        queries.resize(b.rows * m.heads * m.head_size);
+        attended.resize(b.rows * m.heads * m.head_size);
+        inner.resize(b.rows * m.inner);
+        sublayer.resize(b.most_width ? b.rows * m.hidden : 0);
+        narrow.resize(b.rows * b.most_width);
+        low.resize(std::max(b.rows, b.wanted) * b.most_ranks);
+    }
+};
+
+struct State {
+    const Model& m;
+    const Batch& b;
+    Scratch& s;
+    Team& team;
+    int thread;
+
+    // Does work(row) for every row of the stream and waits for the end.
+    template <class Work>
+    void for_rows(Work&& work) {
+        const Range own = share(b.rows, thread, team.size);
+        for (index t = own.first; t < own.last; ++t) work(t);
+        team.meet();
+    }
+
+    const AdapterLayer* terms(index row, index l) const {
+        return b.owners[row] ? b.owners[row]->layers + l : nullptr;
+    }
+
+    template <class Test>
+    bool any(Test&& test) const {
+        return std::any_of(b.groups, b.groups + b.group_count,
+                           [&](const Group& group) { return test(*group.adapter); });
+    }
+
+    Inner low() const { return {s.low.data(), b.most_ranks}; }
+
+    // The low-rank inputs of a site, where any adapter has some there.
+    void low_rank(index l, int site, const bf16* x, index inputs) {
+        const auto down = [&](const Adapter& a) -> const Down& { return a.layers[l].downs[site]; };
+        if (!any([&](const Adapter& a) { return down(a).ranks > 0; })) return;
+        compute_inner(thread, team.size, b.groups, b.group_count, x, inputs, low(), down);
+        team.meet();
+    }
+
+    template <class Isa, class OutputOf, class InputOf, class Finish>
+    void product(index l, const Weight& weight, OutputOf&& output_of, InputOf&& input_of,
+                 Finish&& finish) {
+        const auto place = [&](const Adapter& a, int which) -> const Place& {
+            return a.layers[l].places[which];
+        };
+        linear<Isa>(team, weight, b.rows, output_of, input_of,
+                    [&](Piece& piece, index panel, Range rows, Output output) {
+                        apply_terms(piece, panel, rows, output, b.groups, b.group_count, low(),
+                                    place);
+                    },
+                    finish);
+    }
+};
+
+}  // namespace gw

@@ -1,0 +1,101 @@
+// What a step is told, as plain records that Python mirrors field by field (`layout.py`).
+//
+// Sites are where adapters read: 0 the input of q, k and v, 1 that of o, 2 that of gate and up, 3
+// that of down. Places are q, k, v, o, gate, up, down; sublayers are attention, feed-forward.
+#pragma once
+
+#include "common.h"
+
+namespace gw {
+
+enum PlaceName { place_q, place_k, place_v, place_o, place_gate, place_up, place_down, place_count };
+constexpr int sites = 4, sublayers = 2;
+
+struct Down {           // the low-rank inputs of the places of one site, joined
+    const bf16* packed;   // (ranks, inputs)
+    const float* scales;  // (ranks)
+    index ranks;          // a multiple of 16; 0 where there are none
+};
+
+struct Place {
+    const bf16* up;  // packed (outputs, rank)
+    index rank;      // even; 0 where there is none
+    index first;     // of the columns that its site's `Down` computes
+    const float *input_scale, *output_scale, *bias;
+};
+
+struct Bottleneck {
+    const bf16 *down, *up;  // packed (width, hidden) and (hidden, width)
+    const float *down_bias, *up_bias;
+    index width;  // a multiple of 16; 0 where there is none
+    std::int32_t activation, reads_input;
+    float scale, reserved;
+};
+
+struct Second {  // attention to constant keys
+    const bf16 *keys, *values;  // by key head and block, packed as `pack_keys`, `pack_values` do
+    const float* gate;          // (heads)
+    index count;                // keys; 0 where there are none
+};
+
+struct AdapterLayer {
+    Down downs[sites];
+    Place places[place_count];
+    Bottleneck bottlenecks[sublayers];
+    Second second;
+    const float* gains[sublayers];
+};
+
+struct Adapter {
+    const AdapterLayer* layers;
+    Down head_down;
+    Place head;
+    const float* final_gain;
+};
+
+struct Layer {
+    const bf16 *qkv, *o, *gate_up, *down;  // packed
+    const float *qkv_bias, *o_bias, *gate_up_bias, *down_bias;
+    const float* gains[sublayers];
+    bf16 *keys, *values;  // (slots, key heads, positions, head size)
+};
+
+struct Model {
+    const Layer* layers;
+    const bf16* embedding;  // (vocabulary, hidden)
+    const bf16* head;       // packed
+    const float *head_bias, *final_gain;
+    const float *cosines, *sines;  // (positions, head size / 2)
+    index depth, hidden, heads, key_heads, head_size, inner, vocabulary;
+    index positions;  // of a slot
+    float epsilon, scale;
+};
+
+struct Group {  // rows [first, last) of one adapter
+    const Adapter* adapter;
+    index first, last;
+};
+
+struct Span {  // rows from `first` stand at positions from `start` of one slot
+    index slot, first, count, start;
+};
+
+struct Batch {
+    index rows;
+    const index *ids, *slots, *positions;
+    const Adapter* const* owners;  // of each row; null for the base
+    const Group* groups;
+    index group_count;
+    const Span* spans;
+    index span_count;
+    bf16* hidden;  // (rows, hidden): final-normed; read by `gw_logits`
+    index wanted;
+    const index *wanted_rows, *targets;  // rows of the stream, and of `logits`
+    const Group* wanted_groups;          // over the wanted rows
+    index wanted_group_count;
+    float* logits;  // (wanted, vocabulary)
+    index most_ranks, most_width;
+    index scales_inputs;  // whether any adapter scales what q, k, v, gate or up read
+};
+
+}  // namespace gw
