@@ -12,6 +12,7 @@ from models.nn.chat import Renderer
 from models.nn.prepack import prepack
 from models.nn.weight_only import hold_in_8_bits
 from worker.engine.adapters import AdapterCache, Fetch, Post
+from worker.engine.admission import admit
 from worker.engine.blocks import Blocks
 from worker.engine.graphs import graphs_for
 from worker.engine.loop import Loop
@@ -37,6 +38,8 @@ class Assembly:
     loader: Loader
     loop: Loop
     threads: Threads
+    form: str
+    """What computes steps, in a few words."""
 
 
 def assemble(
@@ -54,7 +57,8 @@ def assemble(
     renderer = Renderer.load(folder)
     rows, context = settings.engine.rows, min(settings.engine.context, backbone.shape.context)
     blocks = Blocks(backbone.shape, rows=rows, context=context, dtype=dtype, device=backbone.device)
-    runner = Runner(backbone, blocks, graphs=graphs_for(backbone.device))
+    native, form = admit(backbone, blocks)
+    runner = Runner(backbone, blocks, native=native, graphs=graphs_for(backbone.device))
     identity = Identity(manifest.digest, renderer.digest)
     loader = Loader(backbone, renderer, identity, context, backbone.base.apart())
     prepack(backbone)
@@ -78,7 +82,7 @@ def assemble(
     )
     with torch.inference_mode():
         runner.warm_up()
-    return Assembly(manifest, backbone, renderer, context, loader, loop, threads)
+    return Assembly(manifest, backbone, renderer, context, loader, loop, threads, form)
 
 
 def _device(compute: ComputeSettings) -> str:

@@ -148,6 +148,7 @@ class Engine:
             "base_digest": opened.manifest.digest,
             "dtype": str(opened.backbone.dtype).removeprefix("torch."),
             "quantization": self._settings.engine.quantization,
+            "step": opened.form,
             "context": opened.context,
             "rows": len(scheduler.running),
             "waiting": opened.loop.waiting,

@@ -12,11 +12,12 @@ from worker.engine.blocks import Blocks
 from worker.engine.generation import Generation
 from worker.engine.layout import bucket
 from worker.engine.metrics import Metrics
+from worker.engine.outcome import Outcome
 from worker.engine.reader import Reader
 from worker.engine.reading import Reading
 from worker.engine.request import Outbox, Request
 from worker.engine.resident import Resident
-from worker.engine.runner import Outcome, Runner
+from worker.engine.runner import Runner
 from worker.engine.sampler import Drawn, sample
 from worker.engine.scheduler import Scheduler, Step
 from worker.engine.sequence import Choice, Excerpt, Sequence

@@ -46,8 +46,8 @@ def prepare(terms: Terms, shape: Shape, library: Library) -> StepAdapter:
     if terms.weights:
         raise Unsuited("it replaces the network's own weights")
     for place, term in terms.linears.items():
-        if term.function is not None or term.weight is not None:
-            raise Unsuited(f"its term at {place} is a weight or a function")
+        if term.function is not None:
+            raise Unsuited(f"its term at {place} is a function")
     if any(term.input_scale is not None for term in _at(terms, HEAD)):
         raise Unsuited("it scales the input of the head")
     arena = Arena(library)
@@ -138,6 +138,8 @@ class _Writer:
             output_scale=self._arena.put(term.output_scale),
             bias=self._arena.put(term.bias),
         )
+        if term.weight is not None:
+            record.weight = self._arena.pack(term.weight)
         if term.up is not None:
             rank = term.up.shape[1] + term.up.shape[1] % _PAIR
             record.up, record.rank = self._arena.pack(term.up, inputs=rank), rank

@@ -7,7 +7,6 @@ say. Shapes: K key heads, C positions of a slot, h head dimension, d hidden, V v
 import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import repeat
 from typing import Any
 
 import torch
@@ -38,6 +37,8 @@ class StepModel:
     arena: Arena
     held: tuple[Any, ...]
     """The network's embedding and the cache."""
+    slots: int
+    """Of the cache."""
 
     @classmethod
     @torch.no_grad()
@@ -80,7 +81,7 @@ class StepModel:
             epsilon=reader.module("norm").eps,
             scale=float(reader.module("layers.0.self_attn").scaling),
         )
-        return cls(record, layers, arena, (embedding, *keys, *values))
+        return cls(record, layers, arena, (embedding, *keys, *values), len(keys[0]))
 
 
 class _Reader:
@@ -193,5 +194,6 @@ def _require_llama(backbone: Backbone, keys: Sequence[Tensor]) -> None:
 
 
 def _llama_places(layers: int) -> list[str]:
-    blocks = [*zip(repeat("self_attn"), records.PLACES[:4]), *zip(repeat("mlp"), records.PLACES[4:])]
-    return [f"layers.{i}.{part}.{name}" for i in range(layers) for part, name in blocks] + [HEAD]
+    attention = [f"self_attn.{name}" for name in records.PLACES[:4]]
+    feed = [f"mlp.{name}" for name in records.PLACES[4:]]
+    return [f"layers.{i}.{place}" for i in range(layers) for place in attention + feed] + [HEAD]

@@ -26,6 +26,7 @@ class Place(_Record):
     """What an adapter does at one linear place."""
 
     _fields_ = [
+        ("weight", c_void_p),
         ("up", c_void_p),
         ("rank", c_int64),
         ("first", c_int64),

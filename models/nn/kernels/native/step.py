@@ -5,7 +5,7 @@ Shapes: T rows of the stream, N rows whose logits are wanted, d hidden, V vocabu
 
 import ctypes
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, Literal
@@ -29,11 +29,18 @@ class Run:
     ids: Sequence[int]
     adapter: StepAdapter | None = None
 
+    @property
+    def positions(self) -> range:
+        """Where its tokens stand."""
+        return range(self.start, self.start + len(self.ids))
+
 
 class Hidden:
     """The final-normed hidden states of a step, from which more logits can be taken."""
 
-    def __init__(self, step: "NativeStep", hidden_td: Tensor, owners: list[StepAdapter | None]):
+    def __init__(
+        self, step: "NativeStep", hidden_td: Tensor, owners: list[StepAdapter | None]
+    ) -> None:
         self.hidden_td = hidden_td
         self.owners = owners
         self._step = step
@@ -59,24 +66,32 @@ class NativeStep:
 
         Rows are those of the runs, one behind the other; runs of one adapter are best adjacent.
         Keys and values are written to the cache. The logits are overwritten by the next call.
+        ValueError for a token, slot or position that there is not.
         """
+        for run in runs:
+            self._check(run)
         record = self.model.record
-        counts = [len(run.ids) for run in runs]
-        owners = list(chain.from_iterable([run.adapter] * n for run, n in zip(runs, counts)))
+        owners = list(chain.from_iterable([run.adapter] * len(run.ids) for run in runs))
         hidden_td = torch.empty(len(owners), record.hidden, dtype=torch.bfloat16)
         logits_nv = self._drawn.take(len(wanted), record.vocabulary)
         order = sorted(range(len(wanted)), key=wanted.__getitem__)
         batch = _Batch(owners)
         batch.integers("ids", chain.from_iterable(run.ids for run in runs))
-        slots = [[run.slot] * n for run, n in zip(runs, counts)]
-        batch.integers("slots", chain.from_iterable(slots))
-        positions = [range(run.start, run.start + n) for run, n in zip(runs, counts)]
-        batch.integers("positions", chain.from_iterable(positions))
-        batch.spans(runs, counts)
+        batch.integers("slots", chain.from_iterable([run.slot] * len(run.ids) for run in runs))
+        batch.integers("positions", chain.from_iterable(run.positions for run in runs))
+        batch.spans(runs)
         batch.want(wanted, order)
         batch.outputs(hidden_td, logits_nv)
         self._run(ctypes.byref(record), ctypes.byref(batch.record))
         return Hidden(self, hidden_td, owners), logits_nv
+
+    def _check(self, run: Run) -> None:
+        record = self.model.record
+        fits = run.start >= 0 and run.positions.stop <= record.positions
+        if not fits or not 0 <= run.slot < self.model.slots:
+            raise ValueError(f"Slot {run.slot} has no {len(run.ids)} positions from {run.start}.")
+        if not run.ids or min(run.ids) < 0 or max(run.ids) >= record.vocabulary:
+            raise ValueError(f"Token ids are those below {record.vocabulary}, and at least one.")
 
     def logits(self, hidden: Hidden, rows: Sequence[int]) -> Tensor:
         """See `Hidden.logits`."""
@@ -105,16 +120,18 @@ class _Batch:
         self.integers("owners", pointers)
         self.record.groups, self.record.group_count = self._groups(owners)
 
-    def integers(self, name: str, values: Any) -> None:
+    def integers(self, name: str, values: Iterable[int]) -> None:
+        """Fill an array."""
         held = array("q", values)
         self._held.append(held)
         setattr(self.record, name, held.buffer_info()[0])
 
-    def spans(self, runs: Sequence[Run], counts: Sequence[int]) -> None:
+    def spans(self, runs: Sequence[Run]) -> None:
+        """Take where the rows of every run lie."""
         spans, first = (records.Span * len(runs))(), 0
-        for index, (run, count) in enumerate(zip(runs, counts, strict=True)):
-            spans[index] = (run.slot, first, count, run.start)
-            first += count
+        for index, run in enumerate(runs):
+            spans[index] = records.Span(run.slot, first, len(run.ids), run.start)
+            first += len(run.ids)
         self._held.append(spans)
         self.record.spans, self.record.span_count = records.address(spans), len(runs)
 
@@ -128,19 +145,20 @@ class _Batch:
         self.record.wanted_groups, self.record.wanted_group_count = self._groups(owners)
 
     def outputs(self, hidden_td: Tensor, logits_nv: Tensor) -> None:
+        """Say where results go."""
         self.record.hidden, self.record.logits = hidden_td.data_ptr(), logits_nv.data_ptr()
 
     def _groups(self, owners: Sequence[StepAdapter | None]) -> tuple[int, int]:
         """Return address and length of the groups of adjacent rows that have one adapter."""
-        found: list[list[int]] = []
+        found: list[records.Group] = []
         previous: StepAdapter | None = None
         for row, owner in enumerate(owners):
             if owner is not None and owner is previous:
-                found[-1][2] = row + 1
+                found[-1].last = row + 1
             elif owner is not None:
-                found.append([owner.address, row, row + 1])
+                found.append(records.Group(owner.address, row, row + 1))
             previous = owner
-        groups = (records.Group * len(found))(*map(tuple, found))
+        groups = (records.Group * len(found))(*found)
         self._held.append(groups)
         return records.address(groups), len(found)
 
@@ -152,6 +170,7 @@ class _Kept:
         self._buffer = torch.empty(0)
 
     def take(self, rows: int, columns: int) -> Tensor:
+        """Return (rows, columns), not cleared."""
         if len(self._buffer) < rows * columns:
             self._buffer = torch.empty(rows * columns)
         return self._buffer[: rows * columns].view(rows, columns)

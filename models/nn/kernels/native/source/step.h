@@ -48,8 +48,8 @@ void compute_logits(State& state) {
         team, {m.head, m.head_bias, m.vocabulary, m.hidden, 1}, b.wanted,
         [](index panel) { return Output{0, panel * panel_width}; },
         [&](int) { return state.s.normed.data(); },
-        [&](Piece& piece, index panel, Range rows, Output output) {
-            apply_terms(piece, panel, rows, output, groups, state.b.wanted_group_count,
+        [&](Piece& piece, index panel, Range rows, Output output, Rows x) {
+            apply_terms(piece, panel, rows, output, x, groups, state.b.wanted_group_count,
                         state.low(), [](const Adapter& a, int) -> const Place& { return a.head; });
         },
         [&](Piece& piece, Range rows, index first, index panels) {

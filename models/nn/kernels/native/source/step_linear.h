@@ -78,15 +78,28 @@ void compute_inner(int thread, int threads, const Group* groups, index count, co
     }
 }
 
-// Applies the terms of the groups' adapters to one panel of a piece that begins at row `top`.
+struct Rows {  // of bfloat16 numbers, one behind the other
+    const bf16* values;
+    index size;
+
+    const bf16* at(index row) const { return values + row * size; }
+};
+
+// Applies the terms of the groups' adapters to one panel of a piece of these rows, which read x.
 template <class PlaceOf>
-void apply_terms(Piece& piece, index panel, Range rows, Output output, const Group* groups,
+void apply_terms(Piece& piece, index panel, Range rows, Output output, Rows x, const Group* groups,
                  index count, Inner inner, PlaceOf&& place_of) {
     for (index g = 0; g < count; ++g) {
         const Range own = common(rows, {groups[g].first, groups[g].last});
         if (own.first >= own.last) continue;
         const Place& term = place_of(*groups[g].adapter, output.place);
         const index skipped = own.first - rows.first;
+        if (term.weight)
+            Avx512::multiply<1>(x.at(own.first), x.size, own.last - own.first,
+                                term.weight + output.first * x.size, x.size,
+                                [&](index r, index, __m512 sum) {
+                                    _mm512_store_ps(piece.at(skipped + r, panel), sum);
+                                });
         if (term.rank)
             Avx512::multiply<1>(inner.values + own.first * inner.ld + term.first, inner.ld,
                                 own.last - own.first, term.up + output.first * term.rank, term.rank,
@@ -143,7 +156,8 @@ void linear(Team& team, const Weight& weight, index rows, OutputOf&& output_of, 
                     _mm512_store_ps(piece.at(r, p - first),
                                     _mm512_add_ps(piece.load(r, p - first),
                                                   _mm512_loadu_ps(weight.bias + p * panel_width)));
-            adapt(piece, p - first, here, output_of(p));
+            const Output output = output_of(p);
+            adapt(piece, p - first, here, output, Rows{input_of(output.place), weight.inputs});
         }
         finish(piece, here, first, last - first);
     });

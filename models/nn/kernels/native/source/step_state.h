@@ -83,8 +83,8 @@ struct State {
             return a.layers[l].places[which];
         };
         linear<Isa>(team, weight, b.rows, output_of, input_of,
-                    [&](Piece& piece, index panel, Range rows, Output output) {
-                        apply_terms(piece, panel, rows, output, b.groups, b.group_count, low(),
+                    [&](Piece& piece, index panel, Range rows, Output output, Rows x) {
+                        apply_terms(piece, panel, rows, output, x, b.groups, b.group_count, low(),
                                     place);
                     },
                     finish);

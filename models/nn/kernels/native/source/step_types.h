@@ -18,9 +18,10 @@ struct Down {           // the low-rank inputs of the places of one site, joined
 };
 
 struct Place {
-    const bf16* up;  // packed (outputs, rank)
-    index rank;      // even; 0 where there is none
-    index first;     // of the columns that its site's `Down` computes
+    const bf16* weight;  // packed (outputs, inputs), instead of the base's and its bias; or null
+    const bf16* up;      // packed (outputs, rank)
+    index rank;          // even; 0 where there is none
+    index first;         // of the columns that its site's `Down` computes
     const float *input_scale, *output_scale, *bias;
 };
 

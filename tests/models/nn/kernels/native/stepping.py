@@ -1,0 +1,126 @@
+"""Small Llama-shaped networks in bfloat16, caches for them, and steps over both."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor
+
+from models.nn.backbone import Backbone
+from models.nn.kernels.native import Library, library
+from models.nn.kernels.native.adapter import StepAdapter
+from models.nn.kernels.native.model import StepModel
+from models.nn.kernels.native.step import Form, NativeStep, Run
+
+VOCAB, SLOTS, POSITIONS = 160, 4, 220
+SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
+    "plain": ("LlamaConfig", {}),
+    "biased, tied": (
+        "LlamaConfig",
+        {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True},
+    ),
+    "long heads": ("MistralConfig", {"head_dim": 64, "sliding_window": None}),
+    "qwen2": ("Qwen2Config", {"num_key_value_heads": 4}),
+    "scaled angles": (
+        "LlamaConfig",
+        {"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e4}},
+    ),
+}
+_COMMON = {
+    "vocab_size": VOCAB,
+    "hidden_size": 128,
+    "intermediate_size": 160,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+
+
+def loaded() -> Library:
+    found = library()
+    assert found is not None
+    return found
+
+
+def make_backbone(shape: str = "plain", *, dtype: torch.dtype = torch.bfloat16) -> Backbone:
+    """Return a network that spreads its logits; its float32 form has the same numbers."""
+    name, values = SHAPES[shape]
+    config = getattr(transformers, name)(**{**_COMMON, **values})
+    config._attn_implementation = "eager"
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        network = transformers.AutoModelForCausalLM.from_config(config).eval()
+        with torch.no_grad():
+            for parameter in network.parameters():
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+    return Backbone(network.bfloat16().to(dtype))
+
+
+@dataclass
+class World:
+    """A network, a cache, and the step over them."""
+
+    backbone: Backbone
+    step: NativeStep
+    keys: list[Tensor]
+    values: list[Tensor]
+
+    @classmethod
+    def of(cls, backbone: Backbone, *, form: Form = "avx512") -> "World":
+        shape = backbone.shape
+        size = (SLOTS, shape.kv_heads, POSITIONS, shape.head_dim)
+        keys, values = (
+            [torch.zeros(size, dtype=torch.bfloat16) for _ in range(shape.layers)] for _ in range(2)
+        )
+        model = StepModel.of(backbone, loaded(), keys=keys, values=values)
+        return cls(backbone, NativeStep(model, loaded(), form=form), keys, values)
+
+    def logits(self, runs: Sequence[Run]) -> list[Tensor]:
+        """Return (T, V) of every run of one step."""
+        counts = [len(run.ids) for run in runs]
+        _, logits_tv = self.step(runs, wanted=range(sum(counts)))
+        return list(logits_tv.clone().split(counts))
+
+
+@dataclass
+class Row:
+    """A sequence that is computed in pieces, by one adapter, behind what its slot holds."""
+
+    slot: int
+    ids: list[int]
+    adapter: StepAdapter | None = None
+    before: int = 0
+    pieces: list[Tensor] = field(default_factory=list)
+
+    def runs(self, bounds: Sequence[int]) -> Iterator[Run]:
+        for start, stop in pairwise(bounds):
+            yield Run(self.slot, self.before + start, self.ids[start:stop], self.adapter)
+
+
+def advance(world: World, rows: Sequence[Row], bounds: Sequence[Sequence[int]]) -> list[Tensor]:
+    """Compute all rows side by side, each cut at its bounds, and return the logits of each."""
+    cut = [list(row.runs(own)) for row, own in zip(rows, bounds, strict=True)]
+    for turn in range(max(map(len, cut))):
+        acting = [place for place, runs in enumerate(cut) if turn < len(runs)]
+        pieces = world.logits([cut[place][turn] for place in acting])
+        for place, piece in zip(acting, pieces, strict=True):
+            rows[place].pieces.append(piece)
+    return [torch.cat(row.pieces) for row in rows]
+
+
+def drawn_ids(count: int, *, seed: int = 0) -> list[int]:
+    generator = torch.Generator().manual_seed(seed)
+    ids: list[int] = torch.randint(3, VOCAB, (count,), generator=generator).tolist()
+    return ids
+
+
+def distance(found: Tensor, expected: Tensor) -> float:
+    """Return how far logits are apart, relative to their size."""
+    return float((found - expected).norm() / expected.norm())

@@ -1,0 +1,191 @@
+"""Adapters in the C++ step: every method there is, against the network in float32 and its own bits.
+
+Nothing here names a method: what shares a batch must do so here too.
+"""
+
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from models.nn.backbone import Backbone
+from models.nn.kernels.native import library, reason
+from models.nn.kernels.native.adapter import StepAdapter, prepare
+from models.nn.kernels.native.model import Unsuited
+from models.nn.kernels.native.step import Run
+from models.nn.methods import METHODS, parse_method
+from models.nn.methods.base import Method
+from models.nn.prefix import Prefix, compile_prefix
+from models.nn.terms import LinearTerm, Terms
+from tests.models.nn.families import random_tensors, run_terms
+from tests.models.nn.kernels.native.stepping import (
+    SLOTS,
+    Row,
+    World,
+    advance,
+    distance,
+    drawn_ids,
+    loaded,
+    make_backbone,
+)
+
+pytestmark = pytest.mark.skipif(library() is None, reason=reason())
+
+IDS = drawn_ids(40, seed=5)
+BOUNDS = [0, 25, 37, 38, 39, 40]
+CASES = {
+    f"{kind}-{index}": cls(**example)
+    for kind, cls in METHODS.items()
+    for index, example in enumerate(cls.examples)
+    if cls.shares_batch
+} | {
+    "low rank, ragged": parse_method({"type": "lora", "rank": 3, "alpha": 5.0}),
+    "low rank, wide": parse_method({"type": "lora", "rank": 40}),
+    "low rank, head": parse_method({"type": "lora", "rank": 4, "target_modules": ["lm_head"]}),
+    "input scales": parse_method(
+        {
+            "type": "ia3",
+            "target_modules": ["q_proj", "v_proj", "o_proj", "up_proj", "down_proj"],
+            "feedforward_modules": ["q_proj", "o_proj", "up_proj", "down_proj"],
+        }
+    ),
+    **{
+        f"bottleneck, {activation}": parse_method(
+            {"type": "bottleneck", "size": 20, "activation": activation}
+        )
+        for activation in ("gelu", "relu", "silu", "tanh")
+    },
+}
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """An adapter, and what its slots hold before its rows begin."""
+
+    adapter: StepAdapter
+    prefix: Prefix | None
+
+    def row(self, world: World, slot: int) -> Row:
+        before = self.prefix.rows if self.prefix else 0
+        if self.prefix:
+            for caches, sides in (
+                (world.keys, self.prefix.keys),
+                (world.values, self.prefix.values),
+            ):
+                for cache, side in zip(caches, sides, strict=True):
+                    cache[slot, :, :before] = side
+        return Row(slot, IDS, self.adapter, before)
+
+
+@pytest.fixture(scope="module")
+def world() -> World:
+    return World.of(make_backbone("biased, tied"))
+
+
+@pytest.fixture(scope="module")
+def exact() -> Backbone:
+    return make_backbone("biased, tied", dtype=torch.float32)
+
+
+@pytest.fixture(scope="module")
+def prepared(world: World) -> dict[str, Prepared]:
+    found = {}
+    for case, method in CASES.items():
+        terms = terms_of(method, world.backbone)
+        acting = replace(terms, prompt=None, keys_values={})
+        adapter = prepare(acting, world.backbone.shape, loaded())
+        found[case] = Prepared(adapter, compile_prefix(world.backbone, terms))
+    return found
+
+
+def terms_of(method: Method, backbone: Backbone) -> Terms:
+    return Terms.of(method, random_tensors(method, backbone, seed=2), backbone.base)
+
+
+def alone(world: World, one: Prepared) -> Tensor:
+    return advance(world, [one.row(world, 0)], [BOUNDS])[0]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_adapter_acts_as_in_the_network(
+    world: World, exact: Backbone, prepared: dict[str, Prepared], case: str
+) -> None:
+    expected = run_terms(exact, torch.tensor(IDS), terms=terms_of(CASES[case], exact))
+    own = terms_of(CASES[case], world.backbone)
+    eager = distance(run_terms(world.backbone, torch.tensor(IDS), terms=own).float(), expected)
+    assert distance(alone(world, prepared[case]), expected) < 1.2 * eager + 0.003
+
+
+def test_all_kinds_in_one_step_give_what_each_gives_alone(
+    world: World, prepared: dict[str, Prepared]
+) -> None:
+    expected = {case: alone(world, one) for case, one in prepared.items()}
+    cases = list(prepared)
+    for first in range(0, len(cases), SLOTS - 1):
+        chosen = cases[first : first + SLOTS - 1]
+        rows = [prepared[case].row(world, slot) for slot, case in enumerate(chosen)]
+        rows.append(Row(SLOTS - 1, IDS))
+        bounds = [BOUNDS, [0, 40], [0, 1, 39, 40], [0, 20, 40]][: len(rows)]
+        for case, found in zip(chosen, advance(world, rows, bounds), strict=False):
+            assert torch.equal(found, expected[case]), case
+
+
+def test_threads_and_groups_do_not_change_a_bit(
+    world: World, prepared: dict[str, Prepared]
+) -> None:
+    before = torch.get_num_threads()
+    for one in prepared.values():
+        results = []
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            rows = [one.row(world, 2), Row(0, IDS), one.row(world, 1)]
+            results += advance(world, rows, [BOUNDS, [0, 40], BOUNDS])[::2]
+        torch.set_num_threads(before)
+        assert all(torch.equal(result, results[0]) for result in results[1:])
+
+
+@pytest.mark.parametrize("case", ["lora-0", "bottleneck-0", "ia3-0", "llama_adapter-0"])
+def test_tiles_carry_adapters_too(world: World, prepared: dict[str, Prepared], case: str) -> None:
+    tiles = World.of(world.backbone, form="emulated")
+    found = advance(tiles, [prepared[case].row(tiles, 0)], [BOUNDS])[0]
+    assert distance(found, alone(world, prepared[case])) < 0.02
+
+
+def test_later_logits_are_the_adapters(world: World, prepared: dict[str, Prepared]) -> None:
+    one = prepared["low rank, head"]
+    row = one.row(world, 0)
+    hidden, logits_nv = world.step(
+        [Run(1, 0, IDS[:3]), Run(0, 0, IDS, row.adapter)], wanted=range(43)
+    )
+    assert torch.equal(hidden.logits([42, 1, 7]), logits_nv[[42, 1, 7]])
+
+
+def test_weights_of_an_adapters_own_stand_for_the_bases(world: World, exact: Backbone) -> None:
+    generator = torch.Generator().manual_seed(4)
+    own = {
+        place: LinearTerm(
+            weight=0.2 * torch.randn(world.backbone.shape.linears[place], generator=generator)
+        )
+        for place in ("layers.0.self_attn.k_proj", "layers.2.mlp.down_proj", "lm_head")
+    }
+    adapter = prepare(Terms(linears=own), world.backbone.shape, loaded())
+    rows = [Row(0, IDS, adapter), Row(1, IDS)]
+    found = advance(world, rows, [BOUNDS, BOUNDS])[0]
+    expected = run_terms(exact, torch.tensor(IDS), terms=Terms(linears=own))
+    assert distance(found, expected) < 0.02
+
+
+@pytest.mark.parametrize(
+    ("terms", "message"),
+    [
+        (Terms(weights={"model.norm.weight": torch.ones(128)}), "own weights"),
+        (Terms(linears={"layers.1.mlp.up_proj": LinearTerm(function=torch.add)}), "up_proj"),
+        (Terms(linears={"lm_head": LinearTerm(input_scale=torch.ones(128))}), "head"),
+    ],
+)
+def test_what_the_step_does_not_compute_is_refused(
+    world: World, terms: Terms, message: str
+) -> None:
+    with pytest.raises(Unsuited, match=message):
+        prepare(terms, world.backbone.shape, loaded())

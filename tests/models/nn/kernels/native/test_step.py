@@ -1,0 +1,136 @@
+"""The C++ step against the network in float32, and rows against themselves in other company."""
+
+import pytest
+import torch
+
+from models.nn.backbone import Backbone
+from models.nn.kernels.native import library, reason
+from models.nn.kernels.native.model import StepModel, Unsuited
+from models.nn.kernels.native.step import Run
+from tests.models.nn.families import make_backbone as make_family
+from tests.models.nn.families import run
+from tests.models.nn.kernels.native.stepping import (
+    SHAPES,
+    VOCAB,
+    Row,
+    World,
+    advance,
+    distance,
+    drawn_ids,
+    loaded,
+    make_backbone,
+)
+
+pytestmark = pytest.mark.skipif(library() is None, reason=reason())
+
+IDS = drawn_ids(150)
+
+
+@pytest.fixture(scope="module")
+def world() -> World:
+    return World.of(make_backbone())
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_step_is_the_network(shape: str) -> None:
+    """It is nearer to the network in float32 than that is itself in bfloat16, or as near."""
+    own = make_backbone(shape)
+    expected = run(make_backbone(shape, dtype=torch.float32), torch.tensor(IDS))
+    eager = distance(run(own, torch.tensor(IDS)).float(), expected)
+    found = advance(World.of(own), [Row(1, IDS)], [[0, 60, 61, 140, *range(141, 151)]])[0]
+    assert distance(found, expected) < min(0.02, 1.1 * eager)
+
+
+def test_chunks_are_the_whole_to_the_bit(world: World) -> None:
+    whole = advance(world, [Row(0, IDS)], [[0, 150]])[0]
+    cut = advance(world, [Row(2, IDS)], [[0, 1, 7, 70, 71, 135, *range(136, 151)]])[0]
+    assert torch.equal(whole, cut)
+
+
+def test_row_does_not_depend_on_its_company(world: World) -> None:
+    rows = [Row(slot, drawn_ids(90 + 9 * slot, seed=slot)) for slot in range(4)]
+    bounds = [[0, 64, 80, *range(81, len(row.ids) + 1)] for row in rows]
+    together = advance(world, rows, bounds)
+    for row, found in zip(rows, together, strict=True):
+        alone = advance(world, [Row(3 - row.slot, row.ids)], [[0, len(row.ids)]])[0]
+        assert torch.equal(found, alone)
+
+
+def test_threads_do_not_change_a_bit(world: World) -> None:
+    before = torch.get_num_threads()
+    results = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        results.append(advance(world, [Row(0, IDS), Row(1, IDS[:5])], [[0, 90, 150], [0, 4, 5]])[0])
+    torch.set_num_threads(before)
+    assert torch.equal(results[0], results[1])
+    assert torch.equal(results[0], results[2])
+
+
+def test_logits_come_in_the_order_asked_for_then_and_later(world: World) -> None:
+    wanted = [7, 0, 29, 3]
+    all_rows = world.logits([Run(0, 0, IDS[:30])])[0]
+    hidden, logits_nv = world.step([Run(0, 0, IDS[:30])], wanted=wanted)
+    assert torch.equal(logits_nv, all_rows[wanted])
+    assert torch.equal(hidden.logits([5, 2]), all_rows[[5, 2]])
+    assert torch.equal(logits_nv, all_rows[wanted])
+
+
+def test_what_a_slot_held_before_does_not_matter(world: World) -> None:
+    expected = advance(world, [Row(0, IDS[:40])], [[0, 40]])[0]
+    for cache in (*world.keys, *world.values):
+        cache[0, :, 40:] = 1e4
+    assert torch.equal(advance(world, [Row(0, IDS[:40])], [[0, 9, 40]])[0], expected)
+
+
+def test_a_row_that_is_no_number_stays_alone(world: World) -> None:
+    expected = advance(world, [Row(0, IDS[:40])], [[0, 39, 40]])[0][-1]
+    advance(world, [Row(0, IDS[:40]), Row(1, IDS[:40])], [[0, 39], [0, 39]])
+    world.keys[1][1, :, 5] = torch.nan
+    fine, broken = world.logits([Run(0, 39, IDS[39:40]), Run(1, 39, IDS[39:40])])
+    assert torch.equal(fine[-1], expected)
+    assert broken.isnan().all()
+    for cache in (*world.keys, *world.values):
+        cache.zero_()
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [Run(4, 0, [5]), Run(0, 219, [5, 5]), Run(0, -1, [5]), Run(0, 0, [VOCAB]), Run(0, 0, [])],
+)
+def test_what_lies_outside_is_refused(world: World, bad: Run) -> None:
+    with pytest.raises(ValueError, match=r"Slot|Token"):
+        world.step([bad])
+
+
+def test_tiles_compute_the_same_step() -> None:
+    """The tiles' instructions are emulated here: what is tested is how they are used."""
+    backbone = make_backbone("biased, tied")
+    bounds = [[0, 37, 38, 39], [0, 20, 21]]
+    vectors, tiles = (
+        advance(World.of(backbone, form=form), [Row(0, IDS[:39]), Row(1, IDS[:21])], bounds)
+        for form in ("avx512", "emulated")
+    )
+    for by_vectors, by_tiles in zip(vectors, tiles, strict=True):
+        assert distance(by_tiles, by_vectors) < 0.01
+    assert torch.equal(tiles[0][:21], tiles[1])
+
+
+@pytest.mark.parametrize(
+    ("variant", "message"), [("gemma2", "type gemma2"), ("qwen3", "type qwen3"), ("llama", "heads")]
+)
+def test_other_networks_are_refused(variant: str, message: str) -> None:
+    backbone = make_family(variant, dtype=torch.bfloat16)
+    with pytest.raises(Unsuited, match=message):
+        StepModel.of(backbone, loaded(), keys=_cache(backbone), values=_cache(backbone))
+
+
+def test_other_dtypes_are_refused() -> None:
+    backbone = make_backbone(dtype=torch.float32)
+    with pytest.raises(Unsuited, match="float32"):
+        StepModel.of(backbone, loaded(), keys=_cache(backbone), values=_cache(backbone))
+
+
+def _cache(backbone: Backbone) -> list[torch.Tensor]:
+    size = (1, backbone.shape.kv_heads, 8, backbone.shape.head_dim)
+    return [torch.zeros(size, dtype=torch.bfloat16) for _ in range(backbone.shape.layers)]

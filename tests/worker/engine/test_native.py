@@ -1,0 +1,152 @@
+"""An engine whose steps are computed by the C++ kernels where they can be."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from core.bases import write_manifest
+from core.settings import ComputeSettings, Settings
+from core.store import Store
+from models.nn.backbone import Backbone
+from models.nn.chat import Renderer
+from models.nn.kernels.native import library, reason
+from models.nn.methods import METHODS
+from tests.tiny import make_tiny_base
+from tests.worker.engine.conftest import (
+    BASE,
+    Kind,
+    TinyProblem,
+    World,
+    ask_all,
+    engine_settings,
+    order,
+    store_kind,
+)
+from worker.engine.admission import admit
+from worker.engine.blocks import Blocks
+from worker.engine.engine import Engine
+
+pytestmark = pytest.mark.skipif(library() is None, reason=reason())
+
+BFLOAT16 = ComputeSettings(dtype="bfloat16")
+SIZES = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "num_hidden_layers": 3,
+    "vocab_size": 272,
+}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    data = tmp_path_factory.mktemp("native")
+    settings = Settings(data_dir=data, base=BASE, engine=engine_settings(compute=BFLOAT16))
+    make_tiny_base(settings.base_folder, seed=1, initializer_range=0.15, **SIZES)
+    renderer = Renderer.load(settings.base_folder)
+    _silence_padding(settings.base_folder, tokens=len(renderer.tokenizer))
+    write_manifest(settings.base_folder, id=BASE, shape={}, renderer_digest=renderer.digest)
+    backbone = Backbone.load(settings.base_folder, dtype=torch.bfloat16)
+    return World(settings, backbone, renderer, [], Store(settings.store))
+
+
+def _silence_padding(folder: Path, *, tokens: int) -> None:
+    """Let nothing be drawn that is no token: the vocabulary was widened to whole panels."""
+    network = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    with torch.no_grad():
+        network.get_input_embeddings().weight[tokens:] = 0
+    network.save_pretrained(folder)
+
+
+@pytest.fixture(scope="module")
+def kinds(world: World) -> list[Kind]:
+    problem = TinyProblem(world.renderer, world.backbone)
+    examples = [(cls, example) for cls in METHODS.values() for example in cls.examples]
+    found = [
+        store_kind(world, cls(**example), problem=problem, number=number)
+        for number, (cls, example) in enumerate(examples)
+    ]
+    return [kind for kind in found if kind.method.class_labels is None]
+
+
+def test_rows_of_all_kinds_are_each_alone_to_the_bit(
+    kinds: list[Kind], start_engine: Callable[..., Engine]
+) -> None:
+    """Also in bfloat16, whatever the company, the chunks and the slots; whole weights too."""
+    orders = [
+        order(
+            [7 + (place * 31 + i * i) % 200 for i in range(5 + place)],
+            adapter=adapter,
+            max_tokens=4 + place % 5,
+            ignore_eos=True,
+            logprobs=True,
+            top_logprobs=2,
+        )
+        for place, adapter in enumerate([None, *(kind.adapter for kind in kinds)])
+    ]
+    one = start_engine(rows=1, compute=BFLOAT16)
+    assert one.health()["step"].startswith("C++ with ")
+    alone = [ask_all(one, [request])[0] for request in orders]
+    for limits in ({"rows": 40}, {"rows": 5, "prefill_tokens": 9}):
+        engine = start_engine(compute=BFLOAT16, **limits)
+        for expected, got in zip(alone, ask_all(engine, orders, gap=0.002), strict=True):
+            assert got.tokens == expected.tokens
+
+
+def test_steps_of_both_ways_take_turns(
+    start_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The cache is the same, so tokens are those of either way alone, but for near ties."""
+    request = order(
+        list(range(30, 70)), max_tokens=24, ignore_eos=True, logprobs=True, top_logprobs=2
+    )
+    engine = start_engine(rows=2, compute=BFLOAT16)
+    native = engine._opened.loop._runner._native  # type: ignore[union-attr]
+    expected = ask_all(engine, [request])[0]
+    compute, turns = native.run, iter(range(1000))
+    monkeypatch.setattr(
+        native, "run", lambda step, terms: compute(step, terms=terms) if next(turns) % 2 else None
+    )
+    found = ask_all(engine, [request])[0]
+    assert next(turns) >= 24
+    for before, after in zip(expected.tokens[0], found.tokens[0], strict=True):
+        if before.top[0].logprob - before.top[1].logprob < 0.1:
+            break
+        assert after.id == before.id
+        assert after.logprob == pytest.approx(before.logprob, abs=0.1)
+    else:
+        assert found.ids == expected.ids
+
+
+def test_a_base_that_it_computes_wrongly_is_not_served_by_it(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backbone = Backbone.load(world.settings.base_folder, dtype=torch.bfloat16)
+    blocks = Blocks(
+        backbone.shape, rows=2, context=64, dtype=torch.bfloat16, device=torch.device("cpu")
+    )
+    fine, form = admit(backbone, blocks)
+    assert fine is not None
+    assert form == f"C++ with {fine.form}"
+    assert not any(cache.any() for cache in (*blocks.keys, *blocks.values))
+    monkeypatch.setattr(
+        "models.nn.kernels.native.model._angles",
+        lambda backbone, positions: (torch.ones(positions, 16), torch.zeros(positions, 16)),
+    )
+    wrong, form = admit(backbone, blocks)
+    assert wrong is None
+    assert "from the network" in form
+
+
+def test_other_dtypes_are_served_as_before(world: World) -> None:
+    backbone = Backbone.load(world.settings.base_folder, dtype=torch.float32)
+    blocks = Blocks(
+        backbone.shape, rows=2, context=64, dtype=torch.float32, device=torch.device("cpu")
+    )
+    native, form = admit(backbone, blocks)
+    assert native is None
+    assert "float32" in form

@@ -1,0 +1,128 @@
+"""Steps by the C++ kernels, where they can do everything that is in a step.
+
+They share the cache with the eager forward, so steps of both kinds may take turns.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from models.nn.kernels.native import Library
+from models.nn.kernels.native.adapter import StepAdapter, prepare
+from models.nn.kernels.native.model import Unsuited
+from models.nn.kernels.native.step import NativeStep, Run
+from models.nn.shape import Shape
+from models.nn.terms import Terms
+from worker.engine.outcome import Outcome, Places, drawing, pool_chunks, score_chunks
+from worker.engine.scheduler import Chunk, Step
+from worker.engine.sequence import Choice
+
+Acting = Mapping[str, StepAdapter]
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A decoding sequence or a chunk, by its number in the step, and what it puts in the stream."""
+
+    number: int
+    decodes: bool
+    run: Run
+
+
+class NativeRunner:
+    """Computes the steps it can; keeps adapters packed until they are forgotten."""
+
+    def __init__(self, step: NativeStep, shape: Shape, library: Library) -> None:
+        self.form = step.form
+        self._step = step
+        self._shape = shape
+        self._library = library
+        self._adapters: dict[str, StepAdapter | None] = {}
+        """By digest; None is what the step does not compute."""
+
+    def prepare(self, digest: str, terms: Terms) -> StepAdapter | None:
+        """Pack an adapter; any thread may, before its first step."""
+        if digest not in self._adapters:
+            try:
+                self._adapters[digest] = prepare(terms, self._shape, self._library)
+            except Unsuited:
+                self._adapters[digest] = None
+        return self._adapters[digest]
+
+    def forget(self, digest: str | None = None) -> None:
+        """Drop an adapter, or all."""
+        if digest is None:
+            self._adapters.clear()
+        else:
+            self._adapters.pop(digest, None)
+
+    def run(self, step: Step, *, terms: Mapping[str, Terms]) -> Outcome | None:
+        """Compute a step, or return None: something in it is not done here."""
+        acting = self._acting(step, terms)
+        if acting is None:
+            return None
+        parts = sorted(_parts(step, acting), key=lambda part: id(part.run.adapter))
+        places = _places(step, parts)
+        rows, wanted = drawing(step, places)
+        hidden, logits_nv = self._step([part.run for part in parts], wanted=wanted)
+        return Outcome(
+            rows,
+            logits_nv,
+            score_chunks(hidden.logits, step, places),
+            pool_chunks(step, places, hidden.hidden_td),
+        )
+
+    def _acting(self, step: Step, terms: Mapping[str, Terms]) -> Acting | None:
+        if any(chunk.sequence.tree is not None for chunk in step.chunks):
+            return None
+        if step.group is not None and terms[step.group].weights:
+            return None
+        owners = {sequence.footing.owner for sequence in step.sequences} - {None}
+        acting = {owner: self.prepare(owner, terms[owner]) for owner in owners if owner}
+        packed = {owner: adapter for owner, adapter in acting.items() if adapter is not None}
+        return packed if len(packed) == len(acting) else None
+
+
+def _parts(step: Step, acting: Acting) -> list[_Part]:
+    decodes = [
+        _Part(number, decodes=True, run=_decode(sequence, acting))
+        for number, sequence in enumerate(step.decodes)
+    ]
+    chunks = [
+        _Part(number, decodes=False, run=_prefill(chunk, acting))
+        for number, chunk in enumerate(step.chunks)
+    ]
+    return decodes + chunks
+
+
+def _decode(sequence: Choice, acting: Acting) -> Run:
+    footing = sequence.footing
+    return Run(
+        sequence.slot or 0,
+        footing.rows + sequence.computed,
+        [sequence.last_token],
+        acting.get(footing.owner or ""),
+    )
+
+
+def _prefill(chunk: Chunk, acting: Acting) -> Run:
+    sequence, footing = chunk.sequence, chunk.sequence.footing
+    return Run(
+        sequence.slot or 0,
+        footing.rows + chunk.start,
+        sequence.prompt[chunk.start : chunk.stop],
+        acting.get(footing.owner or ""),
+    )
+
+
+def _places(step: Step, parts: list[_Part]) -> Places:
+    """Return where the sequences of a step lie when its parts follow each other."""
+    places = Places([0] * len(step.decodes), [(0, 0)] * len(step.chunks))
+    row = 0
+    for part in parts:
+        last = row + len(part.run.ids)
+        if part.decodes:
+            places.decodes[part.number] = row
+        else:
+            places.chunks[part.number] = (row, last)
+        row = last
+    return places

@@ -1,0 +1,96 @@
+"""Of what a step computes, what is wanted: rows to draw from, scores, pooled states.
+
+Shapes: T rows of the stream, d hidden, N rows whose logits are wanted, V vocabulary.
+"""
+
+from bisect import bisect_left
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import groupby
+from typing import NamedTuple
+
+from torch import Tensor
+
+from worker.engine.sampler import Asked, Drawn, score
+from worker.engine.scheduler import Chunk, Step
+from worker.engine.sequence import Choice
+
+Logits = Callable[[list[int]], Tensor]
+"""Computes (N, V) float32 for rows of the stream."""
+
+SCORED_AT_ONCE = 64
+"""Rows whose logits are held at once to be scored; a vocabulary is wide."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a step gives: logits, float32, of every row that draws a token, and what was read."""
+
+    rows: list[Choice]
+    logits_nv: Tensor
+    scores: list[tuple[Chunk, list[Drawn]]]
+    """Of each chunk with something to score, that, in order."""
+    pooled: list[tuple[Chunk, Tensor]]
+    """Of each chunk that is pooled, (d,) float32: the sum of its rows, or the prompt's last."""
+
+
+class Places(NamedTuple):
+    """Where in the stream the rows of a step lie, in its order."""
+
+    decodes: list[int]
+    chunks: list[tuple[int, int]]
+    """First row and the one after the last."""
+
+
+class _Wanted(NamedTuple):
+    """A token to score behind a row of the stream."""
+
+    place: int
+    token: int
+    top: int
+    chunk: int
+
+
+def drawing(step: Step, places: Places) -> tuple[list[Choice], list[int]]:
+    """Return the sequences that draw a token in this step, and the rows they draw it from."""
+    rows, wanted = list(step.decodes), list(places.decodes)
+    for chunk, (_, last) in zip(step.chunks, places.chunks, strict=True):
+        if chunk.ends_prompt and isinstance(chunk.sequence, Choice):
+            rows.append(chunk.sequence)
+            wanted.append(last - 1)
+    return rows, wanted
+
+
+def score_chunks(logits: Logits, step: Step, places: Places) -> list[tuple[Chunk, list[Drawn]]]:
+    """Score what the chunks want, a few rows' logits at a time."""
+    found: dict[int, list[Drawn]] = {}
+    by_row = [list(same) for _, same in groupby(_wanted(step, places), lambda one: one.place)]
+    for first in range(0, len(by_row), SCORED_AT_ONCE):
+        block = by_row[first : first + SCORED_AT_ONCE]
+        logits_rv = logits([same[0].place for same in block])
+        asked = [Asked(row, w.token, w.top) for row, same in enumerate(block) for w in same]
+        chunks = [wanted.chunk for same in block for wanted in same]
+        for chunk, drawn in zip(chunks, score(logits_rv, asked=asked), strict=True):
+            found.setdefault(chunk, []).append(drawn)
+    return [(step.chunks[chunk], drawn) for chunk, drawn in found.items()]
+
+
+def _wanted(step: Step, places: Places) -> Iterator[_Wanted]:
+    for index, (chunk, rows) in enumerate(zip(step.chunks, places.chunks, strict=True)):
+        scored = chunk.sequence.scored
+        if not scored:
+            continue
+        first, last = (bisect_left(scored, (row, -1)) for row in (chunk.start, chunk.stop))
+        for row, token in scored[first:last]:
+            yield _Wanted(rows[0] + row - chunk.start, token, chunk.sequence.top, index)
+
+
+def pool_chunks(step: Step, places: Places, hidden_td: Tensor) -> list[tuple[Chunk, Tensor]]:
+    """Return what every pooled chunk adds: the sum of its rows, or the prompt's last."""
+    pooled = []
+    for chunk, (first, last) in zip(step.chunks, places.chunks, strict=True):
+        if chunk.sequence.pooling == "mean":
+            pooled.append((chunk, hidden_td[first:last].float().sum(0)))
+        elif chunk.sequence.pooling == "last" and chunk.ends_prompt:
+            pooled.append((chunk, hidden_td[last - 1].float().clone()))
+    return pooled
