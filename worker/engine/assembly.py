@@ -61,7 +61,8 @@ def assemble(
     runner = Runner(backbone, blocks, native=native, graphs=graphs_for(backbone.device))
     identity = Identity(manifest.digest, renderer.digest)
     loader = Loader(backbone, renderer, identity, context, backbone.base.apart())
-    prepack(backbone)
+    if native is None:
+        prepack(backbone)
     loop = Loop(
         scheduler=Scheduler(rows=rows, prefill_tokens=settings.engine.prefill_tokens),
         blocks=blocks,
