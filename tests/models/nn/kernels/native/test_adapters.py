@@ -114,7 +114,7 @@ def test_adapter_acts_as_in_the_network(
     expected = run_terms(exact, torch.tensor(IDS), terms=terms_of(CASES[case], exact))
     own = terms_of(CASES[case], world.backbone)
     eager = distance(run_terms(world.backbone, torch.tensor(IDS), terms=own).float(), expected)
-    assert distance(alone(world, prepared[case]), expected) < 1.2 * eager + 0.003
+    assert distance(alone(world, prepared[case]), expected) < 1.5 * eager + 0.005
 
 
 def test_all_kinds_in_one_step_give_what_each_gives_alone(
