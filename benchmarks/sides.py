@@ -2,17 +2,19 @@
 
 Both get the same threads, allocator settings and waiting policy. Questions and answers are JSON
 lines over its standard streams, so that rounds can be interleaved while each side keeps its base
-loaded. A side's module calls `serve` with what answers a question. Nothing but the standard
-library is imported here: a peer's own environment has none of our packages.
+loaded. One that has answered is stopped until it is asked again: threads that spin, or poll, take
+no core from the others. A side's module calls `serve` with what answers a question. Nothing but
+the standard library is imported here: a peer's own environment has none of our packages.
 """
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from statistics import median
 from typing import Any, Self
@@ -74,6 +76,7 @@ class Side:
                 env=dict(variables) if variables is not None else environment(),
                 cwd=ROOT,
                 text=True,
+                start_new_session=True,
             )
 
     def __enter__(self) -> Self:
@@ -86,12 +89,14 @@ class Side:
         """Send a question, wait for the answer; `SideFailed` if the side could not give one."""
         if self.process.stdin is None or self.process.stdout is None:
             raise SideFailed(f"{self.name} has no standard streams.")
+        self._signal(signal.SIGCONT)
         try:
             self.process.stdin.write(json.dumps(question) + "\n")
             self.process.stdin.flush()
             line = self.process.stdout.readline()
         except BrokenPipeError:
             line = ""
+        self._signal(signal.SIGSTOP)
         if not line:
             raise SideFailed(f"{self.name} ended:\n{self._last_words()}")
         answer: JSON = json.loads(line)
@@ -100,16 +105,22 @@ class Side:
         return answer
 
     def close(self) -> None:
-        """Close its input, at which it ends; kill it if it does not."""
+        """Close its input, at which it ends; kill it and what it started if it does not."""
+        self._signal(signal.SIGCONT)
         if self.process.stdin is not None:
             self.process.stdin.close()
         try:
             self.process.wait(STOP_SECONDS)
         except subprocess.TimeoutExpired:
-            self.process.kill()
+            self._signal(signal.SIGKILL)
             self.process.wait()
         if self.process.stdout is not None:
             self.process.stdout.close()
+
+    def _signal(self, number: signal.Signals) -> None:
+        """Send a signal to the side and to the processes that it started."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, number)
 
     def _last_words(self, size: int = 3000) -> str:
         return self._log.read_bytes()[-size:].decode(errors="replace")

@@ -1,0 +1,1 @@
+"""Serving measured side by side with what a user would otherwise run."""

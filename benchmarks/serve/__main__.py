@@ -1,0 +1,143 @@
+"""`python -m benchmarks.serve`: serving against peers, against its own base, and under load.
+
+Every part prints what it measured as it goes; the last line is one JSON object whose `ratios` are
+the bars. `benchmarks/serve/README.md` says what each of them is.
+"""
+
+import argparse
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from benchmarks import record
+from benchmarks.serve import crowd, outside, steps, swaps, versus
+from benchmarks.serve.data import DATA, find_training
+from benchmarks.serve.floor import measure_bandwidth
+from benchmarks.serve.measure import say
+from benchmarks.serve.world import World, make_world
+from benchmarks.sides import JSON
+
+PARTS = ("adapters", "base", "steps", "swaps", "http", "training", "outside", "growth")
+QUICK = ("adapters", "base", "steps", "swaps", "http", "training")
+RATIOS = (
+    "mixed_vs_vllm",
+    "mixed_vs_peft",
+    "base_vs_vllm",
+    "single_vs_vllm",
+    "single_vs_llamacpp",
+    "mixed_over_base",
+    "kinds_over_base",
+    "swap_over_copy",
+    "swap_gap",
+    "registered_1000",
+    "beside_training",
+)
+
+
+def main() -> None:
+    """Measure what the command line asks for, and leave the results."""
+    options = read_options()
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="graftwork-bench-") as folder:
+        world = make_world(Path(folder), data=options.data, seed=options.seed)
+        parts = measure(world, options)
+        versions = dict(world.versions)
+    ratios, wrong = ratios_of(parts), wrong_of(parts)
+    result = {
+        "benchmark": "serve",
+        "ratios": ratios,
+        "wrong": wrong,
+        "minutes": round((time.monotonic() - began) / 60, 1),
+        **record.gather(),
+        "peers": versions,
+    }
+    record.save(options.name, {**result, "parts": parts}, folder=options.out)
+    record.finish(result)
+    if wrong or (set(options.parts) >= set(QUICK) and set(ratios) != set(RATIOS)):
+        sys.exit(1)
+
+
+def read_options(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Return what the command line says."""
+    parser = argparse.ArgumentParser(prog="benchmarks.serve", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="fewer repeats; only what has a bar")
+    parser.add_argument("--data", type=Path, default=DATA, help="a folder of chat sets")
+    parser.add_argument("--parts", help=f"some of {','.join(PARTS)}")
+    parser.add_argument("--repeats", type=int)
+    parser.add_argument("--seed", type=int, default=7)
+    parser.add_argument("--name", default="serve", help="of the result file")
+    parser.add_argument("--out", type=Path, default=record.RESULTS)
+    options = parser.parse_args(arguments)
+    options.parts = options.parts.split(",") if options.parts else QUICK if options.quick else PARTS
+    options.repeats = options.repeats or (2 if options.quick else 5)
+    if unknown := sorted(set(options.parts) - set(PARTS)):
+        parser.error(f"there is no part {unknown[0]}")
+    return options
+
+
+def measure(world: World, options: argparse.Namespace) -> JSON:
+    """Run the parts that are wanted, each after the other; return what they found."""
+    repeats = options.repeats
+    bandwidth = measure_bandwidth()
+    say(f"this machine reads {bandwidth / 1e9:.1f} GB/s")
+    doing: dict[str, Callable[[], JSON]] = {
+        "adapters": lambda: versus.with_adapters(world, repeats=repeats),
+        "base": lambda: versus.without_adapters(world, repeats=repeats),
+        "steps": lambda: steps.ratios_of_steps(world, repeats=repeats + 1),
+        "swaps": lambda: {
+            "first": swaps.first_tokens(world, repeats=4 * repeats),
+            "others": swaps.gaps(world, rounds=max(1, repeats - 2)),
+        },
+        "http": lambda: crowd.over_http(world, repeats=repeats),
+        "training": lambda: crowd.beside_training(
+            world, file=find_training(options.data), repeats=repeats
+        ),
+        "outside": lambda: outside.generate_load(world, requests=32 * (repeats + 1)),
+        "growth": lambda: steps.growth(world, repeats=repeats, bandwidth=bandwidth),
+    }
+    found: JSON = {"bandwidth": bandwidth}
+    for part in options.parts:
+        say(f"--- {part}")
+        found[part] = doing[part]()
+    return found
+
+
+def ratios_of(parts: JSON) -> dict[str, float]:
+    """Return the ratios that the parts which ran give."""
+    found: dict[str, float] = {}
+    if adapters := parts.get("adapters"):
+        found["mixed_vs_vllm"] = versus.ratio(adapters["mixed"], "vllm")
+        found["mixed_vs_peft"] = versus.ratio(adapters["mixed"], "peft")
+        found["single_vs_vllm"] = versus.ratio(adapters["single"], "vllm")
+    if base := parts.get("base"):
+        found["base_vs_vllm"] = versus.ratio(base["base"], "vllm")
+        found["single_vs_llamacpp"] = versus.ratio(base["single_base"], "llamacpp-bf16")
+    for part, keys in (
+        ("steps", ("mixed_over_base", "kinds_over_base")),
+        ("http", ("registered_1000",)),
+        ("training", ("beside_training",)),
+    ):
+        if part in parts:
+            found |= {key: parts[part][key] for key in keys}
+    if "swaps" in parts:
+        found["swap_over_copy"] = parts["swaps"]["first"]["swap_over_copy"]
+        found["swap_gap"] = parts["swaps"]["others"]["swap_gap"]
+    return {name: round(found[name], 3) for name in RATIOS if name in found}
+
+
+def wrong_of(parts: JSON) -> list[str]:
+    """Return whose tokens were wrong, and where."""
+    figures = {
+        f"{part}.{name}": value
+        for part in ("adapters", "base", "swaps")
+        for name, value in parts.get(part, {}).items()
+    }
+    return sorted(
+        f"{where}: {who}" for where, value in figures.items() for who in value.get("wrong", ())
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,125 @@
+"""What a whole installation serves over HTTP: with few adapters, with many, and while it trains."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+
+from benchmarks.serve.installed import Installed, installed
+from benchmarks.serve.measure import say
+from benchmarks.serve.work import Order, in_turn
+from benchmarks.serve.world import LENGTH, ROWS, TOKENS, World
+from benchmarks.sides import JSON
+from cli.client import Client
+
+REGISTERED = 1000
+SMALL_RANK = 1
+"""Of adapters that are only registered, so that a thousand of them fit any disk."""
+POLL_SECONDS = 0.5
+TRAINING = {
+    "seed": 7,
+    "method": {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 100}}},
+    "peft": {"type": "lora", "rank": 16},
+}
+POLICIES = {"as_started": {}, "spinning": {"OMP_WAIT_POLICY": "ACTIVE"}}
+"""How torch processes wait: as `graftwork serve` has it, and as OpenMP has it otherwise."""
+
+
+def over_http(world: World, *, repeats: int) -> JSON:
+    """Time 32 requests over 8 adapters, and of one adapter with 1 and with 1,000 registered."""
+    crowd = world.more_loras(REGISTERED - 1, rank=SMALL_RANK)
+    with installed(world.folder / "installation") as site:
+        site.register(world.loras[:1])
+        alone: list[float] = []
+        among: list[float] = []
+        one = world.names[:1]
+        rate_of(world, site, one)
+        for _ in range(2):
+            alone += [rate_of(world, site, one) for _ in range(repeats)]
+            site.register(crowd)
+            among += [rate_of(world, site, one) for _ in range(repeats)]
+            site.remove(crowd)
+        site.register(world.loras[1:])
+        rate_of(world, site, world.names)
+        mixed = [rate_of(world, site, world.names) for _ in range(repeats)]
+    for name, rates in (("1 registered", alone), ("1000 registered", among), ("mixed", mixed)):
+        told = " ".join(f"{rate:.1f}" for rate in rates)
+        say(f"over HTTP, {name:<16} {median(rates):9.1f} tokens/s   ({told})")
+    return {
+        "tokens_per_second": {"1": alone, str(REGISTERED): among, "mixed": mixed},
+        "registered_1000": median(among) / median(alone),
+    }
+
+
+def rate_of(world: World, site: Installed, names: list[str]) -> float:
+    """Return tokens a second of 32 requests over these adapters."""
+    order = requests(world, names)
+    return order.generated / site.wave(order)
+
+
+def requests(world: World, names: list[str]) -> Order:
+    """Return 32 requests over these adapters in turn."""
+    return world.work.order(in_turn(names, ROWS), length=LENGTH, tokens=TOKENS)
+
+
+def beside_training(world: World, *, file: Path, repeats: int) -> JSON:
+    """Time serving alone and beside a job, under both ways of waiting.
+
+    Two processes that both always have work share the cores, so the fair share of each is half:
+    the ratio is the throughput beside the job over half of the throughput alone.
+    """
+    found = {}
+    for name, variables in POLICIES.items():
+        folder = world.folder / f"training-{name}"
+        with installed(folder, variables=variables) as site, site.client() as client:
+            site.register(world.loras)
+            rate_of(world, site, world.names)
+            quiet = [rate_of(world, site, world.names) for _ in range(repeats)]
+            with training(client, file) as job:
+                began = speed_mark(client, job)
+                busy = [rate_of(world, site, world.names) for _ in range(repeats)]
+                trained = speed_between(began, speed_mark(client, job))
+                began = speed_mark(client, job)
+                time.sleep(8.0)
+                undisturbed = speed_between(began, speed_mark(client, job))
+        found[name] = {
+            "quiet": quiet,
+            "beside": busy,
+            "training_tokens_per_second": {"beside": trained, "undisturbed": undisturbed},
+            "over_fair_share": median(busy) / (median(quiet) / 2),
+        }
+        say(
+            f"{name}: {median(quiet):.1f} tokens/s alone, {median(busy):.1f} beside training; "
+            f"training {undisturbed:.0f} tokens/s alone, {trained:.0f} beside serving"
+        )
+    return {"policies": found, "beside_training": found["as_started"]["over_fair_share"]}
+
+
+@contextmanager
+def training(client: Client, file: Path) -> Iterator[str]:
+    """Have a job train until the block ends; it is under way when the block begins."""
+    uploaded = client.upload(file)
+    body = {"model": client.base_model(), "training_file": uploaded["id"], **TRAINING}
+    job = client.post("/fine_tuning/jobs", body)["id"]
+    while not (state := client.get(f"/fine_tuning/jobs/{job}"))["trained_tokens"]:
+        if state["status"] in ("failed", "cancelled", "succeeded"):
+            raise RuntimeError(f"The job {state['status']}: {state['error']}")
+        time.sleep(POLL_SECONDS)
+    try:
+        yield job
+    finally:
+        client.post(f"/fine_tuning/jobs/{job}/cancel", {})
+
+
+def speed_mark(client: Client, job: str) -> tuple[float, int]:
+    """Return the time at which the job had just reported, and the tokens it had trained by then."""
+    first = client.get(f"/fine_tuning/jobs/{job}")["trained_tokens"]
+    while (now := client.get(f"/fine_tuning/jobs/{job}")["trained_tokens"]) == first:
+        time.sleep(POLL_SECONDS / 5)
+    return time.perf_counter(), now
+
+
+def speed_between(earlier: tuple[float, int], later: tuple[float, int]) -> float:
+    """Return trained tokens a second between two marks."""
+    return (later[1] - earlier[1]) / (later[0] - earlier[0])

@@ -1,0 +1,61 @@
+"""Whether the sides gave the right tokens: what may differ, and by how much.
+
+An answer is right if each of its tokens is the likeliest one, in float32 and after the very tokens
+that were given before it, or lies behind that by no more than bfloat16 explains. How much that
+is, is measured on the same answers: `LEEWAY` times the most by which the token that Hugging
+Face's own bfloat16 network prefers lies behind.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks.serve.work import Order
+from benchmarks.sides import Side
+
+LEEWAY = 2.0
+LEAST = 0.05
+"""Logits: even where bfloat16 happens to prefer nothing else, this much is a tie."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How the tokens of one side compare with the oracle's."""
+
+    tokens: int
+    likeliest: int
+    """How many of them are the oracle's own choice."""
+    worst: float
+    """The most by which one lies behind, in logits."""
+    allowed: float
+
+    @property
+    def right(self) -> bool:
+        """Whether bfloat16 explains all that differs."""
+        return self.worst <= self.allowed
+
+    def figures(self) -> dict[str, Any]:
+        """Return what is kept of it."""
+        return {
+            "tokens": self.tokens,
+            "likeliest": self.likeliest,
+            "worst_behind": round(self.worst, 4),
+            "allowed": round(self.allowed, 4),
+            "right": self.right,
+        }
+
+
+def judge(oracle: Side, order: Order, tokens: list[list[int]]) -> Verdict:
+    """Ask the oracle about the tokens that a side gave for an order."""
+    reply = oracle.ask(order.posted(tokens=tokens))
+    return verdict_of(reply["behind"], noise=reply["noise"])
+
+
+def verdict_of(behind: list[list[float]], *, noise: float) -> Verdict:
+    """Return the verdict on rows of shortfalls."""
+    gaps = [gap for row in behind for gap in row]
+    return Verdict(
+        tokens=len(gaps),
+        likeliest=sum(gap <= 0 for gap in gaps),
+        worst=max(gaps),
+        allowed=max(LEAST, LEEWAY * noise),
+    )

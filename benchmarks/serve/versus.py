@@ -1,0 +1,134 @@
+"""The ratios against peers: the same requests, one side at a time, and their tokens judged."""
+
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from typing import Any
+
+from benchmarks.serve.equality import judge
+from benchmarks.serve.measure import Measured, figures_of, say, take_turns
+from benchmarks.serve.peers import hf_oracle, hf_peft, llamacpp, vllm_cpu
+from benchmarks.serve.work import Order, in_turn
+from benchmarks.serve.world import LENGTH, RANK, ROWS, TOKENS, World, start_engine, start_peer
+from benchmarks.sides import JSON, Side
+
+OURS = "graftwork"
+INEXACT = frozenset({"llamacpp-q8_0", "graftwork-int8"})
+"""Sides with other weights than the oracle's: their tokens are counted, not judged."""
+
+
+def with_adapters(world: World, *, repeats: int) -> dict[str, JSON]:
+    """Compare 32 requests over 8 adapters with vLLM and PEFT's mixed batch, one with vLLM."""
+    with ExitStack() as stack:
+        open_side = stack.enter_context
+        ours = open_side(start_engine(world, adapters=world.loras))
+        vllm = open_side(start_vllm(world, adapters=world.folders))
+        peft = open_side(start_peer(world, hf_peft.PEER, label="peft", adapters=world.folders))
+        return {
+            "mixed": compare(
+                world,
+                "mixed",
+                {OURS: ours, "vllm": vllm, "peft": peft},
+                make=lambda: over_adapters(world, ROWS),
+                repeats=repeats,
+            ),
+            "single": compare(
+                world,
+                "single",
+                {OURS: ours, "vllm": vllm},
+                make=lambda: over_adapters(world, 1),
+                repeats=repeats,
+            ),
+        }
+
+
+def without_adapters(world: World, *, repeats: int) -> dict[str, JSON]:
+    """Compare 32 requests with vLLM without LoRA, one with llama.cpp in bf16 and in q8_0."""
+    with ExitStack() as stack:
+        open_side = stack.enter_context
+        ours = open_side(start_engine(world, adapters=world.loras))
+        vllm = open_side(start_vllm(world, adapters={}))
+        singles = {
+            f"llamacpp-{form}": open_side(
+                start_peer(world, llamacpp.PEER, label=f"llamacpp-{form}", format=form)
+            )
+            for form in llamacpp.FORMATS
+        }
+        return {
+            "base": compare(
+                world,
+                "base",
+                {OURS: ours, "vllm": vllm},
+                make=lambda: world.work.order([None] * ROWS, length=LENGTH, tokens=TOKENS),
+                repeats=repeats,
+            ),
+            "single_base": compare(
+                world,
+                "single base",
+                {OURS: ours, **singles},
+                make=lambda: world.work.order([None], length=LENGTH, tokens=TOKENS),
+                repeats=max(5, repeats),
+            ),
+        }
+
+
+def start_vllm(world: World, *, adapters: Mapping[str, str]) -> Side:
+    """Start vLLM; without adapters, without its support for LoRA."""
+    label = "vllm-lora" if adapters else "vllm"
+    return start_peer(world, vllm_cpu.PEER, label=label, adapters=adapters, rank=RANK, rows=ROWS)
+
+
+def over_adapters(world: World, rows: int) -> Order:
+    """Return a request a row, over all adapters in turn."""
+    return world.work.order(in_turn(world.names, rows), length=LENGTH, tokens=TOKENS)
+
+
+def compare(
+    world: World,
+    what: str,
+    sides: Mapping[str, Side],
+    *,
+    make: Callable[[], Order],
+    repeats: int,
+) -> JSON:
+    """Measure sides on one kind of order, and have the oracle judge the last answers."""
+    measured, orders = take_turns(what, sides, make=make, repeats=repeats)
+    last = orders[-1]
+    tokens = {name: side.replies[-1]["tokens"] for name, side in measured.items()}
+    named = sides[OURS].ask(last.posted(with_ids=True))
+    tokens[OURS] = named["tokens"]
+    return {
+        "sides": figures_of(measured),
+        "texts_as_when_timed": _same_texts(named, measured[OURS]),
+        **judge_all(world, what, last, tokens),
+    }
+
+
+def judge_all(
+    world: World, what: str, order: Order, tokens: Mapping[str, list[list[int]]]
+) -> dict[str, Any]:
+    """Return the oracle's verdict on each side's answers, and who was wrong."""
+    with start_peer(world, hf_oracle.PEER, label="oracle", adapters=world.folders) as oracle:
+        verdicts = {name: judge(oracle, order, given) for name, given in tokens.items()}
+    for name, verdict in verdicts.items():
+        say(
+            f"{what:<12} {name:<14} {verdict.likeliest} of {verdict.tokens} tokens likeliest, "
+            f"worst {verdict.worst:.3f} behind, {verdict.allowed:.3f} allowed"
+        )
+    wrong = [name for name, verdict in verdicts.items() if not verdict.right]
+    return {
+        "tokens": {name: verdict.figures() for name, verdict in verdicts.items()},
+        "wrong": sorted(set(wrong) - INEXACT),
+    }
+
+
+def ratio(figures: JSON, peer: str) -> float:
+    """Return our throughput over a peer's."""
+    sides = figures["sides"]
+    over: float = sides[OURS]["tokens_per_second"] / sides[peer]["tokens_per_second"]
+    return over
+
+
+def _same_texts(named: JSON, timed: Measured) -> str:
+    """Say how many texts came again when token ids were asked for."""
+    pairs = list(zip(named["texts"], timed.replies[-1]["texts"], strict=True))
+    return f"{sum(a == b for a, b in pairs)} of {len(pairs)}"

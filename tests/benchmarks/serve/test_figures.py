@@ -1,0 +1,175 @@
+"""What the serving benchmark makes of its figures: gaps, verdicts, ratios, floors; and its work."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from benchmarks.serve.__main__ import RATIOS, ratios_of, read_options, wrong_of
+from benchmarks.serve.data import find_texts, find_training
+from benchmarks.serve.equality import LEAST, verdict_of
+from benchmarks.serve.floor import floor_of
+from benchmarks.serve.gaps import BUSY, QUIET, Phase, gaps_by_phase, percentile
+from benchmarks.serve.measure import take_turns
+from benchmarks.serve.outside import METRICS, read_report
+from benchmarks.serve.peers.hf_oracle import shortfall
+from benchmarks.serve.slots import copy_seconds
+from benchmarks.serve.versus import OURS
+from benchmarks.serve.work import Order, Work, in_turn
+from models.nn.shape import Shape
+
+
+def test_a_gap_that_reaches_into_a_busy_phase_is_a_busy_one() -> None:
+    phases = [Phase(QUIET, 0.0, 10.0), Phase(BUSY, 10.0, 20.0), Phase(QUIET, 20.0, 30.0)]
+    arrivals = [[1.0, 2.0, 11.0, 12.0, 21.0, 22.5, 31.0], [23.0, 24.0]]
+    assert gaps_by_phase(arrivals, phases) == {QUIET: [1.0, 1.5, 1.0], BUSY: [9.0, 1.0, 9.0]}
+
+
+def test_a_percentile_is_a_value_that_was_seen() -> None:
+    values = [float(number) for number in range(1, 101)]
+    assert percentile(values, 0.99) == 99.0
+    assert percentile(values, 1.0) == 100.0
+    assert percentile([3.0], 0.5) == 3.0
+
+
+def test_tokens_are_right_as_long_as_bfloat16_explains_them() -> None:
+    near = verdict_of([[0.0, 0.3], [0.0]], noise=0.2)
+    assert (near.likeliest, near.tokens, near.right) == (2, 3, True)
+    assert not verdict_of([[0.0, 0.5]], noise=0.2).right
+    assert verdict_of([[LEAST]], noise=0.0).right
+
+
+def test_a_shortfall_is_measured_from_the_likeliest() -> None:
+    logits_ngv = torch.tensor([[[1.0, 3.0], [2.0, 0.5]]])
+    assert shortfall(logits_ngv, torch.tensor([[0, 0]])).tolist() == [[2.0, 0.0]]
+
+
+def test_sides_take_turns_on_the_same_orders() -> None:
+    asked: list[tuple[str, int]] = []
+
+    def side(name: str, seconds: float) -> SimpleNamespace:
+        def ask(order: dict[str, object]) -> dict[str, object]:
+            asked.append((name, int(str(order["tokens"]))))
+            return {"seconds": seconds, "tokens": [[1]]}
+
+        return SimpleNamespace(ask=ask)
+
+    numbers = iter(range(10, 20))
+
+    def make() -> Order:
+        return Order(prompts=[[1], [2]], adapters=[None, None], tokens=next(numbers))
+
+    sides = {"ours": side("ours", 2.0), "peer": side("peer", 4.0)}
+    measured, orders = take_turns("both", sides, make=make, repeats=2)
+    assert asked == [
+        ("ours", 8),
+        ("peer", 8),
+        ("ours", 11),
+        ("peer", 11),
+        ("peer", 12),
+        ("ours", 12),
+    ]
+    assert [order.tokens for order in orders] == [11, 12]
+    assert measured["ours"].rates == [11.0, 12.0]
+    assert measured["peer"].rate == 5.75
+
+
+def test_no_prompt_comes_twice(tmp_path: Path) -> None:
+    lines = [
+        {"messages": [{"role": "user", "content": "abc"}, {"role": "assistant", "content": "de"}]},
+        {"prompt": "fgh", "completion": "ij", "label": 3},
+        ["not a row"],
+    ]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    renderer = SimpleNamespace(encode=lambda text: [ord(letter) for letter in text])
+    work = Work(tmp_path, renderer=renderer, seed=3)  # type: ignore[arg-type]
+    first, second = work.prompts(2, length=4)
+    assert len(first) == len(second) == 4
+    assert first != second
+    said = {letter for prompt in work.prompts(8, length=4) for letter in map(chr, prompt)}
+    assert said == set("abcdefghij\n")
+
+
+def test_names_go_round_the_rows() -> None:
+    assert in_turn(["a", "b"], 5) == ["a", "b", "a", "b", "a"]
+
+
+def test_known_sets_are_preferred(tmp_path: Path) -> None:
+    for name in ("other", "e2e_nlg", "banking77"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "train_chat.jsonl").write_text("{}\n")
+    assert [path.parent.name for path in find_texts(tmp_path)] == ["banking77", "e2e_nlg"]
+    assert find_training(tmp_path).parent.name == "banking77"
+    assert find_texts(tmp_path / "other") == [tmp_path / "other" / "train_chat.jsonl"]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError):
+        find_texts(tmp_path / "empty")
+
+
+def test_a_floor_counts_weights_once_and_adapters_and_rows_each() -> None:
+    shape = Shape(
+        hidden=4,
+        layers=2,
+        heads=2,
+        kv_heads=1,
+        head_dim=2,
+        vocab=10,
+        context=16,
+        tied=True,
+        linears={"layers.0.q": (4, 4), "layers.1.q": (4, 4), "lm_head": (10, 4)},
+        norms={},
+    )
+    world = SimpleNamespace(backbone=SimpleNamespace(shape=shape))
+    floor = floor_of(world, bandwidth=2.0, rows=3, length=5, adapters=2, rank=1)  # type: ignore[arg-type]
+    assert floor == 72 + 2 * (8 + 8) + 3 * 2 * 2 * 1 * 2 * 5
+
+
+def test_a_copy_reads_the_whole_file(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    save_file({"a": torch.ones(3), "b": torch.zeros(2, 2)}, tmp_path / "some.safetensors")
+    assert copy_seconds(tmp_path / "some.safetensors") > 0.0
+
+
+def test_a_report_keeps_units() -> None:
+    report = {
+        name: {"unit": "ms", "avg": 1.0, "p50": 2.0, "p99": 3.0, "max": 4.0} for name in METRICS
+    }
+    assert read_report(report)["time_to_first_token"] == {"unit": "ms", "p50": 2.0, "p99": 3.0}
+
+
+def speeds(**sides: float) -> dict[str, object]:
+    return {"sides": {name: {"tokens_per_second": rate} for name, rate in sides.items()}}
+
+
+def test_ratios_have_the_names_of_the_bars() -> None:
+    parts = {
+        "adapters": {
+            "mixed": {**speeds(**{OURS: 100.0}, vllm=10.0, peft=4.0), "wrong": []},
+            "single": {**speeds(**{OURS: 50.0}, vllm=10.0), "wrong": ["vllm"]},
+        },
+        "base": {
+            "base": speeds(**{OURS: 100.0}, vllm=40.0),
+            "single_base": speeds(**{OURS: 90.0, "llamacpp-bf16": 60.0}),
+        },
+        "steps": {"mixed_over_base": 1.2, "kinds_over_base": 1.5},
+        "swaps": {"first": {"swap_over_copy": 4.0}, "others": {"swap_gap": 1.1, "wrong": []}},
+        "http": {"registered_1000": 0.99},
+        "training": {"beside_training": 0.9},
+    }
+    ratios = ratios_of(parts)
+    assert tuple(ratios) == RATIOS
+    assert (ratios["mixed_vs_vllm"], ratios["mixed_vs_peft"]) == (10.0, 25.0)
+    assert (ratios["single_vs_llamacpp"], ratios["base_vs_vllm"]) == (1.5, 2.5)
+    assert ratios_of({"steps": parts["steps"]}) == {"mixed_over_base": 1.2, "kinds_over_base": 1.5}
+    assert wrong_of(parts) == ["adapters.single: vllm"]
+
+
+def test_quick_leaves_out_what_has_no_bar() -> None:
+    quick, whole = read_options(["--quick"]), read_options([])
+    assert set(quick.parts) < set(whole.parts)
+    assert quick.repeats < whole.repeats
+    with pytest.raises(SystemExit):
+        read_options(["--parts", "adapters,nothing"])
