@@ -21,7 +21,7 @@ from benchmarks.train.rows import (
     grouped_batches,
     read_set,
 )
-from benchmarks.train.sizes import CHAT_LAYOUTS, Size
+from benchmarks.train.sizes import Size
 from models.nn.chat import Renderer
 
 SHAPES = ((4, 256), (8, 128))
@@ -111,8 +111,9 @@ def measure_chat(stage: Stage) -> JSON:
     with stage.bench() as bench:
         for name, rows in stage.sets.items():
             work = stage.chat(rows, steps=stage.size.chat_steps)
-            repeats = stage.size.chat_repeats
-            found[name] = bench.compare(LORA, work, layouts=CHAT_LAYOUTS, repeats=repeats)
+            found[name] = bench.compare(
+                LORA, work, layouts=stage.size.chat_layouts, repeats=stage.size.chat_repeats
+            )
             _print(name, found[name])
     lowest = min(said["ratio"] for said in found.values())
     return {"comparisons": found, "ratios": {"lora_vs_peft_trainer": lowest}}

@@ -5,13 +5,14 @@ from dataclasses import dataclass
 from benchmarks.train.compare import Layout
 
 PADDED = Layout(8)
-CHAT_LAYOUTS = (PADDED, Layout(8, autocast=False), Layout(8, "free"), Layout(4))
+FREE = Layout(8, "free")
 
 
 @dataclass(frozen=True)
 class Size:
     """Steps and repeats of each part."""
 
+    chat_layouts: tuple[Layout, ...]
     chat_steps: int
     chat_repeats: int
     fixed_steps: int
@@ -26,6 +27,7 @@ class Size:
 
 
 QUICK_SIZE = Size(
+    chat_layouts=(PADDED, FREE),
     chat_steps=6,
     chat_repeats=2,
     fixed_steps=3,
@@ -38,6 +40,7 @@ QUICK_SIZE = Size(
     gang_repeats=1,
 )
 FULL_SIZE = Size(
+    chat_layouts=(PADDED, FREE, Layout(8, autocast=False), Layout(4)),
     chat_steps=16,
     chat_repeats=5,
     fixed_steps=6,

@@ -1,0 +1,1 @@
+"""Each op of the table in the form that runs here, against its plain-torch meaning."""
