@@ -13,8 +13,9 @@ from pathlib import Path
 
 from benchmarks import record
 from benchmarks.sides import JSON, ROOT, environment
-from benchmarks.train.parts import PARTS, Stage
+from benchmarks.train.parts import EXTRA, PARTS
 from benchmarks.train.sizes import FULL_SIZE, QUICK_SIZE
+from benchmarks.train.stage import Stage
 from core.settings import Settings
 
 
@@ -32,10 +33,10 @@ def main() -> None:
             size=QUICK_SIZE if options.quick else FULL_SIZE,
             variables=environment(threads=options.threads),
         )
-        for name in options.only:
+        for name in [*options.only, *(EXTRA if options.profile else ())]:
             print(f"== {name}", flush=True)
             with stage.guard(name):
-                found[name] = PARTS[name](stage)
+                found[name] = {**PARTS, **EXTRA}[name](stage)
     result = {
         "benchmark": "train",
         "quick": options.quick,
@@ -59,6 +60,9 @@ def read_options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="benchmarks.train", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="under ten minutes: fewer repeats")
     parser.add_argument("--data", type=Path, help="a folder of chat sets; default: our own rows")
+    parser.add_argument(
+        "--profile", action="store_true", help="and where time goes, and what more work costs"
+    )
     parser.add_argument("--threads", type=int, help="of every side; default: every core")
     parser.add_argument("--only", type=_names, default=list(PARTS), help=", ".join(PARTS))
     parser.add_argument("--name", default="train", help="of the result file")
@@ -74,7 +78,7 @@ def pull_base(data_folder: Path) -> Path:
 
 
 def _names(text: str) -> list[str]:
-    names = text.split(",")
+    names = text.split(",") if text else []
     if unknown := [name for name in names if name not in PARTS]:
         raise argparse.ArgumentTypeError(f"{unknown[0]} is none of {', '.join(PARTS)}")
     return names

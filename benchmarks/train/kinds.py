@@ -2,7 +2,7 @@
 
 from benchmarks.equality import Bound
 from benchmarks.train.compare import Subject
-from benchmarks.train.protocol import FULL, P_TUNING, PISSA
+from benchmarks.train.protocol import ADAPTERS, FULL, P_TUNING, PISSA
 
 RANK = 16
 LORA = Subject("lora", {"type": "lora", "rank": RANK})
@@ -25,6 +25,10 @@ KINDS = (
     Subject("ln_tuning", {"type": "ln_tuning"}),
     Subject("full", {"type": "full"}, form=FULL),
 )
+
+BOTTLENECK = Subject("bottleneck", {"type": "bottleneck"}, form=ADAPTERS)
+ADAPTERS_ENVIRONMENT = ("adapters==1.3.0", "accelerate", "torch")
+"""This library pins an older transformers than ours."""
 
 WITHOUT_PEER = {
     "llama_adapter_v2": "neither peft nor adapters has it",

@@ -1,108 +1,27 @@
 """The parts of the benchmark: what each measures, and the ratios that it is read by."""
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
-from functools import cached_property
-from pathlib import Path
+from collections.abc import Callable
+from contextlib import ExitStack
 from statistics import median
+from subprocess import CalledProcessError
 
-from benchmarks.equality import Unequal
-from benchmarks.sides import JSON, Side, SideFailed, environment
-from benchmarks.train.compare import Bench, Layout
+from benchmarks.environments import make_environment
+from benchmarks.sides import JSON, environment
+from benchmarks.train.compare import Bench, Layout, Subject
 from benchmarks.train.gang import JOBS, STEPS, compare_gang, make_jobs
-from benchmarks.train.kinds import KINDS, LORA, WITHOUT_PEER
-from benchmarks.train.rows import (
-    RowSet,
-    Work,
-    chat_work,
-    find_sets,
-    full_work,
-    grouped_batches,
-    read_set,
+from benchmarks.train.growth import grow, profile_step
+from benchmarks.train.kinds import (
+    ADAPTERS_ENVIRONMENT,
+    BOTTLENECK,
+    KINDS,
+    LORA,
+    WITHOUT_PEER,
 )
-from benchmarks.train.sizes import Size
-from models.nn.chat import Renderer
+from benchmarks.train.rows import Work
+from benchmarks.train.stage import Stage
 
 SHAPES = ((4, 256), (8, 128))
 """Rows of a step and tokens of a row where all rows are equally long."""
-SEED = 7
-
-
-@dataclass
-class Stage:
-    """What all parts share: the base, the data, where to write, and how sides are started."""
-
-    base_folder: Path
-    data: Path | None
-    scratch: Path
-    size: Size
-    variables: dict[str, str]
-    failures: dict[str, str] = field(default_factory=dict)
-
-    @contextmanager
-    def guard(self, name: str) -> Iterator[None]:
-        """Note what fails in this block and go on: the benchmark as a whole has failed then."""
-        try:
-            yield
-        except (Unequal, SideFailed) as error:
-            self.failures[name] = str(error)
-            print(f"  {name} failed: {error}", flush=True)
-
-    @cached_property
-    def renderer(self) -> Renderer:
-        """The base's tokenizer and template."""
-        return Renderer.load(self.base_folder)
-
-    @cached_property
-    def sets(self) -> dict[str, RowSet]:
-        """The data sets by name."""
-        files = find_sets(self.data, scratch=self.scratch)
-        return {name: read_set(name, path, renderer=self.renderer) for name, path in files.items()}
-
-    @property
-    def first_set(self) -> RowSet:
-        """The set on which parts that need only one are measured."""
-        return next(iter(self.sets.values()))
-
-    def bench(self) -> Bench:
-        """Start both sides."""
-        return Bench(
-            self.base_folder,
-            self.scratch,
-            self.side("ours"),
-            self.side("peer"),
-            pad_id=self.renderer.eos_id,
-        )
-
-    def side(
-        self, name: str, module: str | None = None, *, variables: dict[str, str] | None = None
-    ) -> Side:
-        """Start one side."""
-        return Side(
-            name,
-            f"benchmarks.train.{module or name}",
-            log=self.scratch / f"{name}.log",
-            variables=variables or self.variables,
-        )
-
-    def chat(self, rows: RowSet, *, steps: int) -> Work:
-        """Return steps of a set, batched as the peer groups them."""
-        batches = grouped_batches(
-            rows.lengths, rows_per_step=self.size.rows_per_step, steps=steps, seed=SEED
-        )
-        return chat_work(rows, batches, folder=self.scratch / f"chat-{steps}")
-
-    def full(self, rows: int, length: int) -> Work:
-        """Return steps of rows of one length, every token a label."""
-        return full_work(
-            self.first_set,
-            renderer=self.renderer,
-            length=length,
-            rows_per_step=rows,
-            steps=self.size.fixed_steps,
-            folder=self.scratch / "fixed",
-        )
 
 
 def measure_chat(stage: Stage) -> JSON:
@@ -165,27 +84,40 @@ def _memory(stage: Stage, work: Work, *, rows: int) -> JSON:
 
 def measure_kinds(stage: Stage) -> JSON:
     """Every other kind that is trained by gradient: the lowest ratio counts."""
-    found = {}
-    work = stage.chat(stage.first_set, steps=stage.size.kind_steps)
+    found: dict[str, JSON] = {}
+    without = dict(WITHOUT_PEER)
     with stage.bench() as bench:
         for subject in KINDS:
-            with stage.guard(subject.name):
-                found[subject.name] = bench.compare(
-                    subject, work, layouts=stage.size.kind_layouts, repeats=stage.size.kind_repeats
-                )
-                _print(subject.name, found[subject.name])
+            _measure_kind(stage, bench, subject, found)
+    try:
+        python = make_environment("adapters", ADAPTERS_ENVIRONMENT)
+    except CalledProcessError:
+        without[BOTTLENECK.name] = "adapters could not be installed"
+    else:
+        with stage.bench(module="peer_adapters", python=python) as bench:
+            _measure_kind(stage, bench, BOTTLENECK, found)
+    ratios = [said["ratio"] for said in found.values()]
     return {
         "comparisons": found,
-        "without_peer": WITHOUT_PEER,
-        "ratios": {"kinds_vs_peft_min": min(said["ratio"] for said in found.values())},
+        "without_peer": without,
+        "ratios": {"kinds_vs_peft_min": min(ratios)} if ratios else {},
     }
+
+
+def _measure_kind(stage: Stage, bench: Bench, subject: Subject, found: dict[str, JSON]) -> None:
+    size = stage.size
+    work = stage.chat(stage.first_set, steps=size.kind_steps)
+    with stage.guard(subject.name):
+        found[subject.name] = bench.compare(
+            subject, work, layouts=size.kind_layouts, repeats=size.kind_repeats
+        )
+        _print(subject.name, found[subject.name])
 
 
 def measure_gang(stage: Stage) -> JSON:
     """Small jobs from queued to published: as a gang, alone, and as peft scripts."""
     works = make_jobs(stage.first_set, jobs=JOBS, steps=STEPS, folder=stage.scratch / "jobs")
-    settings = {"GRAFTWORK_DATA_DIR": str(stage.base_folder.parents[1])}
-    variables = {**stage.variables, **settings}
+    variables = stage.line_variables
     with ExitStack() as stack:
         bench = stack.enter_context(stage.bench())
         line = stack.enter_context(stage.side("line", variables=variables))
@@ -206,6 +138,13 @@ def measure_gang(stage: Stage) -> JSON:
     }
 
 
+def measure_growth(stage: Stage) -> JSON:
+    """Where a step's time goes, and what our training costs as work grows."""
+    found = profile_step(stage)
+    growth = grow(stage)
+    return {"profile": found, "growth": growth, "ratios": {}}
+
+
 def _print(name: str, said: JSON) -> None:
     medians, apart = said["medians"], said["equality"]["losses"]["mean"]
     print(
@@ -222,3 +161,5 @@ PARTS: dict[str, Callable[[Stage], JSON]] = {
     "kinds": measure_kinds,
     "gang": measure_gang,
 }
+EXTRA: dict[str, Callable[[Stage], JSON]] = {"profile": measure_growth}
+"""Parts that have no ratio and run only when they are asked for."""

@@ -7,7 +7,8 @@ import json
 import sys
 from pathlib import Path
 
-from benchmarks.train.peer import build, run
+from benchmarks.train.peer import build
+from benchmarks.train.trainer import run
 
 
 def main() -> None:
