@@ -28,6 +28,7 @@ test: .venv/.installed
 
 bench: .venv/.installed
 	$(BIN)/python -m benchmarks.train $(if $(DATA),--data $(DATA))
+	$(BIN)/python -m benchmarks.serve $(if $(DATA),--data $(DATA))
 	$(BIN)/python -m benchmarks.kernels
 
 bench-smoke: .venv/.installed
