@@ -50,7 +50,10 @@ def scale_shift(y_to: Tensor, *, shifts: Sequence[Shift]) -> Tensor:
 def _normed(x_td: Tensor, gain: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
     """Return (t, d) in x's dtype, and what x is multiplied by, (t, 1) float32."""
     x32_td = x_td.float()
-    factor_t1 = x32_td.square().mean(-1, keepdim=True).add_(epsilon).rsqrt_()
+    square_t1 = x32_td.square().mean(-1, keepdim=True)
+    # An overflow is to be no number, or a run that has diverged looks like one that stands still.
+    square_t1 += square_t1 - square_t1
+    factor_t1 = square_t1.add_(epsilon).rsqrt_()
     return (x32_td * factor_t1).to(x_td.dtype).mul_(gain), factor_t1
 
 
