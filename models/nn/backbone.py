@@ -23,6 +23,7 @@ from models.nn.attention import Attention, Recording
 from models.nn.executors import NOBODY, Executor
 from models.nn.flat import FlatTrunk, admit
 from models.nn.joint import Joint
+from models.nn.kernels import Weight, ops
 from models.nn.leaves import ATTENTION_NAME, act_in, is_offset, replace_leaves, rms
 from models.nn.quantized import leave_file, loading_options, unpack
 from models.nn.shape import BODY_PREFIX, HEAD, Shape, path_of
@@ -165,6 +166,7 @@ class Backbone:
         self.base = Base(self.shape, self.dtype, self.device, network)
         self._weights: Mapping[str, Tensor] = {}
         self._flat = admit(network, self.shape, surgery=self._surgery)
+        self._head = Weight(network.lm_head.weight, network.lm_head.bias)
 
     @classmethod
     def load(
@@ -266,6 +268,20 @@ class Backbone:
         if (cap := getattr(self.config, "final_logit_softcapping", None)) is not None:
             logits_nv = cap * torch.tanh(logits_nv / cap)
         return logits_nv
+
+    def has_plain_head(self, executor: Executor) -> bool:
+        """Whether logits are but the base's own product with the hidden states."""
+        changed = ("logits_scaling", "final_logit_softcapping")
+        bounded = any(getattr(self.config, name, None) is not None for name in changed)
+        return not (bounded or self._head_weights() or executor.acts(HEAD))
+
+    def losses(self, hidden_rows: Tensor, *, targets_n: Tensor) -> tuple[Tensor, Tensor]:
+        """Return each row's loss (N,) float32, and whether its target (int64) is the likeliest.
+
+        For a plain head; no logits are kept.
+        """
+        loss = ops(hidden_rows.device).linear_cross_entropy
+        return loss(hidden_rows, weight=self._head, targets_n=targets_n)
 
     def _below(self, prefix: str) -> dict[str, Tensor]:
         """Return the replaced parameters below a module, by their names in that."""

@@ -46,24 +46,14 @@ class Term:
         """Go through the tensors that are there."""
         yield from self._named().values()
 
-    def to(
-        self,
-        dtype: torch.dtype,
-        device: torch.device | str,
-        *,
-        casts: Mapping[int, Tensor] = NO_CASTS,
-    ) -> Self:
-        """Move every tensor and, unless they stay float32, cast it; differentiably.
-
-        `casts` holds, by the `id` of a tensor, those that were made already.
-        """
+    def to(self, dtype: torch.dtype, device: torch.device | str) -> Self:
+        """Move every tensor and, unless they stay float32, cast it; differentiably."""
         kept = torch.float32 if self.keeps_float32 else dtype
-        made = NO_CASTS if self.keeps_float32 else casts
-        changed = {
-            name: made.get(id(tensor), tensor).to(device, kept)
-            for name, tensor in self._named().items()
-        }
-        return replace(self, **changed)
+        return replace(self, **{name: t.to(device, kept) for name, t in self._named().items()})
+
+    def filled(self, tensors: Iterator[Tensor]) -> Self:
+        """Return it with the next of some tensors in the place of each of its own."""
+        return replace(self, **{name: next(tensors) for name in self._named()})
 
     def _named(self) -> dict[str, Any]:
         return {
@@ -208,26 +198,30 @@ class Terms:
     ) -> Terms:
         """Ask `method` for its terms and cast each once, from float32 to `dtype`.
 
-        Differentiable in `tensors`; `dtype` is the base's unless given. `casts` is as in `Term.to`.
+        Differentiable in `tensors`; `dtype` is the base's unless given. `casts` holds, by the `id`
+        of a tensor, those that were made already.
         """
         shape, dtype = base.shape, dtype or base.dtype
         layers = range(shape.layers)
 
-        def cast(asked: Iterable[tuple[KeyT, TermT | None]]) -> dict[KeyT, TermT]:
-            return {
-                key: term.to(dtype, base.device, casts=casts)
-                for key, term in asked
-                if term is not None
-            }
+        def given(asked: Iterable[tuple[KeyT, TermT | None]]) -> dict[KeyT, TermT]:
+            return {key: term for key, term in asked if term is not None}
 
+        linears = given((p, method.linear(tensors, p, base)) for p in shape.linears)
+        hiddens = given((p, method.hidden(tensors, p, base)) for p in shape.sublayers)
+        norms = given((p, method.norm(tensors, p, base)) for p in shape.norms)
+        attentions = given((i, method.attention(tensors, i, base)) for i in layers)
+        keys_values = given((i, method.keys_values(tensors, i, base)) for i in layers)
+        groups = (linears, hiddens, norms, attentions, keys_values)
+        _cast(groups, dtype, base.device, casts)
         prompt, head = _prompt(method, tensors, base), method.head(tensors, base)
         weights = method.weights(tensors, base) or {}
         return cls(
-            linears=cast((p, method.linear(tensors, p, base)) for p in shape.linears),
-            hiddens=cast((p, method.hidden(tensors, p, base)) for p in shape.sublayers),
-            norms=cast((p, method.norm(tensors, p, base)) for p in shape.norms),
-            attentions=cast((i, method.attention(tensors, i, base)) for i in layers),
-            keys_values=cast((i, method.keys_values(tensors, i, base)) for i in layers),
+            linears=linears,
+            hiddens=hiddens,
+            norms=norms,
+            attentions=attentions,
+            keys_values=keys_values,
             prompt=None if prompt is None else prompt.to(base.device, dtype),
             head=None if head is None else head.to(dtype, base.device),
             weights={name: weight.to(base.device, dtype) for name, weight in weights.items()},
@@ -264,6 +258,23 @@ class Terms:
     def bytes(self) -> int:
         """What the tensors occupy."""
         return sum(tensor.nbytes for tensor in self.tensors())
+
+
+def _cast(
+    groups: Iterable[dict[Any, Any]],
+    dtype: torch.dtype,
+    device: torch.device,
+    casts: Mapping[int, Tensor],
+) -> None:
+    """Move every term of some groups and cast it, all tensors at once."""
+    from models.nn.cast import cast_together  # loads torch, which this file does not
+
+    terms = [term for held in groups for term in held.values() if not term.keeps_float32]
+    sources = [casts.get(id(t), t).to(device) for term in terms for t in term.tensors()]
+    cast = iter(cast_together(sources, dtype))
+    for held in groups:
+        for key, term in held.items():
+            held[key] = term.to(torch.float32, device) if term.keeps_float32 else term.filled(cast)
 
 
 def _prompt(method: Method, tensors: Mapping[str, Tensor], base: Base) -> Tensor | None:

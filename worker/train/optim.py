@@ -1,15 +1,18 @@
 """AdamW over float32 masters, and the learning rate as a plain function of the step."""
 
 from collections.abc import Mapping
+from itertools import accumulate, pairwise
 from math import ceil, cos, pi
+from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from models.nn.methods.base import Method
 from models.spec import LoopSpec
 
-_MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+_STEP = "step"
+_MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def rate_factor(step: int, *, loop: LoopSpec, total_steps: int) -> float:
@@ -29,17 +32,39 @@ def rate_factor(step: int, *, loop: LoopSpec, total_steps: int) -> float:
 
 
 class Optimizer:
-    """AdamW (Loshchilov and Hutter, arXiv 1711.05101) with the norm of all gradients clipped."""
+    """AdamW (Loshchilov and Hutter, arXiv 1711.05101) with the norm of all gradients clipped.
+
+    All tensors become views of one buffer and their gradients of another, so that a step is a few
+    passes over memory however many tensors there are.
+    """
 
     def __init__(self, tensors: Mapping[str, Tensor], *, method: Method, loop: LoopSpec) -> None:
-        self._tensors = {name: t for name, t in tensors.items() if method.is_trained(name)}
+        trained = {name: tensor for name, tensor in tensors.items() if method.is_trained(name)}
         self._loop = loop
-        scales: dict[float, list[Tensor]] = {}
-        for name, tensor in self._tensors.items():
-            scales.setdefault(method.learning_rate_scale(name), []).append(tensor)
-        self._scales = list(scales)
+        names: dict[float, list[str]] = {}
+        for name in trained:
+            names.setdefault(method.learning_rate_scale(name), []).append(name)
+        self._scales = list(names)
+        ordered = {name: trained[name] for same in names.values() for name in same}
+        values = torch.cat([tensor.detach().flatten() for tensor in ordered.values()])
+        self._gradients = torch.zeros_like(values)
+        self._places: dict[str, _Place] = {}
+        groups, start = [], 0
+        for index, same in enumerate(names.values()):
+            sizes = [trained[name].numel() for name in same]
+            group = slice(start, start + sum(sizes))
+            groups.append(nn.Parameter(values[group]))
+            groups[-1].grad = self._gradients[group]
+            bounds = pairwise(accumulate(sizes, initial=0))
+            for name, (first, last) in zip(same, bounds, strict=True):
+                tensor = trained[name]
+                self._places[name] = _Place(index, slice(first, last), tensor.shape)
+                tensor.data = values[start + first : start + last].view(tensor.shape)
+                tensor.grad = self._gradients[start + first : start + last].view(tensor.shape)
+            start = group.stop
+        self._groups = groups
         self._adamw = torch.optim.AdamW(
-            [{"params": group} for group in scales.values()],
+            [{"params": [group]} for group in groups],
             lr=loop.learning_rate,
             weight_decay=loop.weight_decay,
             fused=True,
@@ -56,9 +81,8 @@ class Optimizer:
 
         The division comes last and in float32: folded into bfloat16 gradients it would bias them.
         """
-        gradients = [tensor.grad for tensor in self._tensors.values() if tensor.grad is not None]
-        torch._foreach_div_(gradients, float(labelled_tokens))
-        return torch.nn.utils.clip_grad_norm_(self._tensors.values(), self._loop.max_grad_norm)
+        self._gradients.div_(labelled_tokens)
+        return nn.utils.clip_grad_norm_(self._groups, self._loop.max_grad_norm)
 
     def step(self, rate: float) -> None:
         """Move the tensors at this learning rate and forget the gradients."""
@@ -68,22 +92,41 @@ class Optimizer:
         self.forget()
 
     def forget(self) -> None:
-        """Drop the gradients."""
-        self._adamw.zero_grad(set_to_none=True)
+        """Set the gradients to zero."""
+        self._gradients.zero_()
 
     def state(self) -> dict[str, Tensor]:
-        """Return the moments under `<kind>.<tensor name>`."""
-        return {
-            f"{kind}.{name}": value
-            for name, tensor in self._tensors.items()
-            for kind, value in self._adamw.state[tensor].items()
-        }
+        """Return the moments under `<kind>.<tensor name>`; nothing before the first step."""
+        state: dict[str, Tensor] = {}
+        for name, place in self._places.items():
+            held = self._adamw.state[self._groups[place.group]]
+            if held:
+                state[f"{_STEP}.{name}"] = held[_STEP].clone()
+                state |= {f"{kind}.{name}": place.of(held[kind]) for kind in _MOMENTS}
+        return state
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Take over what `state` returned; nothing before the first step."""
         if not state:
             return
-        for name, tensor in self._tensors.items():
-            self._adamw.state[tensor] = {
-                kind: state[f"{kind}.{name}"].to(tensor.device, copy=True) for kind in _MOMENTS
-            }
+        for group in self._groups:
+            moments = {kind: torch.zeros_like(group.detach()) for kind in _MOMENTS}
+            self._adamw.state[group] = moments
+        for name, place in self._places.items():
+            group = self._groups[place.group]
+            held = self._adamw.state[group]
+            held[_STEP] = state[f"{_STEP}.{name}"].to(group.device, copy=True)
+            for kind in _MOMENTS:
+                place.of(held[kind]).copy_(state[f"{kind}.{name}"])
+
+
+class _Place(NamedTuple):
+    """Where a tensor lies in its group."""
+
+    group: int
+    elements: slice
+    shape: torch.Size
+
+    def of(self, value: Tensor) -> Tensor:
+        """Return the tensor's part of a value of the group."""
+        return value[self.elements].view(self.shape)

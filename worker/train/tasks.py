@@ -114,10 +114,18 @@ class NextTokens(Task):
     """Every labelled token is predicted from the row before it."""
 
     def grade(self, stream: Stream, states: States) -> "Graded":
-        """See `Task.grade`.
+        """See `Task.grade`; the head is applied to labelled rows only."""
+        if not states.backbone.has_plain_head(states.executor):
+            return self._grade_in_pieces(stream, states)
+        losses_n, correct_n = states.backbone.losses(states.hidden_td, targets_n=stream.targets_n)
+        loss = losses_n.sum()
+        score = Score(loss.item(), int(correct_n.sum().item()), len(losses_n))
+        return Graded(score, loss, None)
 
-        The head is applied to labelled rows only, and a piece of them at a time: each piece goes
-        back to the hidden states before the next one's logits are made.
+    def _grade_in_pieces(self, stream: Stream, states: States) -> "Graded":
+        """Do as `grade` where more than the base's head makes the logits.
+
+        Each piece goes back to the hidden states before the next one's logits are made.
         """
         picked_nd = states.hidden_td
         cut_nd = picked_nd.detach().requires_grad_(picked_nd.requires_grad)

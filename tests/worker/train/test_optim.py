@@ -36,7 +36,7 @@ def test_one_step_learns_at_the_full_rate():
 def test_gradients_of_a_sum_become_those_of_a_mean_and_are_clipped():
     tensor = torch.zeros(4, requires_grad=True)
     optimizer = Optimizer({"a": tensor}, method=LORA, loop=loop())
-    tensor.grad = torch.full((4,), 30.0)
+    (tensor * 30.0).sum().backward()
     assert optimizer.normalise(10).item() == pytest.approx(6.0)
     assert tensor.grad.norm().item() == pytest.approx(1.0)
 
@@ -48,12 +48,11 @@ def test_a_method_scales_the_rate_of_its_tensors():
 
     tensors = {name: torch.zeros(1, requires_grad=True) for name in "ab"}
     optimizer = Optimizer(tensors, method=Scaled(), loop=loop(warmup_ratio=0))
-    for tensor in tensors.values():
-        tensor.grad = torch.ones(1)
+    sum(tensors.values()).backward()
     optimizer.step(optimizer.learning_rate(0, total_steps=1))
     assert tensors["b"].item() == pytest.approx(3 * tensors["a"].item())
     assert tensors["a"].item() == pytest.approx(-0.1, rel=1e-4)
-    assert tensors["a"].grad is None
+    assert not tensors["a"].grad.any()
 
 
 def test_restored_moments_go_on_to_the_bit():
@@ -67,9 +66,48 @@ def test_restored_moments_go_on_to_the_bit():
             copy, resumed = make(tensors["a"].item())
             resumed.restore({name: value.clone() for name, value in optimizer.state().items()})
         for run in (tensors, copy) if step >= 3 else (tensors,):
-            run["a"].grad = torch.tensor([0.3 * step + 0.1])
+            (run["a"] * (0.3 * step + 0.1)).sum().backward()
         rate = optimizer.learning_rate(step, total_steps=9)
         optimizer.step(rate)
         if step >= 3:
             resumed.step(rate)
     assert copy["a"].item() == tensors["a"].item()
+
+
+def test_tensors_and_moments_keep_their_names_and_shapes_in_one_buffer():
+    class Scaled(type(LORA)):
+        def is_trained(self, name):
+            return name != "frozen"
+
+        def learning_rate_scale(self, name):
+            return 3.0 if name == "b" else 1.0
+
+    generator = torch.Generator().manual_seed(0)
+    sizes = {"a": (2, 3), "b": (4,), "frozen": (5,), "c": (1, 7)}
+    tensors = {
+        name: torch.randn(size, generator=generator, requires_grad=name != "frozen")
+        for name, size in sizes.items()
+    }
+    alone = {
+        name: t.detach().clone().requires_grad_() for name, t in tensors.items() if name != "frozen"
+    }
+    optimizer = Optimizer(tensors, method=Scaled(), loop=loop(weight_decay=0.1))
+    groups = [{"params": [t], "lr": 0.3 if name == "b" else 0.1} for name, t in alone.items()]
+    expected = torch.optim.AdamW(groups, weight_decay=0.1)
+    for step in range(3):
+        for held in (tensors, alone):
+            sum((held[name] ** 2).sum() * (step + 1) for name in alone).backward()
+        optimizer.normalise(1)
+        torch.nn.utils.clip_grad_norm_(alone.values(), 1.0)
+        optimizer.step(0.1)
+        expected.step()
+        expected.zero_grad()
+    storages = {tensors[name].untyped_storage().data_ptr() for name in alone}
+    assert len(storages) == 1
+    state = optimizer.state()
+    assert state.keys() == {
+        f"{kind}.{name}" for kind in ("step", "exp_avg", "exp_avg_sq") for name in alone
+    }
+    for name, tensor in alone.items():
+        torch.testing.assert_close(tensors[name], tensor)
+        torch.testing.assert_close(state[f"exp_avg.{name}"], expected.state[tensor]["exp_avg"])

@@ -1,0 +1,45 @@
+"""Many tensors cast as one: hundreds of small adapters' tensors cost a few calls, not hundreds."""
+
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def cast_together(tensors: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    """Return the tensors, all of one device, in `dtype`; differentiable.
+
+    Those that have it are returned themselves, the others as views of one new buffer.
+    """
+    others = [tensor for tensor in tensors if tensor.dtype is not dtype]
+    cast: tuple[Tensor, ...] = _Cast.apply(dtype, *others) if others else ()  # type: ignore[no-untyped-call]  # torch has no types here
+    remaining = iter(cast)
+    return [tensor if tensor.dtype is dtype else next(remaining) for tensor in tensors]
+
+
+class _Cast(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, dtype: torch.dtype, *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.dtypes = [tensor.dtype for tensor in tensors]
+        cast = _split(tensors, tensors[0].new_empty(sum(t.numel() for t in tensors), dtype=dtype))
+        torch._foreach_copy_(cast, tensors)
+        return tuple(cast)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        buffer = grads[0].new_empty(sum(grad.numel() for grad in grads), dtype=torch.float32)
+        wide = _split(grads, buffer)
+        torch._foreach_copy_(wide, list(grads))
+        return None, *(g.to(dtype) for g, dtype in zip(wide, ctx.dtypes, strict=True))
+
+
+def _split(tensors: Sequence[Tensor], buffer: Tensor) -> list[Tensor]:
+    """Return pieces of a flat buffer in the shapes of the tensors."""
+    bounds = pairwise(accumulate((prod(tensor.shape) for tensor in tensors), initial=0))
+    return [
+        buffer[start:stop].view(tensor.shape)
+        for tensor, (start, stop) in zip(tensors, bounds, strict=True)
+    ]
