@@ -9,7 +9,7 @@
 #include "step_heads.h"
 #include "step_layer.h"
 
-namespace gw {
+namespace gw::stepping {
 
 template <class Isa>
 void compute_layer(State& state, index l) {
@@ -109,4 +109,4 @@ void logits(const Model& model, const Batch& batch) {
     in_parallel(model, batch, [](State& state) { compute_logits<Isa>(state); });
 }
 
-}  // namespace gw
+}  // namespace gw::stepping

@@ -3,6 +3,7 @@
 #include "tiles_amx.h"
 
 using namespace gw;
+using namespace gw::stepping;
 
 GW_API void gw_step_amx(const Model* model, const Batch* batch) {
     step<Amx<TileUnit>>(*model, *batch);

@@ -7,7 +7,7 @@
 
 #include "step_math.h"
 
-namespace gw {
+namespace gw::stepping {
 
 constexpr index block_keys = 64;
 constexpr index most_queries = 48;
@@ -164,4 +164,4 @@ class Attention {
     const float scale;
 };
 
-}  // namespace gw
+}  // namespace gw::stepping

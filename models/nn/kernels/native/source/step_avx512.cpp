@@ -4,6 +4,7 @@
 #include <sys/mman.h>
 
 using namespace gw;
+using namespace gw::stepping;
 
 GW_API void gw_step_avx512(const Model* model, const Batch* batch) {
     step<Avx512>(*model, *batch);

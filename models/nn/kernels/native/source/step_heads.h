@@ -3,7 +3,7 @@
 
 #include "step_state.h"
 
-namespace gw {
+namespace gw::stepping {
 
 // The panels of q, k and v come in pairs: 16 outputs of a head's first half, and those that they
 // are rotated with, half a head on.
@@ -146,4 +146,4 @@ inline void plan_attention(const Model& m, const Batch& b, std::vector<Task>& ta
                     {b.spans + i, first, std::min(most, b.spans[i].count - first), head});
 }
 
-}  // namespace gw
+}  // namespace gw::stepping

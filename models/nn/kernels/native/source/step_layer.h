@@ -3,7 +3,7 @@
 
 #include "step_state.h"
 
-namespace gw {
+namespace gw::stepping {
 
 // Writes the input of a sublayer and, where adapters scale it, that of each of its `inputs`.
 inline void normalise_rows(State& state, index l, int sublayer, Range inputs) {
@@ -118,4 +118,4 @@ void project_feed(State& state, index l) {
                        gate);
 }
 
-}  // namespace gw
+}  // namespace gw::stepping

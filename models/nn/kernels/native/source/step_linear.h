@@ -9,7 +9,7 @@
 #include "step_team.h"
 #include "step_types.h"
 
-namespace gw {
+namespace gw::stepping {
 
 constexpr index most_block = 96;  // rows of a piece
 constexpr index most_panels = 4;  // panels of a piece
@@ -163,4 +163,4 @@ void linear(Team& team, const Weight& weight, index rows, OutputOf&& output_of, 
     });
 }
 
-}  // namespace gw
+}  // namespace gw::stepping

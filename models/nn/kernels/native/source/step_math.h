@@ -4,30 +4,22 @@
 #include <immintrin.h>
 
 #include "gemm.h"
+#include "vector.h"
 
-namespace gw {
+namespace gw::stepping {
 
 inline __m512 splat(float value) { return _mm512_set1_ps(value); }
 
-// e to the x within 2e-7; 1 at 0 to the bit; NaN stays NaN.
-inline __m512 exponential(__m512 x) {
-    const __m512 bounded = _mm512_max_ps(splat(-126.0f * 0.69314718f), x);
-    const __m512 whole = _mm512_roundscale_ps(_mm512_mul_ps(bounded, splat(1.44269504f)), 0);
-    __m512 rest = _mm512_fnmadd_ps(whole, splat(0.693359375f), bounded);
-    rest = _mm512_fnmadd_ps(whole, splat(-2.12194440e-4f), rest);
-    __m512 sum = splat(1.0f / 720.0f);
-    for (float factor : {1.0f / 120.0f, 1.0f / 24.0f, 1.0f / 6.0f, 0.5f, 1.0f, 1.0f})
-        sum = _mm512_fmadd_ps(sum, rest, splat(factor));
-    return _mm512_scalef_ps(sum, whole);
-}
+// The exponential of what may be large; its own remainder would not be small then. NaN stays NaN.
+inline __m512 bounded_exponential(__m512 x) { return exponential(_mm512_min_ps(splat(80.0f), x)); }
 
 inline __m512 silu(__m512 x) {
-    const __m512 below = exponential(_mm512_sub_ps(_mm512_setzero_ps(), x));
+    const __m512 below = bounded_exponential(_mm512_sub_ps(_mm512_setzero_ps(), x));
     return _mm512_div_ps(x, _mm512_add_ps(splat(1.0f), below));
 }
 
 inline __m512 tangent(__m512 x) {
-    const __m512 grown = exponential(_mm512_mul_ps(splat(2.0f), x));
+    const __m512 grown = bounded_exponential(_mm512_mul_ps(splat(2.0f), x));
     return _mm512_sub_ps(splat(1.0f), _mm512_div_ps(splat(2.0f), _mm512_add_ps(grown, splat(1.0f))));
 }
 
@@ -71,4 +63,4 @@ inline void normalise(const float* x, const float* gain, index size, float epsil
                                              _mm512_loadu_ps(gain + i)));
 }
 
-}  // namespace gw
+}  // namespace gw::stepping

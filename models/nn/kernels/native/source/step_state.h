@@ -8,7 +8,7 @@
 #include "step_attention.h"
 #include "step_linear.h"
 
-namespace gw {
+namespace gw::stepping {
 
 struct Task {  // query rows of one span that attend to the keys of one head
     const Span* span;
@@ -91,4 +91,4 @@ struct State {
     }
 };
 
-}  // namespace gw
+}  // namespace gw::stepping

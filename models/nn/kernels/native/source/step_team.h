@@ -8,7 +8,7 @@
 
 #include "common.h"
 
-namespace gw {
+namespace gw::stepping {
 
 class Team {
    public:
@@ -47,4 +47,4 @@ class Team {
     alignas(64) std::atomic<unsigned> turn{0};
 };
 
-}  // namespace gw
+}  // namespace gw::stepping

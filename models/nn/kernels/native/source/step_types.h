@@ -6,7 +6,7 @@
 
 #include "common.h"
 
-namespace gw {
+namespace gw::stepping {
 
 enum PlaceName { place_q, place_k, place_v, place_o, place_gate, place_up, place_down, place_count };
 constexpr int sites = 4, sublayers = 2;
@@ -99,4 +99,4 @@ struct Batch {
     index scales_inputs;  // whether any adapter scales what q, k, v, gate or up read
 };
 
-}  // namespace gw
+}  // namespace gw::stepping
