@@ -22,6 +22,7 @@ AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512bf16",
 FLAGS = {
     "_avx512.cpp": AVX512,
     "_amx.cpp": (*AVX512, "-mamx-tile", "-mamx-bf16"),
+    "_emulated.cpp": (*AVX512, "-O1"),
 }
 """By the end of a source's name."""
 COMPILERS = ("c++", "g++", "clang++")

@@ -86,7 +86,7 @@ class _Layout(NamedTuple):
     @classmethod
     def of(cls, updates: Sequence[Update]) -> "_Layout":
         """Put the updates of the same rows abreast."""
-        step = INPUT_STEP if find().instructions == "amx" else PANEL_WIDTH
+        step = PANEL_WIDTH if find().instructions == "avx512" else INPUT_STEP
         padded = [-(-len(update.down_ri) // step) * step for update in updates]
         widths: dict[tuple[int, int], int] = {}
         for update, width in zip(updates, padded, strict=True):

@@ -27,7 +27,7 @@ template <class Isa>
 void attend_backward(const Attention& a, const AttentionGradient& g, const index* bounds,
                      index sequences) {
     for_sequences(bounds, sequences, a.kv_heads, [&](index top, index bottom, index kv) {
-        attend_backward<Isa>(a, g, top, bottom, kv);
+        KeyHeadGradient<Isa>(a, g, top, bottom - top, kv).compute();
     });
 }
 

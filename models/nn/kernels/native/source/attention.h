@@ -24,6 +24,10 @@ struct Attention {
     const bf16* value(index row, index kv) const { return query(row, query_heads + kv_heads + kv); }
 };
 
+// Sequences are filled up with zeros to a multiple of this.
+template <class Isa>
+constexpr index sequence_step = std::max<index>(lanes, Isa::step);
+
 // The scores of one row become bfloat16 weights up to their sum, which goes out with the maximum.
 inline void weigh(const float* scores, index visible, index until, float scale, bf16* weights,
                   float& highest, float& total) {
@@ -47,7 +51,8 @@ inline void weigh(const float* scores, index visible, index until, float scale, 
 template <class Isa>
 void attend_forward(const Attention& a, index top, index bottom, index kv, bf16* out, float* logs) {
     constexpr index height = 48;
-    const index count = bottom - top, padded = padded_to(count, 32), width = a.size;
+    const index count = bottom - top, width = a.size;
+    const index padded = padded_to(count, sequence_step<Isa>);
     static thread_local Scratch key_room, value_room, score_room, weight_room;
     bf16* keys = key_room.room<bf16>(padded * width);
     bf16* values = value_room.room<bf16>(padded * width);
@@ -62,7 +67,7 @@ void attend_forward(const Attention& a, index top, index bottom, index kv, bf16*
             multiply_all<Isa>(rows, query, (until + 15) / 16, [&](index i, index j, __m512 sum) {
                 _mm512_storeu_ps(scores + i * padded + j, sum);
             });
-            const index inputs = padded_to(until, 32);
+            const index inputs = padded_to(until, sequence_step<Isa>);
             float totals[height];
             for (index i = 0; i < rows; ++i) {
                 float highest;

@@ -25,10 +25,12 @@ struct QueryBlock {
     float logs[query_block], means[query_block];
 };
 
-inline void fill(QueryBlock& block, const Attention& a, const AttentionGradient& g, index row,
+template <class Isa>
+void fill(QueryBlock& block, const Attention& a, const AttentionGradient& g, index row,
                  index head) {
     static thread_local Scratch room;
-    const index width = a.size, padded = block.padded = padded_to(block.count, 32);
+    const index width = a.size;
+    const index padded = block.padded = padded_to(block.count, sequence_step<Isa>);
     const bf16* grad = g.grad_out + row * g.ldd + head * width;
     block.queries = room.room<bf16>(4 * query_block * width);
     block.grads = block.queries + query_block * width;
@@ -91,74 +93,109 @@ inline void differentiate(const QueryBlock& block, const Scores& s, index first,
     }
 }
 
-// The gradients of the heads of one sequence, rows [top, bottom), that belong to one key head.
+// The gradients of the heads of one sequence that belong to one key head.
 template <class Isa>
-void attend_backward(const Attention& a, const AttentionGradient& g, index top, index bottom,
-                     index kv) {
-    const index count = bottom - top, padded = padded_to(count, 32), width = a.size;
-    const index heads = a.query_heads + 2 * a.kv_heads;
-    static thread_local Scratch key_room, sum_room, score_room, weight_room, turned_room;
-    bf16* keys = key_room.room<bf16>(width * padded);  // (h, keys)
-    for (index j = 0; j < width; ++j)
-        for (index k = 0; k < padded; ++k)
-            keys[j * padded + k] = k < count ? a.key(top + k, kv)[j] : 0;
-    float* key_sums = sum_room.room<float>(2 * count * width);
-    float* value_sums = key_sums + count * width;
-    std::fill(key_sums, key_sums + 2 * count * width, 0.0f);
-    Scores s;
-    s.scores = score_room.room<float>(2 * query_block * padded);
-    s.pulls = s.scores + query_block * padded;
-    s.weights = weight_room.room<bf16>(3 * query_block * padded);
-    s.slopes = s.weights + query_block * padded;
-    s.panels = s.slopes + query_block * padded;
-    float* turned = turned_room.room<float>(width * query_block);
-    const auto grad_row = [&](index row, index head) {
-        return g.grad + (row * heads + head) * width;
-    };
-    for (index head = kv * a.group(); head < (kv + 1) * a.group(); ++head)
-        for (index first = 0; first < count; first += query_block) {
-            QueryBlock block;
-            block.count = std::min(query_block, count - first);
-            fill(block, a, g, top + first, head);
-            const index until = first + block.count, inputs = padded_to(until, 32);
-            const index columns = block.padded, panels = columns / panel_width;
-            const index along = panel_width * width, across = panel_width * columns;
-            const auto keep = [&](float* target) {
-                return [=](index i, index j, __m512 sum) {
-                    _mm512_storeu_ps(target + i * columns + j, sum);
-                };
+class KeyHeadGradient {
+   public:
+    KeyHeadGradient(const Attention& a, const AttentionGradient& g, index top, index count,
+                    index kv)
+        : a_(a),
+          g_(g),
+          top_(top),
+          count_(count),
+          padded_(padded_to(count, sequence_step<Isa>)),
+          kv_(kv) {
+        static thread_local Scratch key_room, sum_room, score_room, weight_room, turned_room;
+        const index width = a.size, area = query_block * padded_;
+        keys_ = key_room.room<bf16>(width * padded_);
+        key_sums_ = sum_room.room<float>(2 * count * width);
+        value_sums_ = key_sums_ + count * width;
+        scores_.scores = score_room.room<float>(2 * area);
+        scores_.pulls = scores_.scores + area;
+        scores_.weights = weight_room.room<bf16>(3 * area);
+        scores_.slopes = scores_.weights + area;
+        scores_.panels = scores_.slopes + area;
+        turned_ = turned_room.room<float>(width * query_block);
+    }
+
+    void compute() {
+        for (index k = 0; k < padded_; k += lanes)
+            for (index j = 0; j < a_.size; j += lanes) {
+                __m512 tile[16];
+                for (index l = 0; l < lanes; ++l)
+                    tile[l] = k + l < count_ ? load_bf16(a_.key(top_ + k + l, kv_) + j)
+                                             : _mm512_setzero_ps();
+                transpose(tile);
+                for (index l = 0; l < lanes; ++l)
+                    store_bf16(keys_ + (j + l) * padded_ + k, tile[l]);
+            }
+        std::fill(key_sums_, key_sums_ + 2 * count_ * a_.size, 0.0f);
+        for (index head = kv_ * a_.group(); head < (kv_ + 1) * a_.group(); ++head)
+            for (index first = 0; first < count_; first += query_block) add(head, first);
+        for (index k = 0; k < count_; ++k)
+            for (index j = 0; j < a_.size; j += lanes) {
+                const index at = k * a_.size + j;
+                store_bf16(row(k, a_.query_heads + kv_) + j, _mm512_loadu_ps(key_sums_ + at));
+                store_bf16(row(k, a_.query_heads + a_.kv_heads + kv_) + j,
+                           _mm512_loadu_ps(value_sums_ + at));
+            }
+    }
+
+   private:
+    bf16* row(index k, index head) const {
+        const index heads = a_.query_heads + 2 * a_.kv_heads;
+        return g_.grad + ((top_ + k) * heads + head) * a_.size;
+    }
+
+    // What the queries of a head from `first` on give to all gradients.
+    void add(index head, index first) {
+        QueryBlock block;
+        block.count = std::min(query_block, count_ - first);
+        fill<Isa>(block, a_, g_, top_ + first, head);
+        const index width = a_.size, columns = block.padded, panels = columns / panel_width;
+        const index until = first + block.count;
+        const index inputs = padded_to(until, sequence_step<Isa>);
+        const index along = panel_width * width, across = panel_width * columns;
+        const auto keep = [=](float* target) {
+            return [=](index i, index j, __m512 sum) {
+                _mm512_storeu_ps(target + i * columns + j, sum);
             };
-            const auto add = [&](float* target) {
-                return [=](index i, index j, __m512 sum) {
-                    float* place = target + i * width + j;
-                    _mm512_storeu_ps(place, _mm512_add_ps(_mm512_loadu_ps(place), sum));
-                };
+        };
+        const auto collect = [=](float* target) {
+            return [=](index i, index j, __m512 sum) {
+                float* place = target + i * width + j;
+                _mm512_storeu_ps(place, _mm512_add_ps(_mm512_loadu_ps(place), sum));
             };
-            multiply_all<Isa>(until, {a.key(top, kv), a.ld, block.queries, width, along}, panels,
-                              keep(s.scores));
-            multiply_all<Isa>(until, {a.value(top, kv), a.ld, block.grads, width, along}, panels,
-                              keep(s.pulls));
-            differentiate(block, s, first, until, inputs, a.scale);
-            multiply_all<Isa>(until, {s.weights, columns, block.grad_inputs, columns, across},
-                              width / panel_width, add(value_sums));
-            multiply_all<Isa>(until, {s.slopes, columns, block.query_inputs, columns, across},
-                              width / panel_width, add(key_sums));
-            multiply_all<Isa>(width, {keys, padded, s.panels, inputs, panel_width * inputs}, panels,
-                              keep(turned));
-            for (index i = 0; i < block.count; ++i)
-                for (index j = 0; j < width; j += lanes) {
-                    alignas(64) float values[lanes];
-                    for (index l = 0; l < lanes; ++l) values[l] = turned[(j + l) * columns + i];
-                    store_bf16(grad_row(top + first + i, head) + j, _mm512_load_ps(values));
-                }
-        }
-    for (index k = 0; k < count; ++k)
-        for (index j = 0; j < width; j += lanes) {
-            store_bf16(grad_row(top + k, a.query_heads + kv) + j,
-                       _mm512_loadu_ps(key_sums + k * width + j));
-            store_bf16(grad_row(top + k, a.query_heads + a.kv_heads + kv) + j,
-                       _mm512_loadu_ps(value_sums + k * width + j));
-        }
-}
+        };
+        multiply_all<Isa>(until, {a_.key(top_, kv_), a_.ld, block.queries, width, along}, panels,
+                          keep(scores_.scores));
+        multiply_all<Isa>(until, {a_.value(top_, kv_), a_.ld, block.grads, width, along}, panels,
+                          keep(scores_.pulls));
+        differentiate(block, scores_, first, until, inputs, a_.scale);
+        multiply_all<Isa>(until, {scores_.weights, columns, block.grad_inputs, columns, across},
+                          width / panel_width, collect(value_sums_));
+        multiply_all<Isa>(until, {scores_.slopes, columns, block.query_inputs, columns, across},
+                          width / panel_width, collect(key_sums_));
+        multiply_all<Isa>(width, {keys_, padded_, scores_.panels, inputs, panel_width * inputs},
+                          panels, keep(turned_));
+        for (index i = 0; i < block.count; i += lanes)
+            for (index j = 0; j < width; j += lanes) {
+                __m512 tile[16];
+                for (index l = 0; l < lanes; ++l)
+                    tile[l] = _mm512_loadu_ps(turned_ + (j + l) * columns + i);
+                transpose(tile);
+                for (index l = 0; l < std::min(lanes, block.count - i); ++l)
+                    store_bf16(row(first + i + l, head) + j, tile[l]);
+            }
+    }
+
+    const Attention& a_;
+    const AttentionGradient& g_;
+    index top_, count_, padded_, kv_;
+    bf16* keys_;  // (h, keys)
+    float *key_sums_, *value_sums_;
+    Scores scores_;
+    float* turned_;  // (h, queries)
+};
 
 }  // namespace gw

@@ -8,6 +8,7 @@
 
 #include <cmath>
 
+#include "ahead.h"
 #include "pack.h"
 #include "products.h"
 #include "scratch.h"
@@ -34,8 +35,13 @@ void compute_logits(const Head& head, const bf16* x, index ldx, index rows, Rang
         const index left = first * panel_width;
         pack_along(head.weight + left * head.ld, head.ld, count * panel_width, head.inputs,
                    head.inputs, stride, packed);
+        const index next = left + count * panel_width;
+        Ahead ahead(head.weight + next * head.ld, head.ld,
+                    std::min(count, panels.last - first - count) * panel_width, head.inputs,
+                    rows * count);
         const Operand given{x, ldx, packed, head.inputs, stride};
         multiply_group<Isa>(count, rows, given, {}, [&](index row, int q, __m512 sum) {
+            ahead();
             const index at = left + q * panel_width;
             if (head.bias) sum = _mm512_add_ps(sum, load_bf16(head.bias + at));
             _mm512_storeu_ps(logits + row * head.outputs + at, sum);
@@ -81,8 +87,13 @@ void pull_hidden(const Head& head, const bf16* slopes, index lds, index rows, Ra
         bf16* packed = room.room<bf16>(count * stride);
         pack_across(head.weight + first * head.ld + left, head.ld, count * panel_width, inputs,
                     inputs, stride, packed);
+        const index next = first + inputs;
+        Ahead ahead(head.weight + next * head.ld + left, head.ld,
+                    std::min(vocabulary_block, head.outputs - next), count * panel_width,
+                    rows * count);
         multiply_all<Isa>(rows, {slopes + first, lds, packed, inputs, stride}, count,
                           [&](index row, index j, __m512 sum) {
+                              ahead();
                               float* place = grad + row * head.inputs + left + j;
                               const __m512 before =
                                   first ? _mm512_loadu_ps(place) : _mm512_setzero_ps();

@@ -34,6 +34,13 @@ inline void transpose(__m512i (&rows)[16]) {
     }
 }
 
+inline void transpose(__m512 (&rows)[16]) {
+    __m512i whole[16];
+    for (int i = 0; i < 16; ++i) whole[i] = _mm512_castps_si512(rows[i]);
+    transpose(whole);
+    for (int i = 0; i < 16; ++i) rows[i] = _mm512_castsi512_ps(whole[i]);
+}
+
 // Panels of W (outputs, inputs), `stride` apart, with inputs filled up to `padded`.
 inline void pack_along(const bf16* weight, index ld, index outputs, index inputs, index padded,
                        index stride, bf16* target) {

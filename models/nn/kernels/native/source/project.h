@@ -9,6 +9,7 @@
 
 #include <vector>
 
+#include "ahead.h"
 #include "pack.h"
 #include "products.h"
 #include "scratch.h"
@@ -99,6 +100,10 @@ void expand(const Layer& layer, const Rows& x, const bf16* inner, Range panels, 
         const index left = first * panel_width;
         pack_along(layer.weight + left * layer.ld, layer.ld, count * panel_width, inputs, inputs,
                    stride, packed);
+        const index next = left + count * panel_width;
+        Ahead ahead(layer.weight + next * layer.ld, layer.ld,
+                    std::min(count, panels.last - first - count) * panel_width, inputs,
+                    x.count * count);
         for (std::size_t r = 0; r + 1 < rows.size(); ++r) {
             Operand more;
             for (index i = 0; i < layer.count; ++i) {
@@ -114,6 +119,7 @@ void expand(const Layer& layer, const Rows& x, const bf16* inner, Range panels, 
             const Operand base{x.values + rows[r] * x.ld, x.ld, packed, inputs, stride};
             multiply_group<Isa>(count, rows[r + 1] - rows[r], base, more,
                                 [&](index row, int q, __m512 sum) {
+                                    ahead();
                                     const index at = left + q * panel_width;
                                     if (layer.bias)
                                         sum = _mm512_add_ps(sum, load_bf16(layer.bias + at));

@@ -17,6 +17,8 @@ void pull_back(const Layer& layer, const Rows& dy, const bf16* inner, Range pane
         const index left = first * panel_width;
         pack_across(layer.weight + left, layer.ld, count * panel_width, outputs, outputs, stride,
                     packed);
+        Ahead ahead(layer.weight + left + count * panel_width, layer.ld, outputs,
+                    std::min(count, panels.last - first - count) * panel_width, dy.count * count);
         for (std::size_t r = 0; r + 1 < rows.size(); ++r) {
             Operand more;
             for (index i = 0, place = 0; i < layer.count; ++i) {
@@ -33,6 +35,7 @@ void pull_back(const Layer& layer, const Rows& dy, const bf16* inner, Range pane
             const Operand base{dy.values + rows[r] * dy.ld, dy.ld, packed, outputs, stride};
             multiply_group<Isa>(count, rows[r + 1] - rows[r], base, more,
                                 [&](index row, int q, __m512 sum) {
+                                    ahead();
                                     store_bf16(dx + (rows[r] + row) * layer.inputs + left +
                                                    q * panel_width,
                                                sum);

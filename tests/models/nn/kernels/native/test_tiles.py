@@ -1,0 +1,64 @@
+"""The products of training by AMX tiles, whose instructions are emulated: how they are used."""
+
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor
+
+from models.nn.kernels import Update, Weight, reference
+from models.nn.kernels.native import (
+    Library,
+    attention,
+    cross_entropy,
+    library,
+    project,
+    reason,
+)
+from tests.models.nn.kernels.native.comparing import assert_close_to_exact, drawn
+
+pytestmark = pytest.mark.skipif(library() is None, reason=reason())
+
+
+@pytest.fixture(autouse=True)
+def tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = library()
+    assert found is not None
+    emulated = Library(found.handle, instructions="emulated")
+    for module in (attention, cross_entropy, project):
+        monkeypatch.setattr(module, "find", lambda: emulated)
+
+
+@pytest.mark.parametrize("rows", [1, 37])
+def test_products_with_updates(rows: int) -> None:
+    middle = rows // 2
+
+    def apply(form, x: Tensor, *given: Tensor) -> Tensor:
+        updates = [Update((0, middle or rows), (0, 64), given[0], given[1], 2.0)]
+        if not middle:
+            updates.append(Update((0, rows), (64, 96), given[2], given[3], 1.0))
+        weight = drawn(96, 64, seed=2, scale=0.2).to(x)
+        return form.project(x, weight=Weight(weight), updates=updates)
+
+    matrices = [drawn(5, 64, seed=3), drawn(64, 5, seed=4)]
+    if not middle:
+        matrices += [drawn(33, 64, seed=5), drawn(32, 33, seed=6)]
+    inputs = (drawn(rows, 64, seed=1), *matrices)
+    assert_close_to_exact(partial(apply, project), partial(apply, reference), inputs)
+
+
+def test_attention() -> None:
+    def attend(form, heads: Tensor) -> Tensor:
+        return form.attend_packed(heads, kv_heads=2, bounds=[0, 1, 70, 90], scale=0.2)
+
+    inputs = (drawn(90, 8, 32, seed=1),)
+    assert_close_to_exact(partial(attend, attention), partial(attend, reference), inputs)
+
+
+def test_cross_entropy() -> None:
+    def losses(form, hidden: Tensor) -> Tensor:
+        weight = Weight(drawn(1056, 64, seed=2, scale=0.3).to(hidden))
+        return form.linear_cross_entropy(hidden, weight=weight, targets_n=torch.arange(19))[0]
+
+    inputs = (drawn(19, 64, seed=1),)
+    assert_close_to_exact(partial(losses, cross_entropy), partial(losses, reference), inputs)
