@@ -217,4 +217,5 @@ def _largest(terms: Terms) -> float:
     """Return the largest magnitude of any tensor or scale; NaN if there is one."""
     scales = [term.scale for term in terms.linears.values()]
     scales += [term.scale for term in terms.hiddens.values()]
-    return largest([*terms.tensors(), torch.tensor(scales, dtype=torch.float64)])
+    found = [largest(terms.tensors()), *scales]
+    return largest([torch.tensor(found, dtype=torch.float64)])
