@@ -45,6 +45,7 @@ class AdapterCache:
         metrics: Metrics,
         failed: Callable[[str, GraftworkError], None],
         evicted: Callable[[str], None],
+        lay_out: Callable[[str, Terms], None],
     ) -> None:
         self._fetch = fetch
         self._loader = loader
@@ -53,6 +54,7 @@ class AdapterCache:
         self._metrics = metrics
         self._failed = failed
         self._evicted = evicted
+        self._lay_out = lay_out
         self._resident: OrderedDict[str, Resident] = OrderedDict()
         self._fetching: set[str] = set()
         self._doomed: set[str] = set()
@@ -131,7 +133,10 @@ class AdapterCache:
         files = self._fetch(adapter.digest)
         verified = self._hashing.submit(files.verify)
         try:
-            return self._loader.prepare(adapter, files.content)
+            prepared = self._loader.prepare(adapter, files.content)
+            if prepared.acts:
+                self._lay_out(adapter.digest, prepared.terms)
+            return prepared
         finally:
             verified.result()  # what is not what was stored is told before what is wrong with it
 
@@ -185,6 +190,7 @@ class AdapterCache:
 
     def _fail(self, digest: str, error: GraftworkError) -> None:
         self._forget_fetch(digest)
+        self._evicted(digest)
         self._failed(digest, error)
 
 

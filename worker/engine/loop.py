@@ -46,7 +46,9 @@ class Loop:
         adapters: Callable[..., AdapterCache],
     ) -> None:
         self.scheduler = scheduler
-        self.adapters = adapters(failed=self.fail_adapter, evicted=runner.forget)
+        self.adapters = adapters(
+            failed=self.fail_adapter, evicted=runner.forget, lay_out=runner.prepare
+        )
         self._unopened: dict[Request, None] = {}
         """Requests whose adapter is not here yet, in order."""
         self._blocks = blocks

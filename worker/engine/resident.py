@@ -82,6 +82,12 @@ class Prepared:
     terms: Terms
     form: Form
 
+    @property
+    def acts(self) -> bool:
+        """Whether rows of it are computed otherwise than the base's, in steps of many."""
+        terms = self.terms
+        return any((terms.linears, terms.hiddens, terms.norms, terms.attentions))
+
 
 @dataclass(frozen=True, slots=True)
 class Loader:
@@ -140,12 +146,11 @@ class Loader:
         is_open = any(term.function is not None for term in terms.linears.values())
         kept = artifact.tensors.values() if demonstrations or is_open else ()
         alone = bool(terms.weights) or not artifact.method.shares_batch
-        acting = (terms.linears, terms.hiddens, terms.norms, terms.attentions)
         return Resident(
             kind=artifact.method.kind,
             terms=terms,
             footing=Footing(
-                owner=adapter.digest if any(acting) else None,
+                owner=adapter.digest if prepared.acts else None,
                 group=adapter.digest if alone else None,
                 rows=rows,
             ),

@@ -81,6 +81,11 @@ class Runner:
             )
             _Call(self._backbone, NOBODY, hidden_td).logits(list(range(count)))
 
+    def prepare(self, digest: str, terms: Terms) -> None:
+        """Lay an adapter out for its first step; any thread may, beside the steps of others."""
+        if self._native is not None:
+            self._native.prepare(digest, terms)
+
     def forget(self, digest: str | None = None) -> None:
         """Drop what is kept of an adapter, or of all: a step failed."""
         self._banks.forget(digest)

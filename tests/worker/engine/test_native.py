@@ -1,7 +1,9 @@
 """An engine whose steps are computed by the C++ kernels where they can be."""
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +15,9 @@ from core.store import Store
 from models.nn.backbone import Backbone
 from models.nn.chat import Renderer
 from models.nn.kernels.native import library, reason
+from models.nn.kernels.native.adapter import prepare
 from models.nn.methods import METHODS
+from models.nn.terms import Terms
 from tests.tiny import make_tiny_base
 from tests.worker.engine.conftest import (
     BASE,
@@ -25,6 +29,7 @@ from tests.worker.engine.conftest import (
     order,
     store_kind,
 )
+from worker.engine import native
 from worker.engine.admission import admit
 from worker.engine.blocks import Blocks
 from worker.engine.engine import Engine
@@ -150,3 +155,30 @@ def test_other_dtypes_are_served_as_before(world: World) -> None:
     native, form = admit(backbone, blocks)
     assert native is None
     assert "float32" in form
+
+
+def test_adapters_are_laid_out_beside_the_steps(
+    world: World,
+    kinds: list[Kind],
+    start_engine: Callable[..., Engine],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    threads = []
+
+    def noted(terms: Terms, *rest: Any) -> Any:
+        threads.append(threading.current_thread().name)
+        return prepare(terms, *rest)
+
+    monkeypatch.setattr(native, "prepare", noted)
+    lora = next(kind for kind in kinds if kind.method.kind == "lora")
+    engine = start_engine(compute=BFLOAT16)
+    for _ in range(2):
+        assert ask_all(engine, [order(range(10, 20), adapter=lora.adapter)])[0].reasons
+    assert len(threads) == 1
+    assert threads[0].startswith("fetch")
+    runner = engine._opened.loop._runner._native  # type: ignore[union-attr]
+    assert runner is not None
+    assert runner._adapters.keys() == {lora.adapter.digest}
+    engine.drop(lora.adapter.digest)
+    assert ask_all(engine, [order(range(10, 20))])[0].reasons
+    assert not runner._adapters
