@@ -6,7 +6,7 @@ from importlib.util import find_spec
 
 import torch
 
-from models.nn.kernels.native import forms as native
+from models.nn.kernels.native import forms as native_forms
 from models.nn.kernels.native import library
 from models.nn.kernels.plain import PLAIN
 from models.nn.kernels.table import OpTable, Shift, Update, Weight
@@ -22,7 +22,7 @@ def ops(device: torch.device) -> OpTable:
 @cache
 def _choose(device_type: str) -> OpTable:
     if device_type == "cpu" and library() is not None:
-        return native.improve(PLAIN)
+        return native_forms.improve(PLAIN)
     if device_type != "cuda" or find_spec("triton") is None:
         return PLAIN
     # Not at the top: a CPU has no use for what this loads.
