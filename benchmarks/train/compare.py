@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any, Self
@@ -21,7 +21,6 @@ from models.nn.methods.base import Method
 LOSSES = Bound(mean=0.015, most=0.05)
 """Both sides round to bfloat16 in other places, and steps carry that on."""
 FIRST_NORM = Bound(mean=0.05, most=0.05)
-TRIAL_STEPS = 3
 TRIAL_ROUNDS = 2
 """The first round meets everything for the first time; the best of both counts."""
 
@@ -69,7 +68,7 @@ class Bench(AbstractContextManager["Bench"]):
     ours: Side
     peer: Side
     pad_id: int
-    _layouts: dict[str, Layout] = field(default_factory=dict)
+    trial_steps: int = 3
 
     def __enter__(self) -> Self:
         return self
@@ -137,7 +136,7 @@ class Bench(AbstractContextManager["Bench"]):
         found: dict[Layout, list[float]] = {layout: [] for layout in layouts}
         for _ in range(TRIAL_ROUNDS if len(layouts) > 1 else 1):
             for layout in layouts:
-                asked = {**question, "layout": layout.question(), "steps": TRIAL_STEPS}
+                asked = {**question, "layout": layout.question(), "steps": self.trial_steps}
                 found[layout].append(speed(self.peer.ask(asked)))
         tried = {layout: max(speeds) for layout, speeds in found.items()}
         chosen = max(tried, key=tried.__getitem__)
@@ -146,7 +145,7 @@ class Bench(AbstractContextManager["Bench"]):
     def warm_up(self, subject: Subject, work: Work) -> None:
         """Have our side take a few steps that are not counted, as the peer does in its trial."""
         order = self.order(subject, work)
-        order["spec"]["loop"]["max_tokens"] = sum(work.tokens[:TRIAL_STEPS])
+        order["spec"]["loop"]["max_tokens"] = sum(work.tokens[: self.trial_steps])
         self.ours.ask({"order": order})
 
     def job(self, subject: Subject, work: Work) -> JSON:

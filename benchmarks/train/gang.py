@@ -17,7 +17,7 @@ from benchmarks.train.rows import RowSet, Work, chat_work
 JOBS = 8
 STEPS = 40
 ROWS_PER_STEP = 2
-LAYOUTS = (Layout(2), Layout(2, autocast=False), Layout(2, "free"))
+LAYOUTS = (Layout(2), Layout(2, "free"))
 OFF = {"GRAFTWORK_WORKER__GANG": "1"}
 """What makes a worker train its jobs one after another."""
 

@@ -51,7 +51,7 @@ def grow(stage: Stage) -> JSON:
             subject = Subject(f"lora-{rank}", {"type": "lora", "rank": rank})
             found["rank"][rank] = measure(subject, stage.chat(rows, steps=STEPS))
         for count in ROWS:
-            work = stage.chat(rows, steps=min(STEPS, len(rows.lines) // count), rows_per_step=count)
+            work = stage.chat(rows, steps=STEPS, rows_per_step=count)
             found["rows"][count] = measure(LORA, work)
         for count, length in LENGTHS:
             found["length"][length] = measure(LORA, stage.full(count, length))

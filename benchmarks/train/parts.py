@@ -44,11 +44,11 @@ def measure_fixed(stage: Stage) -> JSON:
     with stage.bench() as bench:
         for rows, length in SHAPES:
             work = stage.full(rows, length)
-            layouts = (Layout(rows), Layout(rows, autocast=False), Layout(rows // 2))
+            layouts = [Layout(rows, autocast=cast) for cast in stage.size.fixed_casts]
             repeats = stage.size.fixed_repeats
             found[work.name] = bench.compare(LORA, work, layouts=layouts, repeats=repeats)
             _print(work.name, found[work.name])
-    for rows, length in SHAPES:
+    for rows, length in SHAPES[: stage.size.memory_shapes]:
         work = stage.full(rows, length)
         memory[work.name] = _memory(stage, work, rows=rows)
         print(f"  {work.name:<20} memory {memory[work.name]}", flush=True)

@@ -12,12 +12,15 @@ FREE = Layout(8, "free")
 class Size:
     """Steps and repeats of each part."""
 
+    trial_steps: int
     chat_layouts: tuple[Layout, ...]
     chat_steps: int
     chat_repeats: int
     fixed_steps: int
     fixed_repeats: int
+    fixed_casts: tuple[bool, ...]
     memory_casts: tuple[bool, ...]
+    memory_shapes: int
     kind_steps: int
     kind_repeats: int
     kind_layouts: tuple[Layout, ...]
@@ -27,25 +30,31 @@ class Size:
 
 
 QUICK_SIZE = Size(
+    trial_steps=2,
     chat_layouts=(PADDED, FREE),
-    chat_steps=6,
+    chat_steps=5,
     chat_repeats=2,
     fixed_steps=3,
     fixed_repeats=2,
+    fixed_casts=(True,),
     memory_casts=(True,),
-    kind_steps=4,
+    memory_shapes=1,
+    kind_steps=3,
     kind_repeats=1,
     kind_layouts=(PADDED,),
-    jobs_run_separately=2,
+    jobs_run_separately=1,
     gang_repeats=1,
 )
 FULL_SIZE = Size(
+    trial_steps=3,
     chat_layouts=(PADDED, FREE, Layout(8, autocast=False), Layout(4)),
     chat_steps=16,
     chat_repeats=5,
     fixed_steps=6,
     fixed_repeats=5,
+    fixed_casts=(True, False),
     memory_casts=(True, False),
+    memory_shapes=2,
     kind_steps=6,
     kind_repeats=3,
     kind_layouts=(PADDED, Layout(8, autocast=False)),

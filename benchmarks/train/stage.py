@@ -74,6 +74,7 @@ class Stage:
             self.side("ours"),
             self.side("peer", module, python=python),
             pad_id=self.renderer.eos_id,
+            trial_steps=self.size.trial_steps,
         )
 
     def side(
@@ -94,8 +95,9 @@ class Stage:
         )
 
     def chat(self, rows: RowSet, *, steps: int, rows_per_step: int | None = None) -> Work:
-        """Return steps of a set, batched as the peer groups them."""
+        """Return steps of a set, batched as the peer groups them; fewer if it has not so many."""
         count = rows_per_step or self.size.rows_per_step
+        steps = min(steps, len(rows.lines) // count)
         batches = grouped_batches(rows.lengths, rows_per_step=count, steps=steps, seed=SEED)
         return chat_work(rows, batches, folder=self.scratch / f"chat-{steps}x{count}")
 
