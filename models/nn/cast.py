@@ -1,8 +1,6 @@
 """Many tensors cast as one: hundreds of small adapters' tensors cost a few calls, not hundreds."""
 
 from collections.abc import Sequence
-from itertools import accumulate, pairwise
-from math import prod
 from typing import Any
 
 import torch
@@ -38,8 +36,5 @@ class _Cast(torch.autograd.Function):
 
 def _split(tensors: Sequence[Tensor], buffer: Tensor) -> list[Tensor]:
     """Return pieces of a flat buffer in the shapes of the tensors."""
-    bounds = pairwise(accumulate((prod(tensor.shape) for tensor in tensors), initial=0))
-    return [
-        buffer[start:stop].view(tensor.shape)
-        for tensor, (start, stop) in zip(tensors, bounds, strict=True)
-    ]
+    pieces = torch.split(buffer, [tensor.numel() for tensor in tensors])
+    return [piece.view(tensor.shape) for piece, tensor in zip(pieces, tensors, strict=True)]
