@@ -24,10 +24,11 @@ struct Head {
 
 constexpr index chunk_rows = 96;
 constexpr index vocabulary_block = 1024;  // of the hidden rows' gradient
+constexpr index row_gap = 80;  // of logits: rows a power of two apart would share few cache lines
 
 template <class Isa>
 void compute_logits(const Head& head, const bf16* x, index ldx, index rows, Range panels,
-                    float* logits) {
+                    float* logits, index ldl) {
     static thread_local Scratch room;
     const index stride = panel_width * head.inputs;
     bf16* packed = room.room<bf16>(Isa::most_panels * stride);
@@ -44,7 +45,7 @@ void compute_logits(const Head& head, const bf16* x, index ldx, index rows, Rang
             ahead();
             const index at = left + q * panel_width;
             if (head.bias) sum = _mm512_add_ps(sum, load_bf16(head.bias + at));
-            _mm512_storeu_ps(logits + row * head.outputs + at, sum);
+            _mm512_storeu_ps(logits + row * ldl + at, sum);
         });
     });
 }
@@ -108,7 +109,8 @@ void cross_entropy(const Head& head, const bf16* x, index ldx, index rows, const
                    float* losses, std::uint8_t* correct, float* grad) {
     static thread_local Scratch room;
     const index chunks = (rows + chunk_rows - 1) / chunk_rows;
-    float* logits = room.room<float>(std::min(rows, chunk_rows) * head.outputs);
+    const index ldl = head.outputs + row_gap;
+    float* logits = room.room<float>(std::min(rows, chunk_rows) * ldl);
 #pragma omp parallel
     {
         const index which = omp_get_thread_num(), workers = omp_get_num_threads();
@@ -116,16 +118,16 @@ void cross_entropy(const Head& head, const bf16* x, index ldx, index rows, const
             const auto [top, bottom] = share(rows, c, chunks);
             const index here = bottom - top;
             compute_logits<Isa>(head, x + top * ldx, ldx, here,
-                                share(head.outputs / panel_width, which, workers), logits);
+                                share(head.outputs / panel_width, which, workers), logits, ldl);
 #pragma omp barrier
             const Range own = share(here, which, workers);
             for (index i = own.first; i < own.last; ++i)
-                losses[top + i] = lose(logits + i * head.outputs, head.outputs, targets[top + i],
+                losses[top + i] = lose(logits + i * ldl, head.outputs, targets[top + i],
                                        grad != nullptr, correct[top + i]);
 #pragma omp barrier
             if (grad)
-                pull_hidden<Isa>(head, reinterpret_cast<const bf16*>(logits), 2 * head.outputs,
-                                 here, share(head.inputs / panel_width, which, workers),
+                pull_hidden<Isa>(head, reinterpret_cast<const bf16*>(logits), 2 * ldl, here,
+                                 share(head.inputs / panel_width, which, workers),
                                  grad + top * head.inputs);
 #pragma omp barrier
         }
