@@ -23,7 +23,8 @@ class ComputeSettings(BaseModel, frozen=True):
 class WorkerSettings(BaseModel, frozen=True):
     """How a worker takes jobs and when it gives them up for lost."""
 
-    jobs: int = Field(default=1, ge=1, description="Jobs trained at once by one worker.")
+    jobs: int = Field(default=1, ge=1, description="Trainers that one worker runs at once.")
+    gang: int = Field(default=8, ge=1, description="Small jobs that one trainer trains at once.")
     lease_seconds: float = Field(default=30.0, gt=0)
     poll_seconds: float = Field(default=1.0, gt=0)
     stall_seconds: float = Field(default=900.0, gt=0, description="No progress: a fault.")

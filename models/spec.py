@@ -64,7 +64,7 @@ class SamplingSpec(Spec):
     echo: bool = Field(default=False, description="Completions: give the prompt back first.")
 
 
-# --- supervisor -> trainer ------------------------------------------------------------------
+# --- supervisor -> trainer, a command a line: `train FOLDER`, or `pause`, `stop`, `drop ORDER` ----
 
 
 class TrainOrder(msgspec.Struct, frozen=True, kw_only=True):
@@ -158,6 +158,22 @@ class Failed(TrainerMessage, frozen=True, tag="failed"):
     problems: list[dict[str, Any]] = []
 
 
+class Broke(TrainerMessage, frozen=True, tag="broke"):
+    """The trainer met a fault of its own in this job, which another try may not meet."""
+
+    reason: str
+
+
 AnyTrainerMessage = (
-    Alive | Validated | Started | Metrics | CheckpointSaved | Succeeded | Stopped | Failed
+    Alive | Validated | Started | Metrics | CheckpointSaved | Succeeded | Stopped | Failed | Broke
 )
+
+FINAL = (Succeeded, Failed, Stopped, Broke)
+"""A job says one of these last."""
+
+
+class Said(msgspec.Struct, frozen=True):
+    """A message, and the name of the folder of the order that it is about."""
+
+    order: str
+    message: AnyTrainerMessage

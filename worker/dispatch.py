@@ -3,7 +3,7 @@
 import os
 import socket
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from threading import Event, Semaphore, Thread
 
 import structlog
@@ -15,6 +15,7 @@ from core.settings import Settings, get_settings
 from core.store import Store
 from models.tables import claims, comparison_claims
 from models.tables.comparison import Comparison
+from models.tables.job import Job
 from worker.collect import collect
 from worker.compare.evaluate import Evaluation
 from worker.lease import Lease
@@ -67,29 +68,42 @@ class Dispatcher:
                 validate_files(row, database=self._database, store=self._store)
 
     def train(self, job_id: str | None = None) -> None:
-        """Train a queued job, then the next in line, until there is none or no free place."""
+        """Train a queued job and its like, then the next, until there is none or no free place."""
         while not self.stopping.is_set() and self._places.acquire(blocking=False):
             try:
                 with self._database.unit_of_work() as session:
-                    row = claims.take(
+                    rows = claims.take_gang(
                         session,
                         owner=self._owner,
                         seconds=self._settings.worker.lease_seconds,
-                        state="queued",
+                        most=self._settings.worker.gang,
                         job_id=job_id,
                     )
-                if row is None:
+                if not rows:
                     return
                 Supervisor(
-                    row,
+                    rows,
                     settings=self._settings,
                     database=self._database,
                     store=self._store,
                     stopping=self.stopping,
+                    claim_more=partial(self._take_more, rows[0]),
                 ).run()
             finally:
                 self._places.release()
             job_id = None
+
+    def _take_more(self, first: Job, room: int) -> list[Job]:
+        """Claim jobs that may join one that is being trained."""
+        with self._database.unit_of_work() as session:
+            more = claims.take_more(
+                session,
+                first,
+                owner=self._owner,
+                seconds=self._settings.worker.lease_seconds,
+                most=room,
+            )
+            return list(more)
 
     def compare(self, comparison_id: str | None = None) -> None:
         """Evaluate a comparison whose jobs have ended, then the next, one at a time."""

@@ -1,15 +1,12 @@
 """A worker's hold on one row: kept by a thread that does nothing else, given up in time.
 
 The deadline is counted from before each renewal, so it never lies behind the database's own.
-When it comes near, or somebody else has the row, a job's trainer is killed from here, whatever the
-supervisor is waiting for.
+When it comes near, or somebody else has the row, a job's trainer is told from here to drop it,
+whatever the supervisor is waiting for.
 """
 
-import os
-import signal
 import time
-from contextlib import suppress
-from subprocess import Popen
+from collections.abc import Callable
 from threading import Event, Thread
 from typing import Any, Protocol, Self
 
@@ -53,7 +50,7 @@ class Lease:
         self._seconds = seconds
         self._deadline = time.monotonic() + seconds - TICK_SECONDS
         self._done = Event()
-        self._child: Popen[bytes] | None = None
+        self._let_go: Callable[[], None] = lambda: None
         self._thread = Thread(target=self._keep, name="lease", daemon=True)
 
     def __enter__(self) -> Self:
@@ -64,9 +61,9 @@ class Lease:
         self._done.set()
         self._thread.join()
 
-    def guard(self, child: Popen[bytes]) -> None:
-        """Kill this process, with its group, when the lease is lost."""
-        self._child = child
+    def guard(self, let_go: Callable[[], None]) -> None:
+        """Do this at once when the lease is lost; it must be quick and may not fail."""
+        self._let_go = let_go
 
     def _keep(self) -> None:
         while not self.lost.is_set() and not self._done.wait(TICK_SECONDS):
@@ -85,6 +82,4 @@ class Lease:
 
     def _lose(self) -> None:
         self.lost.set()
-        if self._child is not None:
-            with suppress(ProcessLookupError):
-                os.killpg(self._child.pid, signal.SIGKILL)
+        self._let_go()

@@ -1,144 +1,165 @@
-"""One claimed job from start to end: runs the trainer, keeps the lease, writes what it says.
+"""The jobs of one trainer from claim to end: starts it, passes wishes down and messages on.
 
-The trainer is a fresh process that knows neither database nor store. It hears `pause` and `stop`
-on its standard input and dies when that closes; it reports in JSON lines on its standard output.
-Everything written here carries the job's fence.
+The trainer is a fresh process that knows neither database nor store. It hears on its standard
+input in which folders orders lie, and `pause`, `stop` and `drop` for one job at a time, and dies
+when that closes; it reports in JSON lines on its standard output. Nothing that happens to one of
+its jobs happens to another, but for its death, which costs each the time since its checkpoint.
 """
 
-import shutil
 import signal
 import time
+from collections.abc import Callable, Sequence
 from queue import Empty
 from threading import Event
 
 import structlog
 
 from core.database import Database
-from core.errors import GraftworkError, StaleFence, StorageFull, Unavailable
+from core.errors import StaleFence, Unavailable
 from core.settings import Settings
 from core.store import Store
-from models.spec import Alive, AnyTrainerMessage, Failed, Stopped, Succeeded
-from models.tables import claims
 from models.tables.job import Job
-from worker.lease import Lease
-from worker.order import write_order
-from worker.record import Recorder
+from worker.lease import TICK_SECONDS
+from worker.member import Member
 from worker.trainer import Trainer
-
-TICK_SECONDS = 0.5
-FULL_DISK_SECONDS = 30.0
-FINAL = (Succeeded, Failed, Stopped)
 
 log = structlog.get_logger(__name__)
 
+ClaimMore = Callable[[int], Sequence[Job]]
+"""Claims up to so many jobs that may join."""
+
 
 class Supervisor:
-    """Watches the trainer of one job; `run` returns when the job is no longer this worker's."""
+    """Watches the trainer of a gang; `run` returns when no job of it is this worker's any more."""
 
     def __init__(
-        self, row: Job, *, settings: Settings, database: Database, store: Store, stopping: Event
+        self,
+        rows: Sequence[Job],
+        *,
+        settings: Settings,
+        database: Database,
+        store: Store,
+        stopping: Event,
+        claim_more: ClaimMore = lambda _: (),
     ) -> None:
-        self._row = row
-        self._settings = settings.worker
+        self._settings = settings
         self._database = database
         self._store = store
         self._stopping = stopping
-        self._recorder = Recorder(row, database=database, store=store)
-        self._folder = settings.data_folder / "work" / f"{row.id}-{row.fence}"
-        self._base_folder = settings.base_folder
-        self._cores_folder = settings.cores_folder
-        self._lease = Lease(row, database=database, seconds=self._settings.lease_seconds)
+        self._claim_more = claim_more
+        self._looked_at = time.monotonic()
+        self._heard_at = time.monotonic()
+        self._trainer: Trainer | None = None
+        self._members: dict[str, Member] = {}
+        for row in rows:
+            self._hold(row)
 
     def run(self) -> None:
-        """Train the job, or hand it back; never raises for anything that a job can meet."""
-        structlog.contextvars.bind_contextvars(job=self._row.id, fence=self._row.fence)
+        """Train the jobs, or hand them back; never raises for anything that a job can meet."""
         try:
-            with self._lease:
-                self._train_or_explain()
-        except StaleFence:
-            log.info("the job is no longer ours")
-        except Unavailable as error:
-            log.warning("gave the job up; its lease will end", reason=error.code)
+            for member in list(self._members.values()):
+                self._enlist(member)
+            while self._members:
+                self._let_join()
+                self._pass_wishes()
+                self._hear()
         finally:
-            shutil.rmtree(self._folder, ignore_errors=True)
-            structlog.contextvars.unbind_contextvars("job", "fence")
+            if self._trainer is not None:
+                self._trainer.end()
+            for member in self._members.values():
+                member.close()
 
-    def _train_or_explain(self) -> None:
-        """Train; end the job for a reason that no second try would change, else try again."""
-        try:
-            self._train()
-        except (StaleFence, Unavailable):
-            raise
-        except (StorageFull, OSError) as error:
-            log.warning("the disk failed", error=str(error))
-            self._stopping.wait(FULL_DISK_SECONDS)
-            self._retry("The worker could not write to its disk", code="storage_full")
-        except GraftworkError as error:
-            log.warning("the job failed", code=error.code, reason=error.message)
-            with self._database.unit_of_work() as session:
-                claims.fail(session, self._row, code=error.code, message=error.message)
-        except Exception:
-            log.exception("a bug of the supervisor")
-            self._retry("The worker met an unexpected error")
-
-    def _train(self) -> None:
-        write_order(
-            self._row,
-            folder=self._folder,
-            base_folder=self._base_folder,
-            store=self._store,
+    def _hold(self, row: Job) -> Member:
+        member = Member(
+            row,
             settings=self._settings,
+            database=self._database,
+            store=self._store,
+            stopping=self._stopping,
         )
-        trainer = Trainer(self._folder, cores_folder=self._cores_folder)
-        self._lease.guard(trainer.process)
+        self._members[member.order] = member
+        return member
+
+    def _enlist(self, member: Member) -> None:
+        """Have a job trained, by the trainer that is there or by a new one."""
+
+        def order() -> None:
+            # It starts before the files are fetched: it has libraries to load meanwhile.
+            trainer = self._trainer = self._trainer or self._start()
+            folder = member.write_order()
+            member.lease.guard(lambda: trainer.tell(f"drop {member.order}"))
+            trainer.tell(f"train {folder}")
+
+        member.attempt(order)
+        self._release_if_over(member)
+
+    def _start(self) -> Trainer:
+        settings = self._settings
+        return Trainer(settings.data_folder / "work", cores_folder=settings.cores_folder)
+
+    def _let_join(self) -> None:
+        """Look from time to time for jobs in line that may join."""
+        poll_seconds = self._settings.worker.poll_seconds
+        room = self._settings.worker.gang - len(self._members)
+        if not room or time.monotonic() - self._looked_at < poll_seconds or self._stopping.is_set():
+            return
         try:
-            final = self._watch(trainer)
-        finally:
-            code = trainer.end()
-        if final is None:
-            log.warning("the trainer died", code=code, last_words=trainer.last_words())
-            how = signal.Signals(-code).name if code < 0 else f"exit {code}"
-            self._retry(f"The training process ended without a result ({how})")
+            rows = self._claim_more(room)
+        except Unavailable as error:
+            log.warning("cannot look for jobs that may join", reason=error.code)
+            rows = ()
+        self._looked_at = time.monotonic()
+        for row in rows:
+            self._enlist(self._hold(row))
 
-    def _watch(self, trainer: Trainer) -> AnyTrainerMessage | None:
-        """Pass messages and wishes on until the trainer has ended; return its last word."""
-        heard = time.monotonic()
-        while True:
-            if self._lease.state == "pausing":
-                trainer.tell("pause")
-            elif self._stopping.is_set():
-                trainer.tell("stop")
-            try:
-                message = trainer.messages.get(timeout=TICK_SECONDS)
-            except Empty:
-                if time.monotonic() - heard > self._settings.stall_seconds:
-                    log.warning("no word from the trainer", seconds=self._settings.stall_seconds)
-                    return None
-                continue
-            heard = time.monotonic()
-            if message is None:
-                return None
-            if not isinstance(message, Alive):
-                self._record(message)
-            if isinstance(message, FINAL):
-                return message
+    def _pass_wishes(self) -> None:
+        for member in list(self._members.values()):
+            if member.lease.lost.is_set():
+                member.attempt(_say_lost)
+                self._release_if_over(member)
+            elif self._trainer is not None and member.lease.state == "pausing":
+                self._trainer.tell(f"pause {member.order}")
+            elif self._trainer is not None and self._stopping.is_set():
+                self._trainer.tell(f"stop {member.order}")
 
-    def _record(self, message: AnyTrainerMessage) -> None:
-        """Write a message down; while the database or store is away, try until the lease ends."""
-        while True:
-            if self._lease.lost.is_set():
-                raise StaleFence("The lease was lost.")
-            try:
-                return self._recorder.record(message)
-            except Unavailable:
-                time.sleep(TICK_SECONDS)
+    def _hear(self) -> None:
+        """Wait a little for a message, and write it down."""
+        if self._trainer is None:
+            return
+        try:
+            said = self._trainer.messages.get(timeout=TICK_SECONDS)
+        except Empty:
+            if time.monotonic() - self._heard_at > self._settings.worker.stall_seconds:
+                log.warning("no word from the trainer")
+                self._bury(self._trainer)
+            return
+        self._heard_at = time.monotonic()
+        if said is None:
+            self._bury(self._trainer)
+        elif (member := self._members.get(said.order)) is not None:
+            member.hear(said.message)
+            self._release_if_over(member)
 
-    def _retry(self, reason: str, *, code: str = "too_many_attempts") -> None:
-        with self._database.unit_of_work() as session:
-            claims.retry(
-                session,
-                self._row,
-                max_attempts=self._settings.max_attempts,
-                reason=reason,
-                code=code,
-            )
+    def _bury(self, trainer: Trainer) -> None:
+        """Put every job of a trainer that died, or is as good as dead, back in line."""
+        code = trainer.end()
+        self._trainer = None
+        how = signal.Signals(-code).name if code < 0 else f"exit {code}"
+        log.warning("the trainer died", code=code, last_words=trainer.last_words())
+        for member in list(self._members.values()):
+            member.retry(f"The training process ended without a result ({how})")
+            member.is_over = True
+            self._release_if_over(member)
+
+    def _release_if_over(self, member: Member) -> None:
+        """Forget a job that is over, and let the trainer forget it."""
+        if not member.is_over:
+            return
+        if self._trainer is not None:
+            self._trainer.tell(f"drop {member.order}")
+        del self._members[member.order]
+        member.close()
+
+
+def _say_lost() -> None:
+    raise StaleFence("The lease was lost.")

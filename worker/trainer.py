@@ -1,4 +1,4 @@
-"""The trainer as a child process: its messages as a queue, one word to its input, its end."""
+"""The trainer as a child process: its messages as a queue, commands to its input, its end."""
 
 import os
 import signal
@@ -8,43 +8,48 @@ from contextlib import suppress
 from pathlib import Path
 from queue import SimpleQueue
 from subprocess import Popen
-from threading import Thread
+from tempfile import TemporaryFile
+from threading import Lock, Thread
 
 import msgspec
 import structlog
 
 from core.faults import VARIABLE as CRASH_VARIABLE
-from models.spec import AnyTrainerMessage
+from models.spec import Said
 from worker.share import Share
 
 log = structlog.get_logger(__name__)
-_decoder = msgspec.json.Decoder(AnyTrainerMessage)
+_decoder = msgspec.json.Decoder(Said)
 
 
 class Trainer:
     """A running trainer; `messages` ends with None when it has ended."""
 
     def __init__(self, folder: Path, *, cores_folder: Path) -> None:
-        self.messages: SimpleQueue[AnyTrainerMessage | None] = SimpleQueue()
-        self._folder = folder
-        self._told: str | None = None
-        with (folder / "trainer.log").open("wb") as log_file:
-            self.process = Popen(
-                [sys.executable, "-m", "worker.train.run", str(folder)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log_file,
-                start_new_session=True,
-                env=_environment(),
-            )
+        """Start it; its log is a file of `folder` that has no name and ends with both of us."""
+        self.messages: SimpleQueue[Said | None] = SimpleQueue()
+        self._told: set[str] = set()
+        self._telling = Lock()
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._log_file = TemporaryFile(dir=folder)  # noqa: SIM115 - read when the trainer has died
+        self.process = Popen(
+            [sys.executable, "-m", "worker.train.run"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log_file,
+            start_new_session=True,
+            env=_environment(),
+        )
         self._share = Share(self.process.pid, folder=cores_folder)
         self._reader = Thread(target=self._read, name="reader", daemon=True)
         self._reader.start()
 
     def tell(self, command: str) -> None:
-        """Say `pause` or `stop`, once."""
-        if self._told is None and self.process.stdin is not None:
-            self._told = command
+        """Say something, once; threads may."""
+        with self._telling:
+            if command in self._told or self.process.stdin is None or self.process.stdin.closed:
+                return
+            self._told.add(command)
             try:
                 self.process.stdin.write(f"{command}\n".encode())
                 self.process.stdin.flush()
@@ -54,7 +59,7 @@ class Trainer:
     def end(self) -> int:
         """Close its input, which ends it, kill its group if not, and return the exit code."""
         if self.process.stdin is not None:
-            with suppress(BrokenPipeError):
+            with self._telling, suppress(BrokenPipeError):
                 self.process.stdin.close()
         try:
             self.process.wait(timeout=1.0)
@@ -67,10 +72,9 @@ class Trainer:
 
     def last_words(self, *, size: int = 2000) -> str:
         """Return the end of its log."""
-        try:
-            return (self._folder / "trainer.log").read_bytes()[-size:].decode(errors="replace")
-        except OSError:
-            return ""
+        descriptor = self._log_file.fileno()
+        start = max(os.fstat(descriptor).st_size - size, 0)
+        return os.pread(descriptor, size, start).decode(errors="replace")
 
     def _read(self) -> None:
         """Hand over each line; a line that is no message is the trainer's own bug: log it."""

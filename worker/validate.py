@@ -14,9 +14,11 @@ from core.errors import GraftworkError, InvalidData, StaleFence, Unavailable
 from core.store import Store
 from models import dataset
 from models.answers import check_answers
+from models.gang import gang_of
 from models.loop_request import LoopRequest, resolve
 from models.nn.methods import AnyMethod
 from models.nn.methods.base import Method
+from models.spec import LoopSpec
 from models.tables import claims
 from models.tables.job import Job
 
@@ -29,9 +31,11 @@ def validate_files(row: Job, *, database: Database, store: Store) -> None:
         method = TypeAdapter[Any](AnyMethod).validate_python(row.method)
         with tempfile.TemporaryDirectory() as folder:
             report = _look(row, method, store=store, folder=Path(folder))
+            sizes = [path.stat().st_size for path in sorted(Path(folder).iterdir())]
         loop = resolve(LoopRequest(**row.loop), method=method, rows=report["rows"])
+        gang = _gang_of(row, method, loop, rows=report["rows"], sizes=sizes)
         with database.unit_of_work() as session:
-            claims.validated(session, row, report=report, resolved=loop.model_dump())
+            claims.validated(session, row, report=report, resolved=loop.model_dump(), gang=gang)
     except (StaleFence, Unavailable):
         return  # cancelled meanwhile, or to be tried again when the lease is over
     except InvalidData as error:
@@ -42,6 +46,21 @@ def validate_files(row: Job, *, database: Database, store: Store) -> None:
         log.exception("validation failed unexpectedly", job=row.id)
         fault = GraftworkError("The job's files could not be checked; this is the server's fault.")
         _refuse(row, fault, database=database)
+
+
+def _gang_of(
+    row: Job, method: Method, loop: LoopSpec, *, rows: int, sizes: Sequence[int]
+) -> str | None:
+    """Return what the job shares with those it may be trained with.
+
+    What a comparison measures, such as seconds and memory, is a job's own only where it is alone.
+    """
+    if row.comparison_id is not None:
+        return None
+    training_bytes, *_ = sizes
+    return gang_of(
+        row.base, method, loop, rows=rows, training_bytes=training_bytes, all_bytes=sum(sizes)
+    )
 
 
 def _refuse(

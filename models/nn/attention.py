@@ -5,7 +5,7 @@ one sequence, s keys that it sees, g query heads that share a key head, G = H + 
 """
 
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
+from itertools import groupby, pairwise
 from typing import NamedTuple, Protocol
 
 import torch
@@ -80,16 +80,31 @@ class PackedCausal(Attention):
             raise ValueError("A sequence must have at least one row.")
         self._masks: dict[tuple[int, int, int | None, torch.device], Tensor] = {}
         self._bounds = [bound for _, bound in bounds]
-        self._is_plain = not any(span.static or span.before for span in self.spans)
+        self._joins = True
+        """Whether spans with nothing before them may be left to one op."""
 
     def attend_joined(
         self, layer: int, heads_tgh: Tensor, *, kv_heads: int, scale: float
     ) -> Tensor:
-        """See `Attention.attend_joined`; where nothing stands before a sequence, one op does it."""
-        if not self._is_plain or len(heads_tgh) != self._bounds[-1]:
+        """See `Attention.attend_joined`; where nothing stands before a sequence, one op does it.
+
+        Which way a sequence goes is its own affair, so that its bits do not depend on the others.
+        """
+        if not self._joins or len(heads_tgh) != self._bounds[-1]:
             return super().attend_joined(layer, heads_tgh, kv_heads=kv_heads, scale=scale)
         attend = ops(heads_tgh.device).attend_packed
-        return attend(heads_tgh, kv_heads=kv_heads, bounds=self._bounds, scale=scale)
+        outputs = []
+        for is_plain, run in groupby(self.spans, lambda span: not (span.static or span.before)):
+            spans = list(run)
+            if is_plain:
+                first = spans[0].start
+                bounds = [0, *(span.stop - first for span in spans)]
+                own_tgh = heads_tgh[first : spans[-1].stop]
+                outputs.append(attend(own_tgh, kv_heads=kv_heads, bounds=bounds, scale=scale))
+            else:
+                sides = split_heads(heads_tgh, kv_heads=kv_heads)
+                outputs.append(self._attend_spans(spans, layer, *sides, scale=scale))
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
     def attend(
         self,
@@ -105,8 +120,26 @@ class PackedCausal(Attention):
         """See `Attention.attend`; raises ValueError where the sequences do not fill the rows."""
         if query_hth.shape[1] != self.spans[-1].stop:
             raise ValueError(f"{query_hth.shape[1]} rows, but {self.spans[-1].stop} in sequences")
+        sides = (query_hth, key_kth, value_kth)
+        return self._attend_spans(
+            self.spans, layer, *sides, scale=scale, window=window, softcap=softcap
+        )
+
+    def _attend_spans(
+        self,
+        spans: Sequence[Span],
+        layer: int,
+        query_hth: Tensor,
+        key_kth: Tensor,
+        value_kth: Tensor,
+        *,
+        scale: float,
+        window: int | None = None,
+        softcap: float | None = None,
+    ) -> Tensor:
+        """Return (t, H, h): these sequences one by one, end to end."""
         outputs = []
-        for span in self.spans:
+        for span in spans:
             query_hnh = query_hth[:, span.start : span.stop]
             key_ksh = _seen(key_kth, span, _static(span, layer, "keys"))
             value_ksh = _seen(value_kth, span, _static(span, layer, "values"))
@@ -136,7 +169,7 @@ class Recording(PackedCausal):
     def __init__(self, sequences: Sequence[tuple[int, int] | Span]) -> None:
         """See `PackedCausal`."""
         super().__init__(sequences)
-        self._is_plain = False
+        self._joins = False
         self.keys: list[Tensor] = []
         self.values: list[Tensor] = []
 

@@ -5,7 +5,7 @@ raises `fence`; every later write of that worker names its fence and is refused 
 once somebody else has the job, or a person has cancelled it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from sqlalchemy import func, select, update
@@ -16,13 +16,23 @@ from models.tables import event
 from models.tables.base import changes_one, database_now, lease_is_over
 from models.tables.job import OWNED, TERMINAL, Job, ring, ring_comparison
 
+MOST_SHARED_TRIES = 2
+"""A job that was lost as often might be what kills its trainer; from then on it is alone."""
+
 
 def take(
-    session: Session, *, owner: str, seconds: float, state: str, job_id: str | None = None
+    session: Session,
+    *,
+    owner: str,
+    seconds: float,
+    state: str,
+    job_id: str | None = None,
+    gang: str | None = None,
 ) -> Job | None:
     """Take a job in `state` that nobody holds: the given one, or the next in line.
 
-    Tenants take turns: the next job is the oldest of the tenant with the fewest running.
+    Tenants take turns: the next job is the oldest of the tenant with the fewest running. With
+    `gang` the next in line is taken only if it may join that gang: no job is overtaken.
     """
     candidate, other = aliased(Job), aliased(Job)
     running = (
@@ -50,13 +60,35 @@ def take(
             "attempts": Job.attempts + 1,
             "started_at": func.coalesce(Job.started_at, database_now()),
         }
-    statement = (
-        update(Job)
-        .where(Job.number == next_number.scalar_subquery(), Job.state == state, lease_is_over(Job))
-        .values(**values)
-        .returning(Job)
+    statement = update(Job).where(
+        Job.number == next_number.scalar_subquery(), Job.state == state, lease_is_over(Job)
     )
-    return session.scalars(statement).one_or_none()
+    if gang is not None:
+        statement = statement.where(Job.gang == gang, Job.attempts < MOST_SHARED_TRIES)
+    return session.scalars(statement.values(**values).returning(Job)).one_or_none()
+
+
+def take_gang(
+    session: Session, *, owner: str, seconds: float, most: int, job_id: str | None = None
+) -> list[Job]:
+    """Take a queued job, as `take` does, and those behind it that may be trained with it."""
+    first = take(session, owner=owner, seconds=seconds, state="queued", job_id=job_id)
+    if first is None:
+        return []
+    return [first, *take_more(session, first, owner=owner, seconds=seconds, most=most - 1)]
+
+
+def take_more(
+    session: Session, first: Job, *, owner: str, seconds: float, most: int
+) -> Iterator[Job]:
+    """Take up to `most` queued jobs that may be trained with one that was taken before."""
+    if first.gang is None or first.attempts > MOST_SHARED_TRIES:
+        return
+    for _ in range(most):
+        row = take(session, owner=owner, seconds=seconds, state="queued", gang=first.gang)
+        if row is None:
+            return
+        yield row
 
 
 def waiting(session: Session, *, state: str, older_than: float) -> bool:
@@ -83,11 +115,23 @@ def renew(session: Session, row: Job, *, seconds: float) -> str:
 
 
 def validated(
-    session: Session, row: Job, *, report: dict[str, Any], resolved: dict[str, Any]
+    session: Session,
+    row: Job,
+    *,
+    report: dict[str, Any],
+    resolved: dict[str, Any],
+    gang: str | None,
 ) -> None:
-    """Put a job whose file is sound in line for training."""
+    """Put a job whose file is sound in line for training, alone or with others of its gang."""
     update_owned(
-        session, row, state="queued", owner=None, lease_until=None, report=report, resolved=resolved
+        session,
+        row,
+        state="queued",
+        owner=None,
+        lease_until=None,
+        report=report,
+        resolved=resolved,
+        gang=gang,
     )
     event.add(
         session,

@@ -74,6 +74,8 @@ class Job(Base):
     lease_until: Mapped[float | None]
     attempts: Mapped[int] = mapped_column(Integer, default=0)
     resume_digest: Mapped[str | None] = mapped_column(String(64))
+    gang: Mapped[str | None] = mapped_column(String(255))
+    """What jobs have in common that one trainer may train together; None: alone."""
 
     # how far it is
     created_at: Mapped[float] = mapped_column(default=database_now())

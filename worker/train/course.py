@@ -1,9 +1,9 @@
 """How a run takes its steps: by gradient, or by a search of the method's own."""
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Generator, Mapping
 from math import isfinite
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,7 +19,13 @@ from worker.train.optim import Optimizer
 from worker.train.plan import Plan
 from worker.train.problem import TrainingProblem
 from worker.train.score import Score
-from worker.train.tasks import Task
+from worker.train.tasks import Share, Task
+from worker.train.turns import StepLost, Turn
+
+T = TypeVar("T")
+Want: TypeAlias = Turn | Share
+Work: TypeAlias = Generator[Want, Any, T]
+"""See `turns.py`."""
 
 
 class Taken(NamedTuple):
@@ -35,7 +41,7 @@ class Course(Protocol):
     total_steps: int
     """0 where only time will tell."""
 
-    def take(self, progress: Progress) -> Taken:
+    def take(self, progress: Progress) -> Work[Taken]:
         """Take the step after `progress.step`; what it raises leaves the tensors as they were."""
 
     def is_over(self, progress: Progress) -> bool:
@@ -66,7 +72,6 @@ class ByGradient:
         backbone: Backbone,
         loop: LoopSpec,
         seed: int,
-        check: Callable[[], None],
         moments: Mapping[str, Tensor],
     ) -> None:
         self._method = method
@@ -74,26 +79,20 @@ class ByGradient:
         self._training = training
         self._base = backbone.base
         self._seed = seed
-        self._check = check
         self._plan = Plan(training.examples, loop=loop, seed=seed)
         self._freezes = loop.max_seconds is None
         self.total_steps = self._plan.total_steps
         self._optimizer = Optimizer(tensors, method=method, loop=loop)
         self._optimizer.restore(moments)
 
-    def take(self, progress: Progress) -> Taken:
+    def take(self, progress: Progress) -> Work[Taken]:
         """See `Course.take`."""
         if self._freezes:
-            terms = Terms.of(self._method, self._tensors, self._base)
-            self._training.prepare(terms, rows=self._plan.rows(), check=self._check)
+            yield from self._training.prepare(self._terms(), rows=self._plan.rows())
             self._freezes = False
-        total = Score()
-        streams = self._training.streams(self._plan.batch(progress.step))
-        for index, stream in enumerate(streams):
-            self._check()
-            terms = Terms.of(self._method, self._tensors, self._base)
-            dropout = DropoutSource(self._seed, progress.step, index)
-            total += self._training.score(stream, terms, dropout=dropout)
+        total = None
+        while total is None:
+            total = yield from self._learn(progress.step)
         norm = self._optimizer.normalise(total.tokens).item()
         if not isfinite(total.loss) or not isfinite(norm):
             raise diverged(progress.step + 1)
@@ -107,6 +106,22 @@ class ByGradient:
             "grad_norm": norm,
         }
         return Taken(values, self._plan.tokens(progress.step))
+
+    def _learn(self, step: int) -> Work[Score | None]:
+        """Gather the gradients of a step; None if they were lost."""
+        total = Score()
+        try:
+            for index, stream in enumerate(self._training.streams(self._plan.batch(step))):
+                dropout = DropoutSource(self._seed, step, index)
+                score: Score = yield Share(self._training, stream, self._terms(), dropout)
+                total += score
+        except StepLost:
+            self.forget()
+            return None
+        return total
+
+    def _terms(self) -> Terms:
+        return Terms.of(self._method, self._tensors, self._base)
 
     def is_over(self, progress: Progress) -> bool:
         """See `Course.is_over`."""
@@ -148,8 +163,9 @@ class BySearch:
         self._seed = seed
         self.total_steps = max(method.search_steps, 1)
 
-    def take(self, progress: Progress) -> Taken:
-        """See `Course.take`."""
+    def take(self, progress: Progress) -> Work[Taken]:
+        """See `Course.take`; a step is a turn of a micro-batch, which is about what it reads."""
+        yield Turn(self._loop.micro_batch_tokens)
         if not self._method.search_steps:
             return Taken({}, 0)
         before = self._problem.tokens_read

@@ -14,6 +14,7 @@ from torch import Tensor
 from models.nn.backbone import Backbone
 from models.nn.forward import Part, forward
 from worker.train.data import Examples, Stream, micro_batches
+from worker.train.turns import Alone, Turn
 
 Pick = Callable[[Stream, Tensor], tuple[Tensor, list[int]]]
 """From a stream and its hidden states (T, d): those to keep (n, d), and how many a sequence."""
@@ -30,7 +31,6 @@ class Frozen:
         return torch.cat([self.states[row] for row in rows])
 
 
-@torch.no_grad()
 def freeze(
     examples: Examples,
     rows: NDArray[np.int64],
@@ -38,16 +38,16 @@ def freeze(
     backbone: Backbone,
     pick: Pick,
     max_tokens: int,
-    check: Callable[[], None],
-) -> Frozen:
-    """Compute the base's states of these rows.
+) -> Alone[Frozen]:
+    """Compute the base's states of these rows, stream by stream.
 
     The streams depend on the rows alone, so that a run which is resumed gets the same bits.
     """
     pieces: dict[int, Tensor] = {}
     for stream in micro_batches(examples, rows, max_tokens=max_tokens, device=str(backbone.device)):
-        check()
-        hidden_td = forward(backbone, [Part(stream.ids_t, stream.lengths)]).hidden_td
-        picked_nd, counts = pick(stream, hidden_td)
+        yield Turn(len(stream.ids_t))
+        with torch.no_grad():
+            hidden_td = forward(backbone, [Part(stream.ids_t, stream.lengths)]).hidden_td
+            picked_nd, counts = pick(stream, hidden_td)
         pieces.update(zip(stream.rows, torch.split(picked_nd, counts), strict=True))
     return Frozen(pieces)

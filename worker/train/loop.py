@@ -16,9 +16,10 @@ from models.nn.methods.base import Method
 from models.nn.terms import Terms
 from models.spec import CheckpointSaved, Metrics, Started
 from worker.train.checkpoint import Checkpoints, Progress, Snapshot, new_folder
-from worker.train.course import Course, diverged
-from worker.train.report import Channel, Interrupted, StepValues
+from worker.train.course import Course, Work, diverged
+from worker.train.report import Channel, StepValues
 from worker.train.tasks import Task
+from worker.train.turns import Alone, Interrupted
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +32,7 @@ class Run:
     method: Method
     tensors: dict[str, Tensor]
     course: Course
-    validation: Callable[[], Task | None]
+    validation: Callable[[], Alone[Task | None]]
     provenance: dict[str, object]
 
     def terms(self) -> Terms:
@@ -77,7 +78,7 @@ class Loop:
     _speed: _Speed = field(default_factory=_Speed)
     _saved_at: float = field(default_factory=time.monotonic)
 
-    def train(self) -> Path:
+    def train(self) -> Work[Path]:
         """Train to the end and return the adapter's folder; `Interrupted` after saving if asked."""
         run, progress = self.run, self.progress
         self.channel.say(
@@ -93,20 +94,19 @@ class Loop:
                 if progress.step > progress.measured_step and (
                     over or run.course.rests(progress.step)
                 ):
-                    self._rest()
+                    yield from self._rest()
                 if over:
                     return self._save_adapter()
-                self._take_step()
+                yield from self._take_step()
         except Interrupted:
             run.course.forget()
             self._save_resume()
             raise
 
-    def _take_step(self) -> None:
+    def _take_step(self) -> Work[None]:
         progress = self.progress
         began = time.monotonic()
-        self.channel.check()
-        taken = self.run.course.take(progress)
+        taken = yield from self.run.course.take(progress)
         seconds = time.monotonic() - began
         progress.step += 1
         progress.seconds += seconds
@@ -116,11 +116,11 @@ class Loop:
         if time.monotonic() - self._saved_at >= self.resume_seconds:
             self._save_resume_if_possible()
 
-    def _rest(self) -> None:
+    def _rest(self) -> Work[None]:
         """Measure, then save both what users can call and what the run can go on from."""
         run, progress = self.run, self.progress
-        if (validation := run.validation()) is not None:
-            found = validation.evaluate(run.terms(), check=self.channel.check)
+        if (validation := (yield from run.validation())) is not None:
+            found = yield from validation.evaluate(run.terms())
             if not isfinite(found.loss):
                 raise diverged(progress.step)
             loss, accuracy = found.mean_loss, found.accuracy

@@ -26,6 +26,7 @@ from worker.train.files import Files
 from worker.train.frozen import freeze
 from worker.train.plan import Plan, epoch_order
 from worker.train.tasks import NextTokens
+from worker.train.turns import do_alone
 
 TRIAL_ROWS = 8
 
@@ -128,7 +129,7 @@ class TrainingProblem:
         """Return (n, d) float32: the pooled states of these rows' prompts."""
         prompts = self._files.prompts
         self.tokens_read += sum(prompts.length(row) for row in rows)
-        frozen = freeze(
+        states = freeze(
             prompts,
             rows,
             backbone=self._backbone,
@@ -137,9 +138,8 @@ class TrainingProblem:
                 [1] * len(stream.rows),
             ),
             max_tokens=self._loop.micro_batch_tokens,
-            check=self.check,
         )
-        return frozen.of(rows.tolist())
+        return do_alone(states, check=self.check).of(rows.tolist())
 
     def _text_features(self, text: str, pooling: Pooling) -> Tensor:
         self.check()

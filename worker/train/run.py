@@ -1,7 +1,8 @@
-"""`python -m worker.train.run JOB_FOLDER`: one training run in a process of its own.
+"""`python -m worker.train.run`: training runs in a process of their own.
 
-Reads `job.json`, says what it does on standard output (`models/spec.py` has the messages), and
-exits with 0 once it has said how it ended. Any other exit is a fault of the machinery.
+Hears on standard input in which folders orders lie (`job.json`), says on standard output what it
+does (`models/spec.py` has the messages), and exits with 0 when the input has ended and every job
+has said how it ended. Any other exit is a fault of the machinery.
 """
 
 import ctypes
@@ -10,61 +11,53 @@ import json
 import logging
 import resource
 import sys
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import torch
 from torch import Tensor
 
 from core.bases import hash_file
-from core.errors import GraftworkError, InvalidData, InvalidRequest
+from core.errors import InvalidRequest
 from core.faults import crash_point
 from models.loop_request import refuse_replaced_weights
 from models.nn.artifact import load_training_tensors
 from models.nn.backbone import Backbone, pick_dtype
 from models.nn.methods.base import Method
-from models.spec import Failed, Stopped, Succeeded, TrainOrder, TrainSpec
+from models.spec import Stopped, Succeeded, TrainOrder, TrainSpec
 from worker.train.checkpoint import Checkpoints, Progress, Snapshot, load
+from worker.train.course import Work
+from worker.train.gang import Gang
 from worker.train.loop import Loop
-from worker.train.report import Channel, Interrupted, write_results
+from worker.train.report import Channel, Pipe, write_results
 from worker.train.setup import begin, prepare
+from worker.train.turns import Interrupted
 
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # of glibc's malloc.h
-_OUT_OF_MEMORY = Failed(
-    code="out_of_memory",
-    message="The machine ran out of memory. Lower micro_batch_tokens or max_sequence_length, "
-    "or choose a method with fewer parameters.",
-    param="training",
-)
 
 
 def main() -> None:
-    """Train what the job folder orders and say how it ended."""
-    channel = Channel()
+    """Train what is ordered, all at once, until the supervisor has nothing more."""
+    pipe, gang = Pipe(), Gang()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
-    order = msgspec.json.decode((Path(sys.argv[1]) / "job.json").read_bytes(), type=TrainOrder)
-    try:
-        train(order, channel)
-    except GraftworkError as error:
-        problems: Any = error.problems if isinstance(error, InvalidData) else []
-        channel.say(
-            Failed(code=error.code, message=error.message, param=error.param, problems=problems)
-        )
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-        channel.say(_OUT_OF_MEMORY)
-    channel.close()
+    while True:
+        while (folder := pipe.next_folder(wait=not gang.members)) is not None:
+            order = msgspec.json.decode((folder / "job.json").read_bytes(), type=TrainOrder)
+            channel = Channel(folder.name, pipe)
+            gang.join(train(order, channel), channel)
+        if not gang.members:
+            return
+        gang.beat()
 
 
-def train(order: TrainOrder, channel: Channel) -> None:
+def train(order: TrainOrder, channel: Channel) -> Work[None]:
     """Carry out an order from its files to a folder to publish, or to a saved pause."""
     spec = TrainSpec.model_validate(order.spec)
     device = prepare_torch(order)
     quantization = spec.loop.quantization
     refuse_replaced_weights(spec.method, quantization=quantization)
-    backbone = Backbone.load(
+    backbone = load_backbone(
         Path(order.base_folder),
         dtype=pick_training_dtype(spec, device),
         device=device,
@@ -80,18 +73,24 @@ def train(order: TrainOrder, channel: Channel) -> None:
         order, setup.method, seed=spec.seed, backbone=backbone, checkpoints=checkpoints
     )
     loop = Loop(
-        begin(setup, start, spec=spec, backbone=backbone, channel=channel),
+        begin(setup, start, spec=spec, backbone=backbone),
         progress=start.progress,
         channel=channel,
         checkpoints=checkpoints,
         resume_seconds=order.resume_seconds,
     )
     try:
-        adapter_folder = loop.train()
+        adapter_folder = yield from loop.train()
     except Interrupted:
         channel.say(Stopped(step=loop.progress.step))
         return
     channel.say(conclude(order, loop, adapter_folder))
+
+
+@lru_cache(maxsize=1)
+def load_backbone(folder: Path, *, dtype: torch.dtype, device: str, quantization: str) -> Backbone:
+    """Return the base that the jobs of a process share."""
+    return Backbone.load(folder, dtype=dtype, device=device, quantization=quantization)
 
 
 def conclude(order: TrainOrder, loop: Loop, adapter_folder: Path) -> Succeeded:
@@ -202,13 +201,6 @@ def digest_of(order: TrainOrder) -> str:
         "files": [hash_file(Path(path)) if path else None for path in files],
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Tell running out of memory, for which torch has no one exception on the CPU, from a bug."""
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
-        "can't allocate memory" in str(error)
-    )
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from worker.train.problem import Question, TrainingProblem
 from worker.train.report import Channel
 from worker.train.rows import Show, describe_prompts
 from worker.train.tasks import Labels, NextTokens, Task
+from worker.train.turns import Alone
 
 
 @dataclass(frozen=True)
@@ -86,16 +86,14 @@ def take_over_labels(order: TrainOrder, method: Method, backbone: Backbone) -> M
     return method.model_copy(update={"labels": parent.class_labels})
 
 
-def begin(
-    setup: Setup, start: Snapshot, *, spec: TrainSpec, backbone: Backbone, channel: Channel
-) -> Run:
+def begin(setup: Setup, start: Snapshot, *, spec: TrainSpec, backbone: Backbone) -> Run:
     """Put the tensors in place and make the run that goes on from `start`."""
     method = setup.method
     tensors = {
         name: _place(start.tensors[name], backbone, trained=method.is_trained(name))
         for name in method.tensors(backbone.shape)  # in one order always: sums depend on it
     }
-    tasks = _Tasks(setup, tensors, loop=spec.loop, backbone=backbone, check=channel.check)
+    tasks = _Tasks(setup, tensors, loop=spec.loop, backbone=backbone)
     return Run(
         backbone=backbone,
         method=method,
@@ -107,7 +105,6 @@ def begin(
             start=start,
             spec=spec,
             backbone=backbone,
-            channel=channel,
         ),
         validation=tasks.validation,
         provenance=setup.provenance,
@@ -122,7 +119,6 @@ def make_course(
     start: Snapshot,
     spec: TrainSpec,
     backbone: Backbone,
-    channel: Channel,
 ) -> Course:
     """Return how this method takes its steps."""
     if not _by_gradient(setup.method, backbone):
@@ -140,7 +136,6 @@ def make_course(
         backbone=backbone,
         loop=spec.loop,
         seed=spec.seed,
-        check=channel.check,
         moments=start.moments,
     )
 
@@ -158,12 +153,12 @@ class _Tasks:
         *,
         loop: LoopSpec,
         backbone: Backbone,
-        check: Callable[[], None],
     ) -> None:
         self._setup = setup
         self._tensors = tensors
         self._backbone = backbone
-        self._check = check
+        self._validation: Task | None = None
+        self._has_validation = False
         self._common: dict[str, Any] = {"backbone": backbone, "max_tokens": loop.micro_batch_tokens}
 
     def training(self) -> Task:
@@ -171,9 +166,14 @@ class _Tasks:
         setup = self._setup
         return self._make(setup.examples, setup.files.training_path)
 
-    @cache  # noqa: B019 - as long as the run
-    def validation(self) -> Task | None:
+    def validation(self) -> Alone[Task | None]:
         """Return the task of the validation file, if there is one."""
+        if not self._has_validation:
+            self._validation = yield from self._make_validation()
+            self._has_validation = True
+        return self._validation
+
+    def _make_validation(self) -> Alone[Task | None]:
         files, examples = self._setup.files, self._setup.held_out
         if examples is None or files.validation_path is None:
             return None
@@ -182,7 +182,7 @@ class _Tasks:
             examples = files.validation(show=show, max_length=context) or examples
         task = self._make(examples, files.validation_path)
         terms = Terms.of(self._setup.method, self._tensors, self._backbone.base)
-        task.prepare(terms, rows=np.arange(len(examples)), check=self._check)
+        yield from task.prepare(terms, rows=np.arange(len(examples)))
         return task
 
     def _make(self, examples: Examples, path: Path) -> Task:

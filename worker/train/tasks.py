@@ -4,7 +4,7 @@ Shapes: T rows of a stream, d hidden, n rows with a target, V vocabulary, C clas
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -23,12 +23,11 @@ from models.nn.terms import Pooling, Terms
 from worker.train.data import Examples, Stream, micro_batches
 from worker.train.frozen import Frozen, freeze
 from worker.train.score import Score
+from worker.train.turns import Alone, Turn
 
 LOGIT_ROWS = 256
 """How many rows of logits exist at once: they are the largest tensor of a step."""
 MOST_FROZEN_BYTES = 2**30
-
-Check = Callable[[], None]
 
 
 class Task(ABC):
@@ -40,20 +39,19 @@ class Task(ABC):
         self._max_tokens = max_tokens
         self._frozen: Frozen | None = None
 
-    def prepare(self, terms: Terms, *, rows: NDArray[np.int64], check: Check) -> None:
+    def prepare(self, terms: Terms, *, rows: NDArray[np.int64]) -> Alone[None]:
         """Compute the trunk's states of the rows that will be read, once.
 
         Only if these terms leave it alone and memory allows.
         """
         size = self._picked_rows() * self.backbone.shape.hidden * 4
         if terms.leaves_trunk_alone and size <= MOST_FROZEN_BYTES:
-            self._frozen = freeze(
+            self._frozen = yield from freeze(
                 self.examples,
                 rows,
                 backbone=self.backbone,
                 pick=self._pick,
                 max_tokens=self._max_tokens,
-                check=check,
             )
 
     def streams(self, rows: NDArray[np.int64]) -> list[Stream]:
@@ -61,15 +59,15 @@ class Task(ABC):
         device = str(self.backbone.device)
         return list(micro_batches(self.examples, rows, max_tokens=self._max_tokens, device=device))
 
-    def evaluate(self, terms: Terms, *, check: Check) -> Score:
-        """Return the sums over the whole data set, without dropout; `check` may interrupt it."""
+    def evaluate(self, terms: Terms) -> Alone[Score]:
+        """Return the sums over the whole data set, without dropout, stream by stream."""
         total = Score()
         rows = np.arange(len(self.examples))
         device = str(self.backbone.device)
         for stream in micro_batches(
             self.examples, rows, max_tokens=self._max_tokens, device=device
         ):
-            check()
+            yield Turn(len(stream.ids_t))
             with torch.no_grad():
                 total += self.score(stream, terms)
         return total

@@ -29,7 +29,11 @@ def test_a_job_goes_from_validation_to_success(database: Database) -> None:
     assert held.id == row.id
     with database.unit_of_work() as session:
         claims.validated(
-            session, held, report={"rows": 3, "format": "chat"}, resolved={"n_epochs": 1}
+            session,
+            held,
+            report={"rows": 3, "format": "chat"},
+            resolved={"n_epochs": 1},
+            gang="tiny/auto/none",
         )
     running = claim(database)
     assert running is not None
@@ -48,6 +52,61 @@ def test_only_one_of_many_claims_wins(database: Database) -> None:
         won = [row for row in pool.map(lambda n: claim(database, owner=f"w{n}"), range(16)) if row]
     assert len(won) == 1
     assert won[0].fence == 1
+
+
+def claim_gang(database: Database, *, owner: str = "w", most: int = 8) -> list[Job]:
+    with database.unit_of_work() as session:
+        return claims.take_gang(session, owner=owner, seconds=30, most=most)
+
+
+def test_jobs_that_fit_are_claimed_together_each_under_a_fence_of_its_own(
+    database: Database,
+) -> None:
+    with database.unit_of_work() as session:
+        posted = [make_queued_job(session, gang="tiny") for _ in range(5)]
+        ids = [row.id for row in posted]
+    held = claim_gang(database, most=3)
+    assert [row.id for row in held] == ids[:3]
+    assert {(row.state, row.fence, row.attempts, row.owner) for row in held} == {
+        ("running", 1, 1, "w")
+    }
+    with database.unit_of_work() as session:
+        more = list(claims.take_more(session, held[0], owner="w", seconds=30, most=8))
+    assert [row.id for row in more] == ids[3:]
+    with database.unit_of_work() as session:
+        job.cancel(session, ids[1], tenant="acme")
+    with pytest.raises(StaleFence), database.unit_of_work() as session:
+        claims.renew(session, held[1], seconds=30)
+    with database.unit_of_work() as session:
+        assert claims.renew(session, held[0], seconds=30) == "running"
+
+
+def test_no_job_is_claimed_into_two_gangs(database: Database) -> None:
+    with database.unit_of_work() as session:
+        for _ in range(12):
+            make_queued_job(session, gang="tiny")
+    with ThreadPoolExecutor(6) as pool:
+        gangs = list(pool.map(lambda n: claim_gang(database, owner=f"w{n}", most=4), range(6)))
+    claimed = [row.id for gang in gangs for row in gang]
+    assert len(claimed) == len(set(claimed)) == 12
+    assert max(map(len, gangs)) <= 4
+
+
+@pytest.mark.parametrize("other", [None, "other"])
+def test_a_gang_overtakes_no_job(database: Database, other: str | None) -> None:
+    with database.unit_of_work() as session:
+        for gang in ("tiny", "tiny", other, "tiny"):
+            make_queued_job(session, gang=gang)
+    assert [row.gang for row in claim_gang(database)] == ["tiny", "tiny"]
+    assert [row.gang for row in claim_gang(database)] == [other]
+    assert [row.gang for row in claim_gang(database)] == ["tiny"]
+
+
+def test_a_job_that_was_lost_twice_is_alone(database: Database) -> None:
+    with database.unit_of_work() as session:
+        for attempts in (1, 1, 2, 0, 0):
+            make_queued_job(session, gang="tiny", attempts=attempts)
+    assert [len(claim_gang(database)) for _ in range(3)] == [2, 1, 2]
 
 
 def test_the_tenant_with_the_fewest_running_jobs_is_next(database: Database) -> None:
@@ -141,7 +200,9 @@ def test_pausing_a_job_that_is_being_validated_refuses_the_validator(database: D
     with database.unit_of_work() as session:
         assert job.pause(session, row.id, tenant="acme").state == "paused"
     with pytest.raises(StaleFence), database.unit_of_work() as session:
-        claims.validated(session, held, report={"rows": 1, "format": "chat"}, resolved={})
+        claims.validated(
+            session, held, report={"rows": 1, "format": "chat"}, resolved={}, gang=None
+        )
     with database.unit_of_work() as session:
         assert job.resume(session, row.id, tenant="acme").state == "validating_files"
     with (

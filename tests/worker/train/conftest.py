@@ -15,10 +15,11 @@ import torch
 
 from models.nn.backbone import Backbone
 from models.nn.chat import Renderer
-from models.spec import AnyTrainerMessage, TrainerMessage, TrainOrder
+from models.spec import FINAL, Said, TrainerMessage, TrainOrder
 from tests.tiny import make_tiny_base
-from worker.train.report import Interrupted
+from worker.train.gang import Gang
 from worker.train.run import train
+from worker.train.turns import Interrupted
 
 ROWS = [
     {
@@ -77,6 +78,9 @@ class Recording:
         if self._asks_after is not None and len(self.messages) >= self._asks_after:
             raise Interrupted
 
+    def close(self) -> None:
+        pass
+
 
 class Job:
     """A job folder."""
@@ -116,13 +120,15 @@ class Job:
 
     def start(self, **environment: str) -> "subprocess.Popen[bytes]":
         """Start the real trainer."""
-        return subprocess.Popen(
-            [sys.executable, "-m", "worker.train.run", str(self.folder)],
+        child = subprocess.Popen(
+            [sys.executable, "-m", "worker.train.run"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
         )
+        tell(child, f"train {self.folder}")
+        return child
 
 
 @pytest.fixture
@@ -136,21 +142,34 @@ def make_job(tmp_path: Path, base_folder: Path) -> Callable[..., Job]:
 def carry_out(order: TrainOrder, *, asks_after: int | None = None) -> list[Any]:
     """Train in this process; return what was said."""
     channel = Recording(asks_after=asks_after)
-    train(order, channel)
+    gang = Gang()
+    gang.join(train(order, channel), channel)
+    while gang.members:
+        gang.beat()
     return channel.messages
 
 
+def tell(child: "subprocess.Popen[bytes]", command: str) -> None:
+    """Say something to a trainer."""
+    child.stdin.write(f"{command}\n".encode())
+    child.stdin.flush()
+
+
 def finish(child: "subprocess.Popen[bytes]") -> list[Any]:
-    """Return the rest of what a trainer says until it ends."""
+    """Return the rest of what a trainer says of its only job, and let it end."""
     with child:
-        messages = [read(line) for line in child.stdout]
+        messages = []
+        for line in child.stdout:
+            messages.append(read(line))
+            if isinstance(messages[-1], FINAL):
+                child.stdin.close()
         child.wait()
     return messages
 
 
 def read(line: bytes) -> Any:
     """Decode one message."""
-    return msgspec.json.decode(line, type=AnyTrainerMessage)
+    return msgspec.json.decode(line, type=Said).message
 
 
 def values_of(messages: list[Any]) -> dict[int, dict[str, float]]:

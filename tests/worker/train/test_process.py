@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from tests.worker.train.conftest import Job, carry_out, finish, read, values_of, weights_hash
+from tests.worker.train.conftest import Job, carry_out, finish, read, tell, values_of, weights_hash
 
 LONG = {"n_epochs": 1000, "scheduler": "constant"}
 
@@ -33,13 +33,12 @@ def read_until(child, name):
     return message
 
 
-@pytest.mark.parametrize("command", [b"pause\n", b"stop\n"])
+@pytest.mark.parametrize("command", ["pause", "stop"])
 def test_told_to_stop_it_saves_and_goes_on_later(make_job, command):
     job = make_job()
     child = start(job, LONG)
     read_until(child, "Metrics")
-    child.stdin.write(command)
-    child.stdin.flush()
+    tell(child, f"{command} {job.folder.name}")
     messages = finish(child)
     assert child.returncode == 0
     assert type(messages[-1]).__name__ == "Stopped"
@@ -113,10 +112,10 @@ def test_failures_are_messages(make_job, code, changes):
     assert bool(failed.problems) == (code == "invalid_training_file")
 
 
-def test_a_bug_is_no_message(make_job):
+def test_a_bug_is_told_from_a_failure(make_job):
     job = make_job()
     job.order()
     (job.folder / "training.jsonl").unlink()
-    child = job.start()
-    assert [type(m).__name__ for m in finish(child)] == []
-    assert child.returncode == 1
+    messages = finish(job.start())
+    assert [type(m).__name__ for m in messages] == ["Broke"]
+    assert "FileNotFoundError" in messages[0].reason

@@ -7,21 +7,19 @@ SILENT = """
 from time import sleep
 from worker.train import report
 report.ALIVE_SECONDS = 0.2
-channel = report.Channel()
+channel = report.Channel("ftjob-1", report.Pipe())
 for _ in range(50):
     channel.stay_alive()
     sleep(0.01)
-channel.close()
 """
 SCRIPT = """
 import os, sys
 from models.spec import Stopped
-from worker.train.report import Channel
-channel = Channel()
+from worker.train.report import Channel, Pipe
+channel = Channel("ftjob-1", Pipe())
 print("noise from Python")
 os.system("echo noise from a child")
 channel.say(Stopped(step=1))
-channel.close()
 """
 
 
@@ -36,12 +34,13 @@ def said(script):
 
 
 def test_only_messages_reach_standard_output():
-    assert said(SCRIPT) == b'{"type":"stopped","step":1}\n'
+    message = b'{"type":"stopped","step":1}'
+    assert said(SCRIPT) == b'{"order":"ftjob-1","message":%b}\n' % message
 
 
 def test_long_silent_work_says_that_it_goes_on():
     lines = said(SILENT).splitlines()
-    assert set(lines) == {b'{"type":"alive"}'}
+    assert set(lines) == {b'{"order":"ftjob-1","message":{"type":"alive"}}'}
     assert len(lines) <= 3
 
 

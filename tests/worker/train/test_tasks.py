@@ -14,6 +14,7 @@ from worker.train.data import read_examples
 from worker.train.rows import render_example
 from worker.train.score import Score
 from worker.train.tasks import NextTokens
+from worker.train.turns import do_alone
 
 
 @pytest.fixture
@@ -89,13 +90,12 @@ def test_loss_is_that_of_transformers(examples, backbone, base_folder):
 
 def test_evaluation_sees_all_rows_once_without_gradients(examples, backbone):
     method, tensors = perturbed(backbone, dropout=0.5)
-    checks = []
-    found = NextTokens(examples, backbone=backbone, max_tokens=128).evaluate(
-        Terms.of(method, tensors, backbone.base), check=lambda: checks.append(1)
-    )
+    task, turns = NextTokens(examples, backbone=backbone, max_tokens=128), []
+    work = task.evaluate(Terms.of(method, tensors, backbone.base))
+    found = do_alone(work, check=lambda: turns.append(1))
     assert found.tokens == examples.counts.labelled_tokens
     assert 0 <= found.accuracy <= 1
-    assert len(checks) > 3
+    assert len(turns) > 3
     assert all(tensor.grad is None for tensor in tensors.values())
 
 
@@ -108,7 +108,7 @@ def test_a_frozen_trunk_is_computed_once_and_gives_the_same_loss(examples, backb
     expected = {name: tensor.grad.clone() for name, tensor in tensors.items()}
     for tensor in tensors.values():
         tensor.grad = None
-    task.prepare(terms, rows=np.arange(7), check=lambda: None)
+    do_alone(task.prepare(terms, rows=np.arange(7)))
     monkeypatch.setattr(backbone, "hidden", None)
     cached = task.score(stream, Terms.of(method, tensors, backbone.base))
     assert cached.correct == fresh.correct

@@ -19,13 +19,12 @@ from models.nn.kernels.table import Update, Weight
 
 def project(x_ti: Tensor, *, weight: Weight, updates: Sequence[Update] = ()) -> Tensor:
     """See `reference.project`."""
-    tensors = [tensor for update in updates for tensor in (update.down_ri, update.up_or)]
-    held = (x_ti, weight.weight_oi, weight.bias_o, *tensors)
-    trains = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in held)
-    if not trains and not updates:
+    # Not whether something here requires a gradient: that would depend on others in the stream.
+    if not torch.is_grad_enabled() and not updates:
         multiply_once = weight.kept.get(PREPACKED, F.linear)
         product_to: Tensor = multiply_once(x_ti, weight.weight_oi, weight.bias_o)
         return product_to
+    tensors = [tensor for update in updates for tensor in (update.down_ri, update.up_or)]
     places = [_Place(slice(*u.rows), slice(*u.columns), u.scale, u.keep_ti) for u in updates]
     y_to: Tensor = _Project.apply(x_ti, weight.weight_oi, weight.bias_o, places, *tensors)  # type: ignore[no-untyped-call]  # torch has no types here
     return y_to

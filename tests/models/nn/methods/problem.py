@@ -19,6 +19,7 @@ from models.nn.terms import HeadTerm
 from models.spec import LoopSpec, TrainOrder
 from tests.tiny import make_tiny_base
 from worker.train.files import Files
+from worker.train.gang import Gang
 from worker.train.problem import Question, TrainingProblem
 from worker.train.run import train
 
@@ -50,6 +51,9 @@ class Silent:
         pass
 
     def check(self) -> None:
+        pass
+
+    def close(self) -> None:
         pass
 
 
@@ -98,8 +102,10 @@ class World:
 
     def train(self, block: dict[str, Any], *, rows: Rows = REVIEWS, **loop: Any) -> list[Any]:
         """Run the real trainer; return what it said."""
-        channel = Silent()
-        train(self.order(block, rows=rows, **loop), channel)
+        channel, gang = Silent(), Gang()
+        gang.join(train(self.order(block, rows=rows, **loop), channel), channel)
+        while gang.members:
+            gang.beat()
         torch.use_deterministic_algorithms(mode=False)
         return channel.messages
 

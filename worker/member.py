@@ -1,0 +1,131 @@
+"""One claimed job while a worker has it: its lease, its folder, and what becomes of it.
+
+Everything written here carries the job's fence, and nothing that happens to one job is raised:
+what a job can meet ends it, or puts it back in line, and leaves its neighbours alone.
+"""
+
+import shutil
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from threading import Event
+
+import structlog
+
+from core.database import Database
+from core.errors import GraftworkError, StaleFence, StorageFull, Unavailable
+from core.settings import Settings
+from core.store import Store
+from models.spec import FINAL, Alive, AnyTrainerMessage, Broke
+from models.tables import claims
+from models.tables.job import Job
+from worker.lease import TICK_SECONDS, Lease
+from worker.order import write_order
+from worker.record import Recorder
+
+FULL_DISK_SECONDS = 30.0
+
+log = structlog.get_logger(__name__)
+
+
+class Member:
+    """A job that this worker holds until `is_over`; close it then."""
+
+    def __init__(
+        self, row: Job, *, settings: Settings, database: Database, store: Store, stopping: Event
+    ) -> None:
+        self.row = row
+        self.order = f"{row.id}-{row.fence}"
+        """What the trainer calls it: each claim has a name of its own."""
+        self.is_over = False
+        self._settings = settings.worker
+        self._base_folder = settings.base_folder
+        self._database = database
+        self._store = store
+        self._stopping = stopping
+        self._recorder = Recorder(row, database=database, store=store)
+        self._folder = settings.data_folder / "work" / self.order
+        self.lease = Lease(row, database=database, seconds=settings.worker.lease_seconds)
+        self._holding = ExitStack()
+        self._holding.callback(shutil.rmtree, self._folder, ignore_errors=True)
+        self._holding.enter_context(self.lease)
+
+    def close(self) -> None:
+        """Let the lease end and remove the folder."""
+        self._holding.close()
+
+    def attempt(self, work: Callable[[], None]) -> None:
+        """Do something for this job; if that ends it for this worker, it is over."""
+        with structlog.contextvars.bound_contextvars(job=self.row.id, fence=self.row.fence):
+            try:
+                self._do_or_explain(work)
+            except StaleFence:
+                log.info("the job is no longer ours")
+                self.is_over = True
+            except Unavailable as error:
+                log.warning("gave the job up; its lease will end", reason=error.code)
+                self.is_over = True
+
+    def write_order(self) -> Path:
+        """Write the job's order for a trainer; return its folder."""
+        write_order(
+            self.row,
+            folder=self._folder,
+            base_folder=self._base_folder,
+            store=self._store,
+            settings=self._settings,
+        )
+        return self._folder
+
+    def hear(self, message: AnyTrainerMessage) -> None:
+        """Write down what the trainer says of this job."""
+        if isinstance(message, Broke):
+            self.retry(message.reason)
+        elif not isinstance(message, Alive):
+            self.attempt(lambda: self._record(message))
+            self.is_over = self.is_over or isinstance(message, FINAL)
+
+    def retry(self, reason: str) -> None:
+        """Put the job back in line after a fault of the machinery, or fail it after too many."""
+        self.attempt(lambda: self._retry(reason))
+
+    def _do_or_explain(self, work: Callable[[], None]) -> None:
+        """Do it; end the job for a reason that no second try would change, else try again."""
+        try:
+            work()
+        except (StaleFence, Unavailable):
+            raise
+        except (StorageFull, OSError) as error:
+            log.warning("the disk failed", error=str(error))
+            self._stopping.wait(FULL_DISK_SECONDS)
+            self._retry("The worker could not write to its disk", code="storage_full")
+        except GraftworkError as error:
+            log.warning("the job failed", code=error.code, reason=error.message)
+            self.is_over = True
+            with self._database.unit_of_work() as session:
+                claims.fail(session, self.row, code=error.code, message=error.message)
+        except Exception:
+            log.exception("a bug of the supervisor")
+            self._retry("The worker met an unexpected error")
+
+    def _record(self, message: AnyTrainerMessage) -> None:
+        """Write a message down; while the database or store is away, try until the lease ends."""
+        while True:
+            if self.lease.lost.is_set():
+                raise StaleFence("The lease was lost.")
+            try:
+                return self._recorder.record(message)
+            except Unavailable:
+                time.sleep(TICK_SECONDS)
+
+    def _retry(self, reason: str, *, code: str = "too_many_attempts") -> None:
+        self.is_over = True
+        with self._database.unit_of_work() as session:
+            claims.retry(
+                session,
+                self.row,
+                max_attempts=self._settings.max_attempts,
+                reason=reason,
+                code=code,
+            )
