@@ -107,7 +107,7 @@ class _Writer:
         With `folds` the low-rank inputs read rows before they are scaled for their place.
         """
         downs: list[Tensor] = []
-        scales: list[Tensor] = []
+        scales: list[float] = []
         filled = []
         for name in places:
             term = self._terms.linears.get(name) or LinearTerm()
@@ -118,16 +118,18 @@ class _Writer:
             down_ri = term.down
             if folds and term.input_scale is not None:
                 down_ri = down_ri.float() * term.input_scale.float()
-            downs.append(F.pad(down_ri, (0, 0, 0, -len(down_ri) % _PAIR)))
-            scales.append(torch.full((len(downs[-1]),), term.scale))
+            if len(down_ri) % _PAIR:
+                down_ri = F.pad(down_ri, (0, 0, 0, 1))
+            downs.append(down_ri.bfloat16())
+            scales += [term.scale] * len(down_ri)
         if not downs:
             return records.Down(), filled
-        scale_r = torch.cat(scales)
-        ranks = len(scale_r) + -len(scale_r) % _WIDTH
+        ranks = len(scales) + -len(scales) % _WIDTH
+        scales += [0.0] * (ranks - len(scales))
         self.most_ranks = max(self.most_ranks, ranks)
         joined = records.Down(
-            packed=self._arena.pack(torch.cat([down.bfloat16() for down in downs])),
-            scales=self._arena.put(F.pad(scale_r, (0, ranks - len(scale_r)))),
+            packed=self._arena.pack(torch.cat(downs) if len(downs) > 1 else downs[0]),
+            scales=self._arena.put(torch.tensor(scales)),
             ranks=ranks,
         )
         return joined, filled

@@ -68,5 +68,5 @@ class Arena:
 
 def _fill(weight_nk: Tensor, *, inputs: int | None) -> Tensor:
     outputs, held = weight_nk.shape
-    more = (inputs or held) - held
-    return F.pad(weight_nk, (0, more, 0, -outputs % PANEL_WIDTH))
+    across, along = -outputs % PANEL_WIDTH, (inputs or held) - held
+    return F.pad(weight_nk, (0, along, 0, across)) if across or along else weight_nk
