@@ -16,7 +16,8 @@ from benchmarks.sides import JSON, serve
 from benchmarks.train.forms import to_peer
 from benchmarks.train.protocol import CONFIG_FILE, START_FILE
 from models.nn.backbone import Backbone
-from models.spec import Failed, Metrics, TrainerMessage, TrainOrder, TrainSpec
+from models.spec import Broke, Failed, Metrics, TrainerMessage, TrainOrder, TrainSpec
+from worker.train.gang import Gang
 from worker.train.run import pick_training_dtype, prepare_torch, train
 
 
@@ -30,6 +31,8 @@ class Recorder:
         """Keep what a step measured."""
         if isinstance(message, Failed):
             raise RuntimeError(message.message)
+        if isinstance(message, Broke):
+            raise RuntimeError(message.reason)
         if isinstance(message, Metrics) and "train_loss" in message.values:
             self.steps.append((time.perf_counter(), message.values, message.trained_tokens))
 
@@ -38,6 +41,9 @@ class Recorder:
 
     def stay_alive(self) -> None:
         """Nobody waits for a sign."""
+
+    def close(self) -> None:
+        """Nobody needs to know of the end."""
 
 
 def answer(question: JSON) -> JSON:
@@ -55,9 +61,11 @@ def answer(question: JSON) -> JSON:
 
 def run(order: TrainOrder) -> JSON:
     """Train to the end; return the curves, the times and the most memory so far."""
-    recorder = Recorder()
+    recorder, gang = Recorder(), Gang()
     began = time.perf_counter()
-    train(order, recorder)  # type: ignore[arg-type]
+    gang.join(train(order, recorder), recorder)  # type: ignore[arg-type]
+    while gang.members:
+        gang.beat()
     ends = [end for end, _, _ in recorder.steps]
     seen = [0, *(tokens for _, _, tokens in recorder.steps)]
     return {
