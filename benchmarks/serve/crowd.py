@@ -1,5 +1,6 @@
 """What a whole installation serves over HTTP: with few adapters, with many, and while it trains."""
 
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,8 +23,16 @@ TRAINING = {
     "method": {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 100}}},
     "peft": {"type": "lora", "rank": 16},
 }
-POLICIES = {"as_started": {}, "spinning": {"OMP_WAIT_POLICY": "ACTIVE"}}
-"""How torch processes wait: as `graftwork serve` has it, and as OpenMP has it otherwise."""
+CORES = str(os.cpu_count())
+POLICIES = {
+    "as_started": {},
+    "each_for_itself": {
+        "OMP_WAIT_POLICY": "ACTIVE",
+        "GRAFTWORK_ENGINE__COMPUTE__THREADS": CORES,
+        "GRAFTWORK_WORKER__COMPUTE__THREADS": CORES,
+    },
+}
+"""How the processes share cores: as `graftwork serve` has it, and as if each were alone."""
 
 
 def over_http(world: World, *, repeats: int) -> JSON:
@@ -64,7 +73,7 @@ def requests(world: World, names: list[str]) -> Order:
 
 
 def beside_training(world: World, *, file: Path, repeats: int) -> JSON:
-    """Time serving alone and beside a job, under both ways of waiting.
+    """Time serving alone and beside a job, under both policies.
 
     Two processes that both always have work share the cores, so the fair share of each is half:
     the ratio is the throughput beside the job over half of the throughput alone.

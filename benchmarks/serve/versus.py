@@ -12,7 +12,10 @@ from benchmarks.serve.world import LENGTH, RANK, ROWS, TOKENS, World, start_engi
 from benchmarks.sides import JSON, Side
 
 OURS = "graftwork"
-INEXACT = frozenset({"llamacpp-q8_0", "graftwork-int8"})
+INT8 = "graftwork-int8"
+NAMING = frozenset({OURS, INT8})
+"""Sides that are asked for token ids apart, since it costs them something."""
+INEXACT = frozenset({INT8, "llamacpp-q8_0"})
 """Sides with other weights than the oracle's: their tokens are counted, not judged."""
 
 
@@ -45,8 +48,9 @@ def without_adapters(world: World, *, repeats: int) -> dict[str, JSON]:
     """Compare 32 requests with vLLM without LoRA, one with llama.cpp in bf16 and in q8_0."""
     with ExitStack() as stack:
         open_side = stack.enter_context
-        ours = open_side(start_engine(world, adapters=world.loras))
+        ours = open_side(start_engine(world, adapters=[]))
         vllm = open_side(start_vllm(world, adapters={}))
+        int8 = open_side(start_engine(world, adapters=[], quantization="int8"))
         singles = {
             f"llamacpp-{form}": open_side(
                 start_peer(world, llamacpp.PEER, label=f"llamacpp-{form}", format=form)
@@ -64,7 +68,7 @@ def without_adapters(world: World, *, repeats: int) -> dict[str, JSON]:
             "single_base": compare(
                 world,
                 "single base",
-                {OURS: ours, **singles},
+                {OURS: ours, INT8: int8, **singles},
                 make=lambda: world.work.order([None], length=LENGTH, tokens=TOKENS),
                 repeats=max(5, repeats),
             ),
@@ -94,11 +98,11 @@ def compare(
     measured, orders = take_turns(what, sides, make=make, repeats=repeats)
     last = orders[-1]
     tokens = {name: side.replies[-1]["tokens"] for name, side in measured.items()}
-    named = sides[OURS].ask(last.posted(with_ids=True))
-    tokens[OURS] = named["tokens"]
+    named = {name: sides[name].ask(last.posted(with_ids=True)) for name in sides if name in NAMING}
+    tokens |= {name: reply["tokens"] for name, reply in named.items()}
     return {
         "sides": figures_of(measured),
-        "texts_as_when_timed": _same_texts(named, measured[OURS]),
+        "texts_as_when_timed": _same_texts(named[OURS], measured[OURS]),
         **judge_all(world, what, last, tokens),
     }
 

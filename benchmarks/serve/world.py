@@ -10,6 +10,7 @@ from benchmarks.serve.adapters import Stored, make_kinds, make_loras
 from benchmarks.serve.peers.peer import READY, Peer
 from benchmarks.serve.work import Work
 from benchmarks.sides import JSON, Side, environment
+from cli import programs
 from core.settings import EngineSettings, Settings
 from core.store import Store
 from models.nn.backbone import Backbone, pick_dtype
@@ -96,14 +97,21 @@ def start_engine(
     variables: Mapping[str, str] | None = None,
     **changes: Any,
 ) -> Side:
-    """Start our engine as a side; `changes` are settings of its own."""
+    """Start our engine as a side, its threads waiting as `graftwork engine` has them wait.
+
+    `changes` are settings of its own.
+    """
     engine = EngineSettings(**{**world.settings.engine.model_dump(), **changes})
     settings = world.settings.model_copy(update={"engine": engine})
     spec = {
         "settings": settings.model_dump(mode="json"),
         "digests": {adapter.name: adapter.digest for adapter in adapters},
     }
-    ours = Peer(name="graftwork", module="benchmarks.serve.engine_side", variables=variables or {})
+    ours = Peer(
+        name="graftwork",
+        module="benchmarks.serve.engine_side",
+        variables={**programs.waiting(), **(variables or {})},
+    )
     return start(world, ours, label="graftwork", spec=spec)
 
 
