@@ -6,6 +6,7 @@ Shapes: M rows, N outputs, K inputs.
 
 import ctypes
 import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -21,8 +22,8 @@ _LEVELS = {1: "avx512", 2: "amx"}
 _OFF = ("off", "0", "false")
 
 
-Argument = Tensor | int | float | None | ctypes.Array[Any]
-"""What functions take; arrays are passed by their address."""
+Argument = Tensor | int | float | bytes | None
+"""What functions take; tensors and bytes are passed by their address."""
 
 
 class Unavailable(Exception):
@@ -44,6 +45,7 @@ class Library:
     def __init__(self, handle: ctypes.CDLL, *, instructions: str) -> None:
         self.handle = handle
         self.instructions = instructions
+        self._functions: dict[str, Callable[..., None]] = {}
 
     def call(self, name: str, *arguments: Argument) -> None:
         """Call the form of a function that this processor runs best, `gw_<name>_<instructions>`.
@@ -51,7 +53,15 @@ class Library:
         Tensors are passed as the address of their data, None as no address; the caller has checked
         dtypes and strides, which C++ cannot see.
         """
-        getattr(self.handle, f"gw_{name}_{self.instructions}")(*map(_passed, arguments))
+        function = self._functions.get(name) or self._bind(name, arguments)
+        function(*[each.data_ptr() if isinstance(each, Tensor) else each for each in arguments])
+
+    def _bind(self, name: str, arguments: Sequence[Argument]) -> Callable[..., None]:
+        """Find a function, which takes what its first call is given: types are told once."""
+        function = getattr(self.handle, f"gw_{name}_{self.instructions}")
+        function.argtypes, function.restype = [_kind(each) for each in arguments], None
+        self._functions[name] = function
+        return function  # type: ignore[no-any-return]  # ctypes has no types here
 
     def pack(self, weight_nk: Tensor, *, transposed: bool = False) -> Packed:
         """Pack a bfloat16 weight (N, K), or the transpose of the one given.
@@ -111,7 +121,7 @@ class Library:
 def takes(*tensors: Tensor) -> bool:
     """Say whether these are bfloat16 on the CPU, with rows that have no gaps inside."""
     return all(
-        tensor.dtype is torch.bfloat16 and tensor.device.type == "cpu" and tensor.stride(-1) == 1
+        tensor.dtype is torch.bfloat16 and tensor.is_cpu and tensor.stride(-1) == 1
         for tensor in tensors
     )
 
@@ -152,12 +162,10 @@ def reason() -> str:
         return f"plain torch, for of the C++ kernels {error}"
 
 
-def _passed(argument: Argument) -> Any:
-    if isinstance(argument, Tensor):
-        return ctypes.c_void_p(argument.data_ptr())
+def _kind(argument: Argument) -> type[Any]:
     if isinstance(argument, int):
-        return ctypes.c_int64(argument)
-    return ctypes.c_float(argument) if isinstance(argument, float) else argument
+        return ctypes.c_int64
+    return ctypes.c_float if isinstance(argument, float) else ctypes.c_void_p
 
 
 def _address(tensor: Tensor, dtype: torch.dtype) -> ctypes.c_void_p:

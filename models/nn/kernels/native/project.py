@@ -5,8 +5,9 @@ product over hundreds of rows, packed copies of all layers would cost twice the 
 Shapes: t rows, i in features, o out features, r rank.
 """
 
-import ctypes
+import struct
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -63,58 +64,55 @@ def _add(y_to: Tensor, x_ti: Tensor, updates: Sequence[Update]) -> Tensor:
     return y_to
 
 
-class _Update(ctypes.Structure):
-    """An update as the kernels read it (`source/project.h`)."""
-
-    _fields_ = (
-        *((name, ctypes.c_int64) for name in ("top", "bottom", "left", "right", "rank", "padded")),
-        *((name, ctypes.c_int64) for name in ("place", "stride")),
-        *((name, ctypes.c_void_p) for name in ("down", "up")),
-        ("scale", ctypes.c_double),
-        *((name, ctypes.c_void_p) for name in ("grad_down", "grad_up")),
-    )
+_UPDATE = "8q2Pd2P"
+"""An update as the kernels read it (`source/project.h`)."""
 
 
 class _Layout(NamedTuple):
-    """Updates in order, and where their inner values lie in one buffer of `size`."""
+    """Where the inner values of updates, in order, lie in one buffer of `size`."""
 
-    updates: Sequence[Update]
-    places: list[tuple[int, int, int]]
-    """Padded rank, first element, and elements from one row to the next."""
+    numbers: tuple[tuple[int, ...], ...]
+    """Of each: rows, columns, rank, padded rank, first element, and from one row to the next."""
     size: int
 
-    @classmethod
-    def of(cls, updates: Sequence[Update]) -> "_Layout":
-        """Put the updates of the same rows abreast."""
-        step = PANEL_WIDTH if find().instructions == "avx512" else INPUT_STEP
-        padded = [-(-len(update.down_ri) // step) * step for update in updates]
-        widths: dict[tuple[int, int], int] = {}
-        for update, width in zip(updates, padded, strict=True):
-            widths[update.rows] = widths.get(update.rows, 0) + width
-        starts, size = {}, 0
-        for (top, bottom), width in widths.items():
-            starts[top, bottom] = size
-            size += (bottom - top) * width
-        places = []
-        for update, width in zip(updates, padded, strict=True):
-            places.append((width, starts[update.rows], widths[update.rows]))
-            starts[update.rows] += width
-        return cls(updates, places, size)
-
-    def array(self, matrices: Sequence[Tensor], grads: Sequence[Tensor | None]) -> Any:
+    def records(
+        self,
+        updates: Sequence[Update],
+        matrices: Sequence[Tensor],
+        grads: Sequence[Tensor | None],
+    ) -> bytes:
         """Return the updates for a call, with matrices and room for their gradients in pairs."""
-        at = [None if tensor is None else tensor.data_ptr() for tensor in (*matrices, *grads)]
-        half = len(matrices)
-        return (_Update * len(self.updates))(
-            *(
-                _Update(
-                    *(*update.rows, *update.columns, len(update.down_ri), *place),
-                    *(at[2 * i], at[2 * i + 1], update.scale),
-                    *(at[half + 2 * i], at[half + 2 * i + 1]),
-                )
-                for i, (update, place) in enumerate(zip(self.updates, self.places, strict=True))
-            )
-        )
+        at = [matrix.data_ptr() for matrix in matrices]
+        room = [0 if grad is None else grad.data_ptr() for grad in grads]
+        values: list[float] = []
+        for i, (numbers, update) in enumerate(zip(self.numbers, updates, strict=True)):
+            pair = slice(2 * i, 2 * i + 2)
+            values += (*numbers, *at[pair], update.scale, *room[pair])
+        return struct.pack(_UPDATE * len(updates), *values)
+
+
+def _lay_out(updates: Sequence[Update]) -> _Layout:
+    return _place_abreast(tuple((*u.rows, *u.columns, len(u.down_ri)) for u in updates))
+
+
+@lru_cache(maxsize=256)
+def _place_abreast(rectangles: tuple[tuple[int, int, int, int, int], ...]) -> _Layout:
+    """Put updates of the same rows abreast; each is given by its rows, columns and rank."""
+    step = PANEL_WIDTH if find().instructions == "avx512" else INPUT_STEP
+    padded = [-(-rank // step) * step for *_, rank in rectangles]
+    widths: dict[tuple[int, int], int] = {}
+    for (top, bottom, *_), width in zip(rectangles, padded, strict=True):
+        widths[top, bottom] = widths.get((top, bottom), 0) + width
+    starts, size = {}, 0
+    for (top, bottom), width in widths.items():
+        starts[top, bottom] = size
+        size += (bottom - top) * width
+    numbers = []
+    for (top, bottom, *rest), width in zip(rectangles, padded, strict=True):
+        rows = (top, bottom)
+        numbers.append((*rows, *rest, width, starts[rows], widths[rows]))
+        starts[rows] += width
+    return _Layout(tuple(numbers), size)
 
 
 class _Project(torch.autograd.Function):
@@ -122,17 +120,17 @@ class _Project(torch.autograd.Function):
     def forward(
         ctx: Any, x_ti: Tensor, weight: Weight, updates: Sequence[Update], *matrices: Tensor
     ) -> Tensor:
-        layout = _Layout.of(updates)
+        layout = _lay_out(updates)
         weight_oi, matrices = weight.weight_oi, tuple(matrix.contiguous() for matrix in matrices)
         inner = torch.empty(layout.size, dtype=x_ti.dtype)
         y_to = torch.empty(len(x_ti), len(weight_oi), dtype=x_ti.dtype)
         find().call(
             "project_forward",
             *(weight_oi, weight_oi.stride(0), *weight_oi.shape, weight.bias_o),
-            *(layout.array(matrices, [None] * len(matrices)), len(updates)),
+            *(layout.records(updates, matrices, [None] * len(matrices)), len(updates)),
             *(x_ti, x_ti.stride(0), len(x_ti), inner, y_to),
         )
-        ctx.layout, ctx.weight_oi = layout, weight_oi
+        ctx.layout, ctx.updates, ctx.weight_oi = layout, updates, weight_oi
         ctx.save_for_backward(x_ti, inner, *matrices)
         return y_to
 
@@ -140,7 +138,7 @@ class _Project(torch.autograd.Function):
     def backward(ctx: Any, grad_to: Tensor) -> tuple[Tensor | None, ...]:
         x_ti, inner, *matrices = ctx.saved_tensors
         grad_to = grad_to if grad_to.stride(1) == 1 else grad_to.contiguous()
-        wanted, weight_oi, layout = ctx.needs_input_grad, ctx.weight_oi, ctx.layout
+        wanted, weight_oi, updates = ctx.needs_input_grad, ctx.weight_oi, ctx.updates
         grads = [
             torch.empty(matrix.shape, dtype=matrix.dtype) if wanted[3 + i] else None
             for i, matrix in enumerate(matrices)
@@ -149,7 +147,7 @@ class _Project(torch.autograd.Function):
         find().call(
             "project_backward",
             *(weight_oi, weight_oi.stride(0), *weight_oi.shape),
-            *(layout.array(matrices, grads), len(layout.updates)),
+            *(ctx.layout.records(updates, matrices, grads), len(updates)),
             *(x_ti, x_ti.stride(0), grad_to, grad_to.stride(0), len(x_ti)),
             *(inner, torch.empty_like(inner), result_ti),
         )
