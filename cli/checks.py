@@ -167,7 +167,8 @@ def check_kernels(_settings: Settings) -> Finding:
     """Say which form of the kernels runs here."""
     from models.nn.kernels.native import library, reason
 
-    if library() is None and "avx512_bf16" in _cpu_flags():
+    is_on = "GRAFTWORK_NATIVE" not in os.environ
+    if library() is None and is_on and "avx512_bf16" in _cpu_flags():
         advice = "install g++ and run `python -m models.nn.kernels.native`: twice the speed"
         return Finding("note", reason(), advice)
     return Finding("ok", reason())
