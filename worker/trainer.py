@@ -20,6 +20,7 @@ from worker.share import Share
 
 log = structlog.get_logger(__name__)
 _decoder = msgspec.json.Decoder(Said)
+_PASSED_ON = {CRASH_VARIABLE, "GRAFTWORK_NATIVE"}
 
 
 class Trainer:
@@ -89,6 +90,6 @@ class Trainer:
 
 def _environment() -> dict[str, str]:
     """Return our environment without our settings, among which are secrets."""
-    ours = {name for name in os.environ if name.startswith("GRAFTWORK_")} - {CRASH_VARIABLE}
+    ours = {name for name in os.environ if name.startswith("GRAFTWORK_")} - _PASSED_ON
     kept = {name: value for name, value in os.environ.items() if name not in ours}
     return {**kept, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}

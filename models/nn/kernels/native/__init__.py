@@ -139,7 +139,10 @@ def find() -> Library:
     path = library_path()
     if not path.exists():
         raise Unavailable("they are not built: `python -m models.nn.kernels.native`")
-    handle = ctypes.CDLL(str(path))
+    try:
+        handle = ctypes.CDLL(str(path))
+    except OSError as error:
+        raise Unavailable(f"the library cannot be loaded ({error})") from error
     instructions = _LEVELS.get(handle.gw_processor())
     if instructions is None:
         raise Unavailable("this processor has no AVX512-BF16")

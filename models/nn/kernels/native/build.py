@@ -73,6 +73,9 @@ def _compile_all(compiler: str, scratch: Path) -> list[Path]:
 
 
 def _run(command: list[str]) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise CannotBuild(f"{command[0]} cannot be started: {error}") from error
     if done.returncode:
         raise CannotBuild(f"{command[0]} failed: {done.stderr.strip()[-2000:]}")
