@@ -40,7 +40,9 @@ class EngineSettings(BaseModel, frozen=True):
     rows: int = Field(default=32, ge=1, description="Sequences decoded in one step.")
     context: int = Field(default=2048, ge=16, description="Tokens a sequence may hold.")
     prefill_tokens: int = Field(default=512, ge=1, description="Prompt tokens computed a step.")
-    adapter_bytes: int = Field(default=512 * MEBIBYTE, ge=1, description="LRU budget.")
+    adapter_bytes: int = Field(
+        default=1024 * MEBIBYTE, ge=1, description="LRU budget, C++ copies included."
+    )
     prompt_bytes: int = Field(
         default=256 * MEBIBYTE, ge=0, description="Prompts kept for who begins alike; LRU."
     )

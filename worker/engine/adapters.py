@@ -7,6 +7,7 @@ check files and make the terms; the engine's one torch thread only computes what
 from collections import OrderedDict
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 
 import structlog
@@ -45,7 +46,7 @@ class AdapterCache:
         metrics: Metrics,
         failed: Callable[[str, GraftworkError], None],
         evicted: Callable[[str], None],
-        lay_out: Callable[[str, Terms], None],
+        lay_out: Callable[[str, Terms], int],
     ) -> None:
         self._fetch = fetch
         self._loader = loader
@@ -134,9 +135,9 @@ class AdapterCache:
         verified = self._hashing.submit(files.verify)
         try:
             prepared = self._loader.prepare(adapter, files.content)
-            if prepared.acts:
-                self._lay_out(adapter.digest, prepared.terms)
-            return prepared
+            if not prepared.acts:
+                return prepared
+            return replace(prepared, laid_out=self._lay_out(adapter.digest, prepared.terms))
         finally:
             verified.result()  # what is not what was stored is told before what is wrong with it
 

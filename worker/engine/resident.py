@@ -81,6 +81,8 @@ class Prepared:
     artifact: Artifact
     terms: Terms
     form: Form
+    laid_out: int = 0
+    """Bytes of what was made of the terms for the C++ step."""
 
     @property
     def acts(self) -> bool:
@@ -159,6 +161,7 @@ class Loader:
             prefix=prefix,
             demonstrations=demonstrations,
             bytes=terms.bytes
+            + prepared.laid_out
             + (prefix.bytes if prefix else 0)
             + sum(tensor.nbytes for tensor in kept),
         )

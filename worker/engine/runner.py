@@ -81,10 +81,13 @@ class Runner:
             )
             _Call(self._backbone, NOBODY, hidden_td).logits(list(range(count)))
 
-    def prepare(self, digest: str, terms: Terms) -> None:
-        """Lay an adapter out for its first step; any thread may, beside the steps of others."""
-        if self._native is not None:
-            self._native.prepare(digest, terms)
+    def prepare(self, digest: str, terms: Terms) -> int:
+        """Lay an adapter out for its first step; return how many bytes that took.
+
+        Any thread may, beside the steps of others.
+        """
+        laid_out = self._native.prepare(digest, terms) if self._native is not None else None
+        return laid_out.arena.bytes if laid_out is not None else 0
 
     def forget(self, digest: str | None = None) -> None:
         """Drop what is kept of an adapter, or of all: a step failed."""

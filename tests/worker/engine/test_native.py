@@ -179,6 +179,10 @@ def test_adapters_are_laid_out_beside_the_steps(
     runner = engine._opened.loop._runner._native  # type: ignore[union-attr]
     assert runner is not None
     assert runner._adapters.keys() == {lora.adapter.digest}
+    (laid_out,) = runner._adapters.values()
+    (entry,) = engine.health()["resident"]
+    assert laid_out is not None
+    assert entry["bytes"] >= laid_out.arena.bytes > 0  # the budget counts both
     engine.drop(lora.adapter.digest)
     assert ask_all(engine, [order(range(10, 20))])[0].reasons
     assert not runner._adapters

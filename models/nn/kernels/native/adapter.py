@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.nn.kernels.native import Library, records
-from models.nn.kernels.native.arena import Arena
+from models.nn.kernels.native.arena import LARGE_PAGE, Arena
 from models.nn.kernels.native.model import Unsuited
 from models.nn.shape import HEAD, Shape
 from models.nn.terms import AttentionTerm, HiddenTerm, LinearTerm, Terms
@@ -50,7 +50,7 @@ def prepare(terms: Terms, shape: Shape, library: Library) -> StepAdapter:
             raise Unsuited(f"its term at {place} is a function")
     if any(term.input_scale is not None for term in _at(terms, HEAD)):
         raise Unsuited("it scales the input of the head")
-    arena = Arena(library)
+    arena = Arena(library, chunk=min(LARGE_PAGE, terms.bytes))  # small ones are many
     layers = (records.AdapterLayer * shape.layers)()
     writer = _Writer(terms, arena, library)
     for index, record in enumerate(layers):

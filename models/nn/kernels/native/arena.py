@@ -11,21 +11,21 @@ from torch import Tensor
 
 from models.nn.kernels.native import PANEL_WIDTH, Library
 
-_PAGE = 2 * 1024 * 1024
+LARGE_PAGE = 2 * 1024 * 1024
 _LINE = 64
 
 
 class Arena:
     """Hands out pieces of memory that live as long as it does."""
 
-    def __init__(self, library: Library, *, chunk: int = _PAGE) -> None:
+    def __init__(self, library: Library, *, chunk: int = LARGE_PAGE) -> None:
         """Get memory in chunks of so many bytes."""
         self._library = library
         self._chunk = chunk
         self._chunks: list[Tensor] = []
         self._free = torch.empty(0, dtype=torch.uint8)
         self.bytes = 0
-        """What was handed out so far."""
+        """What it holds."""
 
     def pack(self, weight_nk: Tensor, *, inputs: int | None = None) -> int:
         """Keep a weight (N, K) packed as bfloat16 and return its address.
@@ -54,16 +54,22 @@ class Arena:
     def _take(self, size: int) -> Tensor:
         whole = -(-size // _LINE) * _LINE
         if len(self._free) < whole:
-            chunk = torch.empty(max(self._chunk, whole) + _PAGE, dtype=torch.uint8)
-            skipped = -chunk.data_ptr() % _PAGE
+            self._free = self._grow(max(self._chunk, whole))
+        taken, self._free = self._free[:size], self._free[whole:]
+        return taken
+
+    def _grow(self, size: int) -> Tensor:
+        """Return new memory, on large pages if it fills one."""
+        self.bytes += size
+        skipped = 0
+        chunk = torch.empty(size if size < LARGE_PAGE else size + LARGE_PAGE, dtype=torch.uint8)
+        if size >= LARGE_PAGE:
+            skipped = -chunk.data_ptr() % LARGE_PAGE
             self._library.handle.gw_use_large_pages(
                 ctypes.c_void_p(chunk.data_ptr() + skipped), ctypes.c_int64(len(chunk) - skipped)
             )
-            self._chunks.append(chunk)
-            self._free = chunk[skipped : len(chunk) - _PAGE + skipped]
-        taken, self._free = self._free[:size], self._free[whole:]
-        self.bytes += whole
-        return taken
+        self._chunks.append(chunk)
+        return chunk[skipped : skipped + size]
 
 
 def _fill(weight_nk: Tensor, *, inputs: int | None) -> Tensor:
