@@ -27,8 +27,11 @@ class Threads:
         if now - self._looked < EVERY_SECONDS:
             return
         self._looked = now
-        self._beat.beat()
-        trainers = count(self._folder, "trainer")
+        try:
+            self._beat.beat()
+            trainers = count(self._folder, "trainer")
+        except OSError:
+            return  # a full disk is no reason to stop serving
         due = self._most if not trainers else engine_share(self._cores, trainers=trainers)
         due = min(due, self._most)
         if due != self._threads:

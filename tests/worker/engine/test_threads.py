@@ -43,3 +43,10 @@ def test_what_an_operator_grants_is_the_most(tmp_path: Path) -> None:
     Beat(tmp_path, "trainer").beat()
     threads.work()
     assert torch.get_num_threads() == 2
+
+
+def test_a_folder_that_cannot_be_written_stops_nobody(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    threads = Threads(tmp_path / "file" / "cores", most=3)
+    threads.work()
+    assert torch.get_num_threads() == 3
