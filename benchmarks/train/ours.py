@@ -61,11 +61,9 @@ def answer(question: JSON) -> JSON:
 
 def run(order: TrainOrder) -> JSON:
     """Train to the end; return the curves, the times and the most memory so far."""
-    recorder, gang = Recorder(), Gang()
+    recorder = Recorder()
     began = time.perf_counter()
-    gang.join(train(order, recorder), recorder)  # type: ignore[arg-type]
-    while gang.members:
-        gang.beat()
+    train_alone(order, recorder)
     ends = [end for end, _, _ in recorder.steps]
     seen = [0, *(tokens for _, _, tokens in recorder.steps)]
     return {
@@ -75,6 +73,15 @@ def run(order: TrainOrder) -> JSON:
         "ends": [end - began for end in ends],
         "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     }
+
+
+def train_alone(order: TrainOrder, recorder: Recorder) -> None:
+    """Carry out one order from start to end, as a trainer does with its only job."""
+    channel: Any = recorder
+    gang = Gang()
+    gang.join(train(order, channel), channel)
+    while gang.members:
+        gang.beat()
 
 
 def export(order: TrainOrder, folder: Path, *, form: str) -> JSON:
