@@ -69,7 +69,7 @@ def as_one(tensors: Sequence[Tensor]) -> Tensor | None:
     return first.as_strided((reached - start,), (1,), start)
 
 
-def cast_together(tensors: Sequence[Tensor], dtype: torch.dtype) -> dict[int, Tensor]:
+def cast_adjacent(tensors: Sequence[Tensor], dtype: torch.dtype) -> dict[int, Tensor]:
     """Return casts of tensors by the `id` of each, made at once; none unless they are `as_one`."""
     flat = as_one(tensors)
     if flat is None or flat.dtype == dtype:

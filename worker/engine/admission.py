@@ -40,10 +40,10 @@ def admit(backbone: Backbone, blocks: Blocks) -> tuple[NativeRunner | None, str]
     try:
         library = find()
         model = StepModel.of(backbone, library, keys=blocks.keys, values=blocks.values)
-    except (Unavailable, Unsuited) as error:
+        probe = _Probe(backbone, blocks)
+    except (Unavailable, Unsuited, MemoryError, RuntimeError) as error:
         return None, f"plain torch: {error}"
     forms: list[Form] = ["amx", "avx512"] if library.instructions == "amx" else ["avx512"]
-    probe = _Probe(backbone, blocks)
     for form in forms:
         step = NativeStep(model, library, form=form)
         distance = probe.distance(step)

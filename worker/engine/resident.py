@@ -19,7 +19,7 @@ from models.nn.chat import Renderer
 from models.nn.executors import NOBODY
 from models.nn.head import pool
 from models.nn.prefix import Prefix, compile_in_pieces
-from models.nn.tensor_file import cast_together, largest
+from models.nn.tensor_file import cast_adjacent, largest
 from models.nn.terms import Pooling, Terms
 from models.wire import AdapterRef, Input
 from worker.engine.demonstrations import Demonstrations
@@ -120,7 +120,7 @@ class Loader:
         """
         self._check_identity(adapter, read_provenance(files))
         artifact = read_artifact(files, shape=self.backbone.shape)
-        casts = cast_together(list(artifact.tensors.values()), self.base.dtype)
+        casts = cast_adjacent(list(artifact.tensors.values()), self.base.dtype)
         terms = Terms.of(artifact.method, artifact.tensors, self.base, casts=casts)
         _require_bounded(adapter, _largest(terms))
         return Prepared(adapter, artifact, terms, _read_form(artifact, default=self.form))

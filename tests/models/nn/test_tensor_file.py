@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load, save
 
-from models.nn.tensor_file import as_one, cast_together, largest, read_tensors
+from models.nn.tensor_file import as_one, cast_adjacent, largest, read_tensors
 
 TENSORS = {
     "half": torch.randn(3, 5).half(),
@@ -100,13 +100,13 @@ def test_tensors_of_one_file_are_cast_together_and_others_are_not():
     assert flat is not None
     assert flat.data_ptr() == min(tensor.data_ptr() for tensor in tensors)
     assert len(flat) == 11
-    casts = cast_together(tensors, torch.bfloat16)
+    casts = cast_adjacent(tensors, torch.bfloat16)
     for tensor in tensors:
         assert torch.equal(casts[id(tensor)], tensor.bfloat16())
-    assert cast_together(tensors, torch.float32) == {}
+    assert cast_adjacent(tensors, torch.float32) == {}
     for apart in ([], [torch.zeros(2), torch.zeros(2)], [read["a"].t()], tensors[:1] * 2):
         assert as_one(apart) is None
-        assert cast_together(apart, torch.bfloat16) == {}
+        assert cast_adjacent(apart, torch.bfloat16) == {}
     gap = torch.zeros(9)
     assert as_one([gap[:3], gap[4:]]) is None
     assert as_one([gap[:3], gap[3:4], gap[4:]]).shape == (9,)

@@ -25,7 +25,8 @@ FLAGS = {
     "_emulated.cpp": (*AVX512, "-O1"),
 }
 """By the end of a source's name."""
-COMPILERS = ("c++", "g++", "clang++")
+COMPILERS = ("g++", "c++", "clang++")
+"""GCC first: its OpenMP is the one that torch brings, and two would fight for the cores."""
 
 
 class CannotBuild(Exception):

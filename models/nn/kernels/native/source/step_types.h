@@ -1,4 +1,4 @@
-// What a step is told, as plain records that Python mirrors field by field (`layout.py`).
+// What a step is told, as plain records that Python mirrors field by field (`records.py`).
 //
 // Sites are where adapters read: 0 the input of q, k and v, 1 that of o, 2 that of gate and up, 3
 // that of down. Places are q, k, v, o, gate, up, down; sublayers are attention, feed-forward.
