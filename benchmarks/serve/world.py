@@ -9,7 +9,7 @@ from typing import Any
 from benchmarks.serve.adapters import Stored, make_kinds, make_loras
 from benchmarks.serve.peers.peer import READY, Peer
 from benchmarks.serve.work import Work
-from benchmarks.sides import JSON, Side, environment
+from benchmarks.sides import JSON, Side
 from cli import programs
 from core.settings import EngineSettings, Settings
 from core.store import Store
@@ -130,7 +130,7 @@ def start(world: World, peer: Peer, *, label: str, spec: JSON) -> Side:
         json.dumps(spec),
         log=world.folder / f"{label}.log",
         python=peer.python(),
-        variables={**environment(), **peer.variables},
+        variables=peer.environment(),
     )
     side.ask(READY)
     return side

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.environments import make_environment
-from benchmarks.sides import JSON, serve
+from benchmarks.sides import JSON, environment, serve
 
 Answer = Callable[[JSON], JSON]
 READY = {"do": "ready"}
@@ -29,12 +29,19 @@ class Peer:
     packages: tuple[str, ...] = ()
     """Whose versions are printed."""
     variables: Mapping[str, str] = field(default_factory=dict)
+    without: tuple[str, ...] = ()
+    """Variables of the usual environment that would keep it from its own best settings."""
 
     def python(self) -> Path:
         """Return its interpreter; pip's error is raised if it cannot be installed."""
         if not self.requirements:
             return Path(sys.executable)
         return make_environment(self.name, self.requirements, remove=self.remove)
+
+    def environment(self) -> dict[str, str]:
+        """Return the environment it runs in: the one of all sides, but for what it needs."""
+        usual = {**environment(), **self.variables}
+        return {name: value for name, value in usual.items() if name not in self.without}
 
     def versions(self) -> dict[str, str]:
         """Return the versions of its packages."""

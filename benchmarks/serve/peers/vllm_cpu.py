@@ -14,6 +14,7 @@ PEER = Peer(
         "VLLM_NO_USAGE_STATS": "1",
         "HF_HUB_OFFLINE": "1",
     },
+    without=("OMP_NUM_THREADS", "MKL_NUM_THREADS"),
 )
 
 

@@ -15,6 +15,7 @@ from benchmarks.serve.gaps import BUSY, QUIET, Phase, gaps_by_phase, percentile
 from benchmarks.serve.measure import take_turns
 from benchmarks.serve.outside import METRICS, read_report
 from benchmarks.serve.peers.hf_oracle import shortfall
+from benchmarks.serve.peers.peer import Peer
 from benchmarks.serve.slots import copy_seconds
 from benchmarks.serve.versus import OURS
 from benchmarks.serve.work import Order, Work, in_turn
@@ -173,3 +174,11 @@ def test_quick_leaves_out_what_has_no_bar() -> None:
     assert quick.repeats < whole.repeats
     with pytest.raises(SystemExit):
         read_options(["--parts", "adapters,nothing"])
+
+
+def test_a_peer_runs_in_the_usual_environment_but_for_what_hinders_it() -> None:
+    peer = Peer(name="some", module="some", variables={"OWN": "1"}, without=("OMP_NUM_THREADS",))
+    found = peer.environment()
+    assert found["OWN"] == "1"
+    assert "OMP_NUM_THREADS" not in found
+    assert "PYTHONPATH" in found
