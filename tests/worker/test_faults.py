@@ -27,6 +27,8 @@ ROWS: list[dict[str, Any]] = [
 LONG = {"n_epochs": 5, "batch_size": 2, "learning_rate": 0.01}
 METHOD = {"type": "lora", "rank": 4, "dropout": 0.1}
 STEPS = 100
+SELDOM = {"GRAFTWORK_WORKER__RESUME_SECONDS": "2"}
+"""Many jobs that save all the time would test the disk."""
 
 
 def post(site: Site) -> Job:
@@ -191,9 +193,9 @@ def test_equal_jobs_side_by_side_keep_their_own_checkpoints(
         check_like_unbroken(site, row, unbroken=unbroken)
 
 
-def post_gang(site: Site) -> list[Job]:
-    """Post the job three times and wait until all are in the middle of their training."""
-    rows = [post(site) for _ in range(3)]
+def post_gang(site: Site, *, jobs: int = 2) -> list[Job]:
+    """Post the job several times and wait until all are in the middle of their training."""
+    rows = [post(site) for _ in range(jobs)]
     for row in rows:
         site.wait_for_step(row, 10)
     return rows
@@ -202,7 +204,7 @@ def post_gang(site: Site) -> list[Job]:
 def test_a_gang_is_one_process_and_each_job_is_as_if_alone(
     site: Site, unbroken: dict[str, str]
 ) -> None:
-    worker = site.start_worker()
+    worker = site.start_worker(**SELDOM)
     rows = post_gang(site)
     assert len(children(worker.pid)) == 1
     late = post(site)
@@ -214,7 +216,7 @@ def test_a_gang_is_one_process_and_each_job_is_as_if_alone(
 
 
 def test_kill_the_trainer_of_a_gang(site: Site, unbroken: dict[str, str]) -> None:
-    worker = site.start_worker()
+    worker = site.start_worker(**SELDOM)
     rows = post_gang(site)
     os.kill(trainer_of(worker.pid), signal.SIGKILL)
     for row in rows:
@@ -223,21 +225,21 @@ def test_kill_the_trainer_of_a_gang(site: Site, unbroken: dict[str, str]) -> Non
 
 
 def test_kill_the_worker_of_a_gang(site: Site, unbroken: dict[str, str]) -> None:
-    worker = site.start_worker()
+    worker = site.start_worker(**SELDOM)
     rows = post_gang(site)
     trainer = trainer_of(worker.pid)
     worker.kill()
     worker.wait()
     wait_for(lambda: not is_alive(trainer), seconds=3)
-    site.start_worker()
+    site.start_worker(**SELDOM)
     for row in rows:
         site.wait_for_state(row, "succeeded")
         check_like_unbroken(site, row, unbroken=unbroken)
 
 
 def test_one_of_a_gang_is_cancelled_and_one_paused(site: Site, unbroken: dict[str, str]) -> None:
-    site.start_worker()
-    cancelled, paused, other = post_gang(site)
+    site.start_worker(**SELDOM)
+    cancelled, paused, other = post_gang(site, jobs=3)
     with site.database.unit_of_work() as session:
         job.cancel(session, cancelled.id, tenant=cancelled.tenant)
         job.pause(session, paused.id, tenant=paused.tenant)
@@ -256,19 +258,19 @@ def test_one_of_a_gang_is_cancelled_and_one_paused(site: Site, unbroken: dict[st
 def test_a_worker_that_is_told_to_stop_hands_a_whole_gang_over(
     site: Site, unbroken: dict[str, str]
 ) -> None:
-    worker = site.start_worker()
+    worker = site.start_worker(**SELDOM)
     rows = post_gang(site)
     worker.terminate()
     worker.wait(20)
     assert {(site.job(row).state, site.job(row).attempts) for row in rows} == {("queued", 0)}
-    site.start_worker()
+    site.start_worker(**SELDOM)
     for row in rows:
         site.wait_for_state(row, "succeeded")
         check_like_unbroken(site, row, unbroken=unbroken)
 
 
 def test_bad_data_of_one_leaves_its_gang_alone(site: Site, unbroken: dict[str, str]) -> None:
-    site.start_worker()
+    site.start_worker(**SELDOM)
     other = post(site)
     site.wait_for_step(other, 5)
     bad = site.add_job(ROWS, loop={**LONG, "max_sequence_length": 8}, method=METHOD)
