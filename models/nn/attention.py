@@ -6,13 +6,14 @@ one sequence, s keys that it sees, g query heads that share a key head, G = H + 
 
 from collections.abc import Mapping, Sequence
 from itertools import groupby, pairwise
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from models.nn.kernels import ops
+from models.nn.lineage import NONE, lineage
 from models.nn.terms import KeysValues
 
 
@@ -54,8 +55,29 @@ class Span(NamedTuple):
     stop: int
     static: Mapping[int, KeysValues] | None = None
     """By layer: keys and values from elsewhere, first of all."""
-    before: tuple[int, int] | None = None
-    """Rows of the stream that come next, such as a prompt that several sequences share."""
+    parent: int = NONE
+    """The earlier span that it goes on from, with all that stands before that."""
+
+
+class _Run(NamedTuple):
+    """Neighbours that are computed in one way; those with static keys have no bounds."""
+
+    numbers: tuple[int, ...]
+    start: int
+    stop: int
+    bounds: tuple[int, ...]
+    parents: tuple[int, ...]
+
+    @classmethod
+    def of(cls, numbers: tuple[int, ...], spans: Sequence[Span]) -> "_Run":
+        """Count bounds and parents from the first span of the run on."""
+        own = [spans[number] for number in numbers]
+        first, start, stop = numbers[0], own[0].start, own[-1].stop
+        if own[0].static:
+            return cls(numbers, start, stop, (), ())
+        bounds = (0, *(span.stop - start for span in own))
+        parents = tuple(NONE if span.parent == NONE else span.parent - first for span in own)
+        return cls(numbers, start, stop, bounds, parents)
 
 
 def split_heads(heads_tgh: Tensor, *, kv_heads: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -68,7 +90,7 @@ def split_heads(heads_tgh: Tensor, *, kv_heads: int) -> tuple[Tensor, Tensor, Te
 
 
 class PackedCausal(Attention):
-    """Block-diagonal causal attention over sequences laid end to end; differentiable, no cache."""
+    """Causal attention within sequences laid end to end, or in a tree; differentiable, no cache."""
 
     def __init__(self, sequences: Sequence[tuple[int, int] | Span]) -> None:
         """Take the spans of the sequences; together they must tile the stream."""
@@ -78,15 +100,22 @@ class PackedCausal(Attention):
             raise ValueError("Sequences must follow each other without gap or overlap.")
         if any(span.start >= span.stop for span in self.spans):
             raise ValueError("A sequence must have at least one row.")
+        self._parents = [span.parent for span in self.spans]
+        if any(parent >= own for own, parent in enumerate(self._parents)):
+            raise ValueError("A sequence can only go on from an earlier one.")
+        self._runs = [
+            _Run.of(tuple(run), self.spans)
+            for _, run in groupby(range(len(self.spans)), lambda one: not self.spans[one].static)
+        ]
         self._masks: dict[tuple[int, int, int | None, torch.device], Tensor] = {}
         self._bounds = [bound for _, bound in bounds]
         self._joins = True
-        """Whether spans with nothing before them may be left to one op."""
+        """Whether spans without static keys may be left to one op."""
 
     def attend_joined(
         self, layer: int, heads_tgh: Tensor, *, kv_heads: int, scale: float
     ) -> Tensor:
-        """See `Attention.attend_joined`; where nothing stands before a sequence, one op does it.
+        """See `Attention.attend_joined`; where all keys are of the stream, one op does it.
 
         Which way a sequence goes is its own affair, so that its bits do not depend on the others.
         """
@@ -94,16 +123,14 @@ class PackedCausal(Attention):
             return super().attend_joined(layer, heads_tgh, kv_heads=kv_heads, scale=scale)
         attend = ops(heads_tgh.device).attend_packed
         outputs = []
-        for is_plain, run in groupby(self.spans, lambda span: not (span.static or span.before)):
-            spans = list(run)
-            if is_plain:
-                first = spans[0].start
-                bounds = [0, *(span.stop - first for span in spans)]
-                own_tgh = heads_tgh[first : spans[-1].stop]
-                outputs.append(attend(own_tgh, kv_heads=kv_heads, bounds=bounds, scale=scale))
+        for run in self._runs:
+            if run.bounds:
+                own_tgh = heads_tgh[run.start : run.stop]
+                given: dict[str, Any] = {"bounds": run.bounds, "parents": run.parents}
+                outputs.append(attend(own_tgh, kv_heads=kv_heads, scale=scale, **given))
             else:
                 sides = split_heads(heads_tgh, kv_heads=kv_heads)
-                outputs.append(self._attend_spans(spans, layer, *sides, scale=scale))
+                outputs.append(self._attend_spans(run.numbers, layer, *sides, scale=scale))
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
     def attend(
@@ -122,12 +149,12 @@ class PackedCausal(Attention):
             raise ValueError(f"{query_hth.shape[1]} rows, but {self.spans[-1].stop} in sequences")
         sides = (query_hth, key_kth, value_kth)
         return self._attend_spans(
-            self.spans, layer, *sides, scale=scale, window=window, softcap=softcap
+            range(len(self.spans)), layer, *sides, scale=scale, window=window, softcap=softcap
         )
 
     def _attend_spans(
         self,
-        spans: Sequence[Span],
+        numbers: Sequence[int],
         layer: int,
         query_hth: Tensor,
         key_kth: Tensor,
@@ -139,10 +166,12 @@ class PackedCausal(Attention):
     ) -> Tensor:
         """Return (t, H, h): these sequences one by one, end to end."""
         outputs = []
-        for span in spans:
+        for number in numbers:
+            span = self.spans[number]
             query_hnh = query_hth[:, span.start : span.stop]
-            key_ksh = _seen(key_kth, span, _static(span, layer, "keys"))
-            value_ksh = _seen(value_kth, span, _static(span, layer, "values"))
+            line = [self.spans[up] for up in lineage(self._parents, number)]
+            key_ksh = _seen(key_kth, line, _static(span, layer, "keys"))
+            value_ksh = _seen(value_kth, line, _static(span, layer, "values"))
             rows, seen = query_hnh.shape[1], key_ksh.shape[1]
             mask_ns = None
             if softcap is not None or seen > rows or (window is not None and window < rows):
@@ -203,13 +232,11 @@ def _static(span: Span, layer: int, side: str) -> Tensor | None:
     return getattr(span.static[layer], side) if span.static else None
 
 
-def _seen(stream_kth: Tensor, span: Span, static_kph: Tensor | None) -> Tensor:
+def _seen(stream_kth: Tensor, line: Sequence[Span], static_kph: Tensor | None) -> Tensor:
     """Return (K, s, h): what stands before a sequence, then its own rows."""
     pieces = [] if static_kph is None else [static_kph]
-    if span.before is not None:
-        pieces.append(stream_kth[:, slice(*span.before)])
-    own_knh = stream_kth[:, span.start : span.stop]
-    return torch.cat([*pieces, own_knh], dim=1) if pieces else own_knh
+    pieces += [stream_kth[:, span.start : span.stop] for span in line]
+    return torch.cat(pieces, dim=1) if len(pieces) > 1 else pieces[0]
 
 
 def _attend_plain(

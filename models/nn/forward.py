@@ -14,6 +14,7 @@ from torch import Tensor
 from models.nn.attention import PackedCausal, Span
 from models.nn.backbone import Backbone
 from models.nn.executors import NOBODY, DropoutSource, Executor, Segment, Segments
+from models.nn.lineage import NONE, Tree
 from models.nn.terms import Terms
 
 
@@ -26,12 +27,15 @@ class Part:
     lengths: tuple[int, ...]
     terms: Terms | None = None
     dropout: DropoutSource | None = None
+    tree: Tree | None = None
+    """The same sequences with what they share laid down once; only for terms without dropout."""
 
     @property
     def rows(self) -> int:
         """How many rows it takes in a stream, its prompt's included."""
         prompt = self.terms.prompt if self.terms else None
-        return sum(self.lengths) + (0 if prompt is None else len(prompt))
+        own = sum(self.tree.lengths if self.tree else self.lengths)
+        return own + (0 if prompt is None else len(prompt))
 
 
 @dataclass(frozen=True)
@@ -70,16 +74,16 @@ def forward(backbone: Backbone, parts: Sequence[Part]) -> States:
         backbone = backbone.using(weights[0])
     acting = any(part.terms is not None for part in parts)
     executor: Executor = Segments(stream.segments) if acting else NOBODY
-    ids_t = torch.cat([part.ids_t for part in parts])
-    has_prompts = len(stream.rows) < stream.length
+    ids_t = torch.cat([part.tree.ids_t if part.tree else part.ids_t for part in parts])
+    has_prompts = len(ids_t) < stream.length
     hidden_td = backbone.hidden(
         stream.embeddings(backbone, ids_t) if has_prompts else ids_t,
         positions=torch.cat(stream.positions),
         attention=PackedCausal(stream.spans),
         executor=executor,
     )
-    if has_prompts:
-        rows_t = torch.tensor(stream.rows, device=hidden_td.device)
+    if has_prompts or any(part.tree for part in parts):
+        rows_t = torch.cat(stream.rows)
         hidden_td, executor = hidden_td[rows_t], executor.at(rows_t)
     bounds = pairwise(accumulate((sum(part.lengths) for part in parts), initial=0))
     own = (Segment(*at, p.terms, p.dropout) for at, p in zip(bounds, parts, strict=True))
@@ -94,29 +98,33 @@ class _Stream:
         self.spans: list[Span] = []
         self.segments: list[Segment] = []
         self.positions: list[Tensor] = []
-        self.rows: list[int] = []
-        """The rows of sequences, prompts left out."""
+        self.rows: list[Tensor] = []
+        """Where the rows of the parts' sequences lie, in their order."""
         self._pieces: list[tuple[int, Tensor | None]] = []
 
     def add(self, part: Part, backbone: Backbone) -> None:
         """Lay a part's prompt and its sequences at the end."""
         terms, device = part.terms or Terms(), backbone.device
         first, static = self.length, terms.keys_values or None
-        before = None
+        root = NONE
         if terms.prompt is not None:
-            before = (first, first + len(terms.prompt))
+            root = len(self.spans)
             self._put(terms.prompt, len(terms.prompt))
-            self.spans.append(Span(*before, static))
+            self.spans.append(Span(first, self.length, static))
             self.positions.append(torch.arange(terms.static_rows, terms.prefix_rows, device=device))
-        begins = self.length
-        self._put(None, sum(part.lengths))
-        self.rows.extend(range(begins, self.length))
-        bounds = [begins]
-        for length in part.lengths:
-            bounds.append(bounds[-1] + length)
-            start = terms.prefix_rows
-            self.positions.append(torch.arange(start, start + length, device=device))
-        self.spans += [Span(start, stop, static, before) for start, stop in pairwise(bounds)]
+        begins, runs = self.length, len(self.spans)
+        lengths = part.tree.lengths if part.tree else part.lengths
+        parents = part.tree.parents if part.tree else (NONE,) * len(lengths)
+        self._put(None, sum(lengths))
+        rows_t = torch.arange(self.length - begins, device=device)
+        self.rows.append(begins + (part.tree.rows_t if part.tree else rows_t))
+        ends: list[int] = []
+        bounds = pairwise(accumulate(lengths, initial=begins))
+        for (start, stop), parent in zip(bounds, parents, strict=True):
+            position = terms.prefix_rows if parent == NONE else ends[parent]
+            ends.append(position + stop - start)
+            self.positions.append(torch.arange(position, ends[-1], device=device))
+            self.spans.append(Span(start, stop, static, root if parent == NONE else runs + parent))
         self.segments.append(Segment(first, self.length, part.terms, part.dropout))
 
     def embeddings(self, backbone: Backbone, ids_t: Tensor) -> Tensor:

@@ -244,6 +244,11 @@ class Terms:
         at_head = all(place == HEAD for place in self.linears)
         return at_head and self.prompt is None and not any(acting)
 
+    @property
+    def drops(self) -> bool:
+        """Whether training draws masks, by which rows that are alike come out different."""
+        return any(term.dropout > 0 for term in self.linears.values())
+
     def tensors(self) -> Iterator[Tensor]:
         """Go through every tensor of every term."""
         for member in fields(self):

@@ -20,6 +20,7 @@ from core.errors import InvalidData, InvalidRequest
 from models.dataset import REPORTED_PROBLEMS, Row, inspect, iterate
 from models.dataset_problems import Problem
 from models.nn.chat import Example
+from models.nn.lineage import Tree, share_starts
 
 ScalarT = TypeVar("ScalarT", bound=np.generic)
 
@@ -72,6 +73,7 @@ class Examples:
             lengths=tuple(lengths),
             rows_n=torch.from_numpy(rows_n).to(device),
             targets_n=torch.from_numpy(ids_t[rows_n + 1]).to(device),
+            tree=share_starts(np.split(ids_t, bounds[1:-1]), device=device),
         )
 
     def _slice(self, row: int) -> slice:
@@ -88,6 +90,8 @@ class Stream:
     lengths: tuple[int, ...]
     rows_n: Tensor
     targets_n: Tensor
+    tree: Tree | None
+    """The sequences with what they share laid down once, where that saves enough."""
 
 
 def read_examples(

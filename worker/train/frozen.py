@@ -47,7 +47,8 @@ def freeze(
     for stream in micro_batches(examples, rows, max_tokens=max_tokens, device=str(backbone.device)):
         yield Turn(len(stream.ids_t))
         with torch.no_grad():
-            hidden_td = forward(backbone, [Part(stream.ids_t, stream.lengths)]).hidden_td
+            part = Part(stream.ids_t, stream.lengths, tree=stream.tree)
+            hidden_td = forward(backbone, [part]).hidden_td
             picked_nd, counts = pick(stream, hidden_td)
         pieces.update(zip(stream.rows, torch.split(picked_nd, counts), strict=True))
     return Frozen(pieces)

@@ -200,8 +200,10 @@ class Share:
 
     @property
     def part(self) -> Part:
-        """What it is in a stream."""
-        return Part(self.stream.ids_t, self.stream.lengths, self.terms, self.dropout)
+        """What it is in a stream; sequences drop for themselves, so that none shares its start."""
+        drops = self.dropout is not None and self.terms.drops
+        tree = None if drops else self.stream.tree
+        return Part(self.stream.ids_t, self.stream.lengths, self.terms, self.dropout, tree)
 
     @property
     def tokens(self) -> int:

@@ -98,25 +98,37 @@ def swiglu(gate_up_tm: Tensor) -> Tensor:
 
 
 def attend_packed(
-    heads_tgh: Tensor, *, kv_heads: int, bounds: Sequence[int], scale: float
+    heads_tgh: Tensor,
+    *,
+    kv_heads: int,
+    bounds: Sequence[int],
+    scale: float,
+    parents: Sequence[int] = (),
 ) -> Tensor:
     """Return (t, H, h): causal attention within each sequence, from (t, G, h) rotated heads.
 
-    `bounds` are the sequences' ends, from 0 to t. Source: arXiv 1706.03762 section 3.2.1; grouped
-    heads share a key head, arXiv 2305.13245.
+    `bounds` are the sequences' ends, from 0 to t. A sequence with a parent, an earlier one, goes on
+    from it: it sees all rows of it and all that it sees. Parents are -1 for none; no parents at all
+    are none for each. Source: arXiv 1706.03762 section 3.2.1; grouped heads share a key head, arXiv
+    2305.13245; a tree of sequences, arXiv 2305.09781 section 4.
     """
     heads = heads_tgh.shape[1] - 2 * kv_heads
+    query_hth, key_kth, value_kth = torch.split(
+        heads_tgh.transpose(0, 1), [heads, kv_heads, kv_heads]
+    )
+    seen: list[list[int]] = []
     outputs = []
-    for start, stop in pairwise(bounds):
-        query_hth, key_kth, value_kth = torch.split(
-            heads_tgh[start:stop].transpose(0, 1), [heads, kv_heads, kv_heads]
-        )
-        query_kgth = torch.unflatten(query_hth, 0, (kv_heads, -1))
-        scores_kgtp = query_kgth @ key_kth[:, None].transpose(-1, -2) * scale
+    for one, (start, stop) in enumerate(pairwise(bounds)):
+        parent = parents[one] if parents else -1
+        before = [] if parent < 0 else seen[parent]
+        seen.append(before + list(range(start, stop)))
+        query_kgth = torch.unflatten(query_hth[:, start:stop], 0, (kv_heads, -1))
+        scores_kgtp = query_kgth @ key_kth[:, None, seen[-1]].transpose(-1, -2) * scale
         future_tp = torch.ones(scores_kgtp.shape[-2:], dtype=torch.bool, device=heads_tgh.device)
-        scores_kgtp = scores_kgtp.masked_fill(future_tp.triu(1), float("-inf"))
+        scores_kgtp = scores_kgtp.masked_fill(future_tp.triu(1 + len(before)), float("-inf"))
         weights_kgtp = scores_kgtp.softmax(-1, dtype=torch.float32).to(value_kth.dtype)
-        outputs.append((weights_kgtp @ value_kth[:, None]).flatten(0, 1).transpose(0, 1))
+        output_kgth = weights_kgtp @ value_kth[:, None, seen[-1]]
+        outputs.append(output_kgth.flatten(0, 1).transpose(0, 1))
     return torch.cat(outputs)
 
 

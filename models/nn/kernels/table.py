@@ -100,7 +100,13 @@ class AttendPacked(Protocol):
     """See `reference.attend_packed`."""
 
     def __call__(
-        self, heads_tgh: Tensor, *, kv_heads: int, bounds: Sequence[int], scale: float
+        self,
+        heads_tgh: Tensor,
+        *,
+        kv_heads: int,
+        bounds: Sequence[int],
+        scale: float,
+        parents: Sequence[int] = (),
     ) -> Tensor:
         """Compute it."""
 

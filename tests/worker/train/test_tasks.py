@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from models.nn.backbone import Backbone
+from models.nn.executors import DropoutSource
 from models.nn.methods import parse_method
 from models.nn.terms import Terms
 from tests.worker.train.conftest import ROWS
@@ -13,7 +14,7 @@ from worker.train import tasks as module
 from worker.train.data import read_examples
 from worker.train.rows import render_example
 from worker.train.score import Score
-from worker.train.tasks import NextTokens
+from worker.train.tasks import NextTokens, Share
 from worker.train.turns import do_alone
 
 
@@ -73,6 +74,21 @@ def test_packed_rows_equal_rows_alone(examples, backbone):
             alone += task.score(examples.pack([row], device="cpu"), terms)
     assert (packed.correct, packed.tokens) == (alone.correct, alone.tokens)
     assert packed.loss == pytest.approx(alone.loss, rel=1e-6)
+
+
+def test_rows_that_drop_share_no_start(examples, backbone):
+    stream = examples.pack([0, 0], device="cpu")
+    task = NextTokens(examples, backbone=backbone, max_tokens=512)
+    assert stream.tree is not None
+    for dropout, source, shared in (
+        (0.0, DropoutSource(1, 1), True),
+        (0.5, None, True),
+        (0.5, DropoutSource(1, 1), False),
+    ):
+        method, tensors = perturbed(backbone, dropout=dropout)
+        share = Share(task, stream, Terms.of(method, tensors, backbone.base), source)
+        assert (share.part.tree is not None) is shared
+        assert share.tokens == (examples.length(0) if shared else 2 * examples.length(0))
 
 
 def test_loss_is_that_of_transformers(examples, backbone, base_folder):

@@ -179,6 +179,24 @@ def test_attend_packed(form, dtype, bounds, heads):
 
 
 @DTYPES
+@pytest.mark.parametrize(
+    ("bounds", "parents"),
+    [
+        ((0, 20, 21, 84, 90), (-1, 0, 0, 2)),
+        ((0, 5, 45, 50, 52), (-1, -1, 1, 0)),
+        ((0, 280, 290, 300, 310), (-1, 0, 1, -1)),
+    ],
+)
+def test_attend_packed_along_a_tree(form, dtype, bounds, parents):
+    def make(precision):
+        (x,) = leaves(draw(bounds[-1], 8, 64), dtype=precision)
+        given = {"kv_heads": 2, "bounds": bounds, "parents": parents, "scale": 0.2}
+        return [x], lambda op: op(x, **given)
+
+    check(form, "attend_packed", make, dtype=dtype)
+
+
+@DTYPES
 @pytest.mark.parametrize("rows", [1, 65, 300])
 def test_linear_cross_entropy(form, dtype, rows):
     targets = torch.arange(rows) % 96

@@ -1,34 +1,77 @@
 // Attention over all sequences of a stream, shared out by sequence and key head.
 #pragma once
 
+#include <vector>
+
 #include "attention_gradient.h"
 
 namespace gw {
 
-// Sequences lie between `bounds`, which are one more.
 template <class Act>
-void for_sequences(const index* bounds, index sequences, index kv_heads, Act&& act) {
+void for_sequences(const Sequences& s, index kv_heads, Act&& act) {
 #pragma omp parallel for schedule(dynamic)
-    for (index item = 0; item < sequences * kv_heads; ++item) {
-        const index sequence = item / kv_heads;
-        act(bounds[sequence], bounds[sequence + 1], item % kv_heads);
+    for (index item = 0; item < s.count * kv_heads; ++item) act(item / kv_heads, item % kv_heads);
+}
+
+template <class Isa>
+void attend_forward(const Attention& a, const Sequences& s, bf16* out, float* logs) {
+    for_sequences(s, a.kv_heads, [&](index one, index kv) {
+        attend_forward<Isa>(a, Seen(a, s, one, kv), kv, out, logs);
+    });
+}
+
+// What each sequence gives to the keys and values that it sees, until those who own them add up.
+class Gifts {
+   public:
+    Gifts(const Attention& a, const Sequences& s) : a_(a), s_(s), first_(s.count), heirs_(s.count) {
+        index keys = 0;
+        for (index one = 0; one < s.count; ++one) {
+            first_[one] = keys * a.kv_heads * 2 * a.size;
+            keys += s.before(one) + s.rows(one);
+            for (index up = one; up >= 0; up = s.parents[up]) heirs_[up].push_back(one);
+        }
+        static thread_local Scratch room;
+        sums_ = room.room<float>(keys * a.kv_heads * 2 * a.size);
     }
-}
+
+    // Of the keys (side 0) or the values (1) that a sequence sees: (keys, h).
+    float* sums(index one, index kv, index side) const {
+        const index keys = s_.before(one) + s_.rows(one);
+        return sums_ + first_[one] + (kv * 2 + side) * keys * a_.size;
+    }
+
+    // Round what a sequence's own keys and values got from it and from those that go on from it.
+    void add_up(const AttentionGradient& g, index one, index kv) const {
+        const index before = s_.before(one);
+        for (index side = 0; side < 2; ++side)
+            for (index k = 0; k < s_.rows(one); ++k)
+                for (index j = 0; j < a_.size; j += lanes) {
+                    __m512 sum = _mm512_setzero_ps();
+                    for (const index heir : heirs_[one])
+                        sum = _mm512_add_ps(sum, _mm512_loadu_ps(sums(heir, kv, side) +
+                                                                 (before + k) * a_.size + j));
+                    const index head = a_.query_heads + side * a_.kv_heads + kv;
+                    store_bf16(g.row(a_, s_.top(one) + k, head) + j, sum);
+                }
+    }
+
+   private:
+    const Attention& a_;
+    const Sequences& s_;
+    std::vector<index> first_;
+    std::vector<std::vector<index>> heirs_;
+    float* sums_;
+};
 
 template <class Isa>
-void attend_forward(const Attention& a, const index* bounds, index sequences, bf16* out,
-                    float* logs) {
-    for_sequences(bounds, sequences, a.kv_heads, [&](index top, index bottom, index kv) {
-        attend_forward<Isa>(a, top, bottom, kv, out, logs);
+void attend_backward(const Attention& a, const AttentionGradient& g, const Sequences& s) {
+    const Gifts gifts(a, s);
+    for_sequences(s, a.kv_heads, [&](index one, index kv) {
+        const Seen seen(a, s, one, kv);
+        KeyHeadGradient<Isa>(a, g, seen, kv, gifts.sums(one, kv, 0), gifts.sums(one, kv, 1))
+            .compute();
     });
-}
-
-template <class Isa>
-void attend_backward(const Attention& a, const AttentionGradient& g, const index* bounds,
-                     index sequences) {
-    for_sequences(bounds, sequences, a.kv_heads, [&](index top, index bottom, index kv) {
-        KeyHeadGradient<Isa>(a, g, top, bottom - top, kv).compute();
-    });
+    for_sequences(s, a.kv_heads, [&](index one, index kv) { gifts.add_up(g, one, kv); });
 }
 
 }  // namespace gw

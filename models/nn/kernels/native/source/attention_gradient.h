@@ -13,6 +13,10 @@ struct AttentionGradient {
     index ldd;                   // of grad_out
     const float* logs;           // (T, H)
     bf16* grad;                  // rows of query, key and value heads without gaps
+
+    bf16* row(const Attention& a, index row, index head) const {
+        return grad + (row * (a.query_heads + 2 * a.kv_heads) + head) * a.size;
+    }
 };
 
 constexpr index query_block = 64;
@@ -93,23 +97,18 @@ inline void differentiate(const QueryBlock& block, const Scores& s, index first,
     }
 }
 
-// The gradients of the heads of one sequence that belong to one key head.
+// The gradients that one sequence gives to the heads that belong to one key head: to its own
+// queries, and to all keys and values that it sees as `key_sums` and `value_sums`, (keys, h).
 template <class Isa>
 class KeyHeadGradient {
    public:
-    KeyHeadGradient(const Attention& a, const AttentionGradient& g, index top, index count,
-                    index kv)
-        : a_(a),
-          g_(g),
-          top_(top),
-          count_(count),
-          padded_(padded_to(count, sequence_step<Isa>)),
-          kv_(kv) {
-        static thread_local Scratch key_room, sum_room, score_room, weight_room, turned_room;
+    KeyHeadGradient(const Attention& a, const AttentionGradient& g, const Seen& seen, index kv,
+                    float* key_sums, float* value_sums)
+        : a_(a), g_(g), seen_(seen), kv_(kv), key_sums_(key_sums), value_sums_(value_sums),
+          padded_(padded_to(seen.count(), sequence_step<Isa>)) {
+        static thread_local Scratch key_room, score_room, weight_room, turned_room;
         const index width = a.size, area = query_block * padded_;
         keys_ = key_room.room<bf16>(width * padded_);
-        key_sums_ = sum_room.room<float>(2 * count * width);
-        value_sums_ = key_sums_ + count * width;
         scores_.scores = score_room.room<float>(2 * area);
         scores_.pulls = scores_.scores + area;
         scores_.weights = weight_room.room<bf16>(3 * area);
@@ -123,37 +122,27 @@ class KeyHeadGradient {
             for (index j = 0; j < a_.size; j += lanes) {
                 __m512 tile[16];
                 for (index l = 0; l < lanes; ++l)
-                    tile[l] = k + l < count_ ? load_bf16(a_.key(top_ + k + l, kv_) + j)
-                                             : _mm512_setzero_ps();
+                    tile[l] = k + l < seen_.count()
+                                  ? load_bf16(seen_.keys + (k + l) * seen_.ld + j)
+                                  : _mm512_setzero_ps();
                 transpose(tile);
                 for (index l = 0; l < lanes; ++l)
                     store_bf16(keys_ + (j + l) * padded_ + k, tile[l]);
             }
-        std::fill(key_sums_, key_sums_ + 2 * count_ * a_.size, 0.0f);
+        std::fill(key_sums_, key_sums_ + seen_.count() * a_.size, 0.0f);
+        std::fill(value_sums_, value_sums_ + seen_.count() * a_.size, 0.0f);
         for (index head = kv_ * a_.group(); head < (kv_ + 1) * a_.group(); ++head)
-            for (index first = 0; first < count_; first += query_block) add(head, first);
-        for (index k = 0; k < count_; ++k)
-            for (index j = 0; j < a_.size; j += lanes) {
-                const index at = k * a_.size + j;
-                store_bf16(row(k, a_.query_heads + kv_) + j, _mm512_loadu_ps(key_sums_ + at));
-                store_bf16(row(k, a_.query_heads + a_.kv_heads + kv_) + j,
-                           _mm512_loadu_ps(value_sums_ + at));
-            }
+            for (index first = 0; first < seen_.own; first += query_block) add(head, first);
     }
 
    private:
-    bf16* row(index k, index head) const {
-        const index heads = a_.query_heads + 2 * a_.kv_heads;
-        return g_.grad + ((top_ + k) * heads + head) * a_.size;
-    }
-
     // What the queries of a head from `first` on give to all gradients.
     void add(index head, index first) {
         QueryBlock block;
-        block.count = std::min(query_block, count_ - first);
-        fill<Isa>(block, a_, g_, top_ + first, head);
+        block.count = std::min(query_block, seen_.own - first);
+        fill<Isa>(block, a_, g_, seen_.top + first, head);
         const index width = a_.size, columns = block.padded, panels = columns / panel_width;
-        const index until = first + block.count;
+        const index since = seen_.before + first, until = since + block.count;
         const index inputs = padded_to(until, sequence_step<Isa>);
         const index along = panel_width * width, across = panel_width * columns;
         const auto keep = [=](float* target) {
@@ -167,11 +156,11 @@ class KeyHeadGradient {
                 _mm512_storeu_ps(place, _mm512_add_ps(_mm512_loadu_ps(place), sum));
             };
         };
-        multiply_all<Isa>(until, {a_.key(top_, kv_), a_.ld, block.queries, width, along}, panels,
+        multiply_all<Isa>(until, {seen_.keys, seen_.ld, block.queries, width, along}, panels,
                           keep(scores_.scores));
-        multiply_all<Isa>(until, {a_.value(top_, kv_), a_.ld, block.grads, width, along}, panels,
+        multiply_all<Isa>(until, {seen_.values, seen_.ld, block.grads, width, along}, panels,
                           keep(scores_.pulls));
-        differentiate(block, scores_, first, until, inputs, a_.scale);
+        differentiate(block, scores_, since, until, inputs, a_.scale);
         multiply_all<Isa>(until, {scores_.weights, columns, block.grad_inputs, columns, across},
                           width / panel_width, collect(value_sums_));
         multiply_all<Isa>(until, {scores_.slopes, columns, block.query_inputs, columns, across},
@@ -185,15 +174,17 @@ class KeyHeadGradient {
                     tile[l] = _mm512_loadu_ps(turned_ + (j + l) * columns + i);
                 transpose(tile);
                 for (index l = 0; l < std::min(lanes, block.count - i); ++l)
-                    store_bf16(row(first + i + l, head) + j, tile[l]);
+                    store_bf16(g_.row(a_, seen_.top + first + i + l, head) + j, tile[l]);
             }
     }
 
     const Attention& a_;
     const AttentionGradient& g_;
-    index top_, count_, padded_, kv_;
-    bf16* keys_;  // (h, keys)
+    const Seen& seen_;
+    index kv_;
     float *key_sums_, *value_sums_;
+    index padded_;
+    bf16* keys_;  // (h, keys)
     Scores scores_;
     float* turned_;  // (h, queries)
 };

@@ -9,18 +9,20 @@ using namespace gw;
 using Isa = Avx512;
 
 GW_API void gw_attend_forward_avx512(const bf16* heads, index ld, index query_heads, index kv_heads,
-                                     index size, float scale, const index* bounds, index sequences,
-                                     bf16* out, float* logs) {
-    attend_forward<Isa>({heads, ld, query_heads, kv_heads, size, scale}, bounds, sequences, out,
-                        logs);
+                                     index size, float scale, const index* bounds,
+                                     const index* parents, index sequences, bf16* out,
+                                     float* logs) {
+    attend_forward<Isa>({heads, ld, query_heads, kv_heads, size, scale},
+                        {bounds, parents, sequences}, out, logs);
 }
 
 GW_API void gw_attend_backward_avx512(const bf16* heads, index ld, index query_heads,
                                       index kv_heads, index size, float scale, const index* bounds,
-                                      index sequences, const bf16* out, const float* logs,
-                                      const bf16* grad_out, index ldd, bf16* grad) {
+                                      const index* parents, index sequences, const bf16* out,
+                                      const float* logs, const bf16* grad_out, index ldd,
+                                      bf16* grad) {
     attend_backward<Isa>({heads, ld, query_heads, kv_heads, size, scale},
-                         {out, grad_out, ldd, logs, grad}, bounds, sequences);
+                         {out, grad_out, ldd, logs, grad}, {bounds, parents, sequences});
 }
 
 GW_API void gw_project_forward_avx512(const bf16* weight, index ld, index outputs, index inputs,

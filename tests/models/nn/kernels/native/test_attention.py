@@ -20,8 +20,11 @@ from tests.models.nn.kernels.native.comparing import (
 pytestmark = pytest.mark.skipif(library() is None, reason=reason())
 
 
-def attend(form, heads: Tensor, *, kv_heads: int, bounds: Sequence[int]) -> Tensor:
-    return form.attend_packed(heads, kv_heads=kv_heads, bounds=bounds, scale=heads.shape[2] ** -0.5)
+def attend(
+    form, heads: Tensor, *, kv_heads: int, bounds: Sequence[int], parents: Sequence[int] = ()
+) -> Tensor:
+    scale = heads.shape[2] ** -0.5
+    return form.attend_packed(heads, kv_heads=kv_heads, bounds=bounds, scale=scale, parents=parents)
 
 
 @pytest.mark.parametrize(
@@ -40,6 +43,24 @@ def test_attention_is_that_of_float64(
     inputs = (drawn(bounds[-1], heads + 2 * kv_heads, size, seed=1),)
     native, plain = (
         partial(attend, form, kv_heads=kv_heads, bounds=bounds) for form in (attention, reference)
+    )
+    assert_close_to_exact(native, plain, inputs)
+    assert_threads_change_nothing(native, inputs)
+
+
+@pytest.mark.parametrize(
+    ("bounds", "parents"),
+    [
+        ([0, 20, 21, 84, 133], [-1, 0, 0, 2]),
+        ([0, 100, 101, 180], [-1, 0, 0]),
+        ([0, 7, 20, 90], [-1, -1, 0]),
+    ],
+)
+def test_a_tree_of_sequences_is_that_of_float64(bounds: list[int], parents: list[int]) -> None:
+    inputs = (drawn(bounds[-1], 8, 64, seed=1),)
+    native, plain = (
+        partial(attend, form, kv_heads=2, bounds=bounds, parents=parents)
+        for form in (attention, reference)
     )
     assert_close_to_exact(native, plain, inputs)
     assert_threads_change_nothing(native, inputs)

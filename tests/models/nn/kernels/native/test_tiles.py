@@ -47,9 +47,11 @@ def test_products_with_updates(rows: int) -> None:
     assert_close_to_exact(partial(apply, project), partial(apply, reference), inputs)
 
 
-def test_attention() -> None:
+@pytest.mark.parametrize("parents", [(), (-1, -1, 1)])
+def test_attention(parents: tuple[int, ...]) -> None:
     def attend(form, heads: Tensor) -> Tensor:
-        return form.attend_packed(heads, kv_heads=2, bounds=[0, 1, 70, 90], scale=0.2)
+        given = {"bounds": [0, 1, 70, 90], "parents": parents, "scale": 0.2}
+        return form.attend_packed(heads, kv_heads=2, **given)
 
     inputs = (drawn(90, 8, 32, seed=1),)
     assert_close_to_exact(partial(attend, attention), partial(attend, reference), inputs)
