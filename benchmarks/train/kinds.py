@@ -16,9 +16,11 @@ KINDS = (
         "pissa", {"type": "pissa", "rank": RANK}, form=PISSA, losses=Bound(mean=0.03, most=0.08)
     ),
     Subject("ia3", {"type": "ia3"}),
-    Subject("soft_prompt", {"type": "soft_prompt"}),
-    Subject("p_tuning", {"type": "soft_prompt", "encoder": "mlp"}, form=P_TUNING),
-    Subject("prefix", {"type": "prefix"}),
+    Subject("soft_prompt", {"type": "soft_prompt", "init": "vocabulary"}),
+    Subject(
+        "p_tuning", {"type": "soft_prompt", "encoder": "mlp", "init": "vocabulary"}, form=P_TUNING
+    ),
+    Subject("prefix", {"type": "prefix", "init": "vocabulary"}),
     Subject(
         "llama_adapter", {"type": "llama_adapter", "gates": "layer", "gate_activation": "none"}
     ),
