@@ -44,11 +44,11 @@ def over_http(world: World, *, repeats: int) -> JSON:
         among: list[float] = []
         one = world.names[:1]
         rate_of(world, site, one)
-        for _ in range(2):
-            alone += [rate_of(world, site, one) for _ in range(repeats)]
-            site.register(crowd)
-            among += [rate_of(world, site, one) for _ in range(repeats)]
-            site.remove(crowd)
+        alone += [rate_of(world, site, one) for _ in range(repeats)]
+        site.register(crowd)
+        among += [rate_of(world, site, one) for _ in range(2 * repeats)]
+        site.remove(crowd)  # a name is never used again, so they do not come back
+        alone += [rate_of(world, site, one) for _ in range(repeats)]
         site.register(world.loras[1:])
         rate_of(world, site, world.names)
         mixed = [rate_of(world, site, world.names) for _ in range(repeats)]
