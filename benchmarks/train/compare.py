@@ -117,13 +117,13 @@ class Bench(AbstractContextManager["Bench"]):
         """Export where we start, and return what the peer is asked, all but the layout."""
         start = self._folder(subject, work) / "start"
         order = self.order(subject, work)
-        self.ours.ask({"order": order, "export": str(start), "form": subject.form})
+        said = self.ours.ask({"order": order, "export": str(start), "form": subject.form})
         return {
             "base_folder": str(self.base_folder),
             "start_folder": str(start),
             "token_file": work.token_file,
             "rows_per_step": work.rows_per_step,
-            "learning_rate": subject.parsed().learning_rate,
+            "learning_rate": subject.parsed().learning_rate * said["learning_rate_scale"],
             "form": subject.form,
             "pad_id": self.pad_id,
             "seed": work.seed,

@@ -85,7 +85,11 @@ def train_alone(order: TrainOrder, recorder: Recorder) -> None:
 
 
 def export(order: TrainOrder, folder: Path, *, form: str) -> JSON:
-    """Write the tensors that training would begin with, in the form of a peer."""
+    """Write the tensors that training would begin with, in the form of a peer.
+
+    Returns by what we scale their learning rate; `ValueError` if they differ in that, which no
+    peer does.
+    """
     spec = TrainSpec.model_validate(order.spec)
     device = prepare_torch(order)
     backbone = Backbone.load(
@@ -96,7 +100,8 @@ def export(order: TrainOrder, folder: Path, *, form: str) -> JSON:
     folder.mkdir(parents=True, exist_ok=True)
     save_file({name: tensor.contiguous() for name, tensor in theirs.items()}, folder / START_FILE)
     (folder / CONFIG_FILE).write_bytes(msgspec.json.encode(config))
-    return {"tensors": len(theirs)}
+    (scale,) = {spec.method.learning_rate_scale(name) for name in tensors}
+    return {"tensors": len(theirs), "learning_rate_scale": scale}
 
 
 def make_order(
