@@ -127,7 +127,7 @@ def load(spec: JSON) -> Answer:
     loop = asyncio.new_event_loop()
     engine = Engine(Settings.model_validate(spec["settings"]))
     stopwatch = Stopwatch()
-    engine.metrics.step_seconds = stopwatch  # type: ignore[assignment]
+    engine.metrics.step_seconds = stopwatch  # type: ignore[assignment]  # it observes as the histogram does
     engine.start()
     loop.run_until_complete(_until_ready(engine))
     driver = Driver(engine, digests=spec["digests"], stopwatch=stopwatch)

@@ -90,7 +90,8 @@ def _name_ops() -> None:
     wrapped = OpTable(
         **{field.name: named(field.name, getattr(table, field.name)) for field in fields(OpTable)}
     )
-    kernels._choose = lambda _: wrapped  # type: ignore[assignment] # noqa: SLF001
+    # The choice is made once per device, behind every caller: there is no other place to name ops.
+    kernels._choose = lambda _: wrapped  # type: ignore[assignment]  # noqa: SLF001
 
 
 def _part_of(key: str) -> str:

@@ -34,7 +34,7 @@ class Rows(Dataset[dict[str, list[int]]]):
         return row
 
 
-class Clock(TrainerCallback):  # type: ignore[misc]
+class Clock(TrainerCallback):  # type: ignore[misc]  # transformers has no types here
     """Writes down when each optimiser step ended, and what was logged of it."""
 
     def __init__(self) -> None:
@@ -73,7 +73,7 @@ class Pad:
         }
 
 
-class InOrder(Trainer):  # type: ignore[misc]
+class InOrder(Trainer):  # type: ignore[misc]  # transformers has no types here
     """Reads rows in the order in which they lie: they have been grouped by length already."""
 
     def _get_train_sampler(self, *_: Any) -> Sampler[int]:

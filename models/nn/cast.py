@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from models.nn.autograd import apply
+
 
 def cast_together(tensors: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
     """Return the tensors, all of one device, in `dtype`; differentiable.
@@ -13,7 +15,7 @@ def cast_together(tensors: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]
     Those that have it are returned themselves, the others as views of one new buffer.
     """
     others = [tensor for tensor in tensors if tensor.dtype is not dtype]
-    cast: tuple[Tensor, ...] = _Cast.apply(dtype, *others) if others else ()  # type: ignore[no-untyped-call]  # torch has no types here
+    cast: tuple[Tensor, ...] = apply(_Cast, dtype, *others) if others else ()
     remaining = iter(cast)
     return [tensor if tensor.dtype is dtype else next(remaining) for tensor in tensors]
 

@@ -23,6 +23,7 @@ from transformers import BitsAndBytesConfig
 from transformers.utils import is_bitsandbytes_available
 
 from core.errors import InvalidRequest
+from models.nn.autograd import apply
 from models.nn.kernels import rows
 from models.nn.shape import HEAD
 
@@ -90,7 +91,7 @@ def shared_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 def _multiply(
     multiply: Callable[..., Tensor], x: Tensor, weight: Tensor, bias: Tensor | None
 ) -> Tensor:
-    product: Tensor = _Product.apply(multiply, x, weight, bias)  # type: ignore[no-untyped-call]  # torch has no types here
+    product: Tensor = apply(_Product, multiply, x, weight, bias)
     return product
 
 

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from models.nn.autograd import apply
+
 HEIGHT = 64
 """Rows of a block."""
 SHARED_ROWS = 512
@@ -27,7 +29,7 @@ def linear(x_ti: Tensor, weight_oi: Tensor, bias_o: Tensor | None = None) -> Ten
     Row t of the product and of x's gradient is a function of row t, and of whether there are more
     than `SHARED_ROWS` rows.
     """
-    product_to: Tensor = _Linear.apply(x_ti, weight_oi, bias_o)  # type: ignore[no-untyped-call]  # torch has no types here
+    product_to: Tensor = apply(_Linear, x_ti, weight_oi, bias_o)
     return product_to
 
 

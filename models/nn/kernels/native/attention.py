@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from models.nn.autograd import apply
 from models.nn.kernels.native import INPUT_STEP, find, takes
 from models.nn.kernels.plain import PLAIN
 from models.nn.lineage import NONE
@@ -29,7 +30,7 @@ def attend_packed(
             heads_tgh, kv_heads=kv_heads, bounds=bounds, scale=scale, parents=parents
         )
     parents = parents or (NONE,) * (len(bounds) - 1)
-    output_thh: Tensor = _Attend.apply(heads_tgh, kv_heads, bounds, parents, scale)  # type: ignore[no-untyped-call]  # torch has no types here
+    output_thh: Tensor = apply(_Attend, heads_tgh, kv_heads, bounds, parents, scale)
     return output_thh
 
 

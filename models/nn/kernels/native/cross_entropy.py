@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from models.nn.autograd import apply
 from models.nn.kernels.native import INPUT_STEP, find, takes
 from models.nn.kernels.plain import PLAIN
 from models.nn.kernels.table import Weight
@@ -21,7 +22,7 @@ def linear_cross_entropy(
     aligned = all(size % INPUT_STEP == 0 for size in weight.weight_oi.shape)
     if not (aligned and takes(hidden_nd, *frozen)):
         return PLAIN.linear_cross_entropy(hidden_nd, weight=weight, targets_n=targets_n)
-    both: tuple[Tensor, Tensor] = _CrossEntropy.apply(hidden_nd, weight, targets_n)  # type: ignore[no-untyped-call]  # torch has no types here
+    both: tuple[Tensor, Tensor] = apply(_CrossEntropy, hidden_nd, weight, targets_n)
     return both
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from models.nn.autograd import apply
 from models.nn.kernels.native import find, takes
 from models.nn.kernels.plain import PLAIN
 from models.nn.kernels.table import Shift
@@ -19,7 +20,7 @@ def rms_norm(x_td: Tensor, *, gain: Tensor, epsilon: float) -> Tensor:
     """See `reference.rms_norm`; rounded once, at the end."""
     if not _takes_norm(x_td, gain):
         return PLAIN.rms_norm(x_td, gain=gain, epsilon=epsilon)
-    normed_td: Tensor = _RmsNorm.apply(x_td, gain, epsilon)  # type: ignore[no-untyped-call]  # torch has no types here
+    normed_td: Tensor = apply(_RmsNorm, x_td, gain, epsilon)
     return normed_td
 
 
@@ -29,7 +30,7 @@ def add_rms_norm(
     """See `reference.add_rms_norm`; the sum is rounded before it is normed."""
     if not (_takes_norm(x_td, gain) and takes(y_td)):
         return PLAIN.add_rms_norm(x_td, y_td, gain=gain, epsilon=epsilon)
-    both: tuple[Tensor, Tensor] = _AddRmsNorm.apply(x_td, y_td, gain, epsilon)  # type: ignore[no-untyped-call]  # torch has no types here
+    both: tuple[Tensor, Tensor] = apply(_AddRmsNorm, x_td, y_td, gain, epsilon)
     return both
 
 
@@ -39,7 +40,7 @@ def rotate(heads_tgh: Tensor, *, cos_th: Tensor, sin_th: Tensor, rotated: int) -
     rows = heads_tgh.stride(1) == dimension and cos_th.is_contiguous() and sin_th.is_contiguous()
     if not (rows and takes(heads_tgh, cos_th, sin_th) and dimension % 32 == 0):
         return PLAIN.rotate(heads_tgh, cos_th=cos_th, sin_th=sin_th, rotated=rotated)
-    turned_tgh: Tensor = _Rotate.apply(heads_tgh, cos_th, sin_th, rotated)  # type: ignore[no-untyped-call]  # torch has no types here
+    turned_tgh: Tensor = apply(_Rotate, heads_tgh, cos_th, sin_th, rotated)
     return turned_tgh
 
 
@@ -47,7 +48,7 @@ def swiglu(gate_up_tm: Tensor) -> Tensor:
     """See `reference.swiglu`."""
     if not (takes(gate_up_tm) and gate_up_tm.shape[1] % 32 == 0):
         return PLAIN.swiglu(gate_up_tm)
-    inner_tm: Tensor = _SwiGlu.apply(gate_up_tm)  # type: ignore[no-untyped-call]  # torch has no types here
+    inner_tm: Tensor = apply(_SwiGlu, gate_up_tm)
     return inner_tm
 
 
@@ -57,7 +58,7 @@ def scale_shift(y_to: Tensor, *, shifts: Sequence[Shift]) -> Tensor:
     if not (aligned and takes(y_to)):
         return PLAIN.scale_shift(y_to, shifts=shifts)
     vectors = [vector for piece in shifts for vector in (piece.scale_o, piece.shift_o)]
-    scaled_to: Tensor = _ScaleShift.apply(y_to, shifts, *vectors)  # type: ignore[no-untyped-call]  # torch has no types here
+    scaled_to: Tensor = apply(_ScaleShift, y_to, shifts, *vectors)
     return scaled_to
 
 

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from models.nn.autograd import apply
 from models.nn.kernels.native import INPUT_STEP, PANEL_WIDTH, find, packs, takes
 from models.nn.kernels.plain import PLAIN
 from models.nn.kernels.table import Update, Weight
@@ -30,7 +31,7 @@ def project(x_ti: Tensor, *, weight: Weight, updates: Sequence[Update] = ()) -> 
     if trains or not (takes(x_ti, *frozen) and packs(*weight.weight_oi.shape) and _fit(own)):
         return PLAIN.project(x_ti, weight=weight, updates=updates)
     matrices = [matrix for update in own for matrix in (update.down_ri, update.up_or)]
-    y_to: Tensor = _Project.apply(x_ti, weight, own, *matrices)  # type: ignore[no-untyped-call]  # torch has no types here
+    y_to: Tensor = apply(_Project, x_ti, weight, own, *matrices)
     dropped = [update for update in updates if update.keep_ti is not None]
     return _add(y_to, x_ti, dropped) if dropped else y_to
 

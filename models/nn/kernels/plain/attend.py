@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from models.nn.autograd import apply
 from models.nn.lineage import NONE, lineage
 
 LENGTH_STEP = 32
@@ -34,7 +35,7 @@ def attend_packed(
 ) -> Tensor:
     """See `reference.attend_packed`."""
     sequences = _find_sequences(tuple(bounds), tuple(parents))
-    output_thh: Tensor = _Attend.apply(heads_tgh, kv_heads, sequences, scale)  # type: ignore[no-untyped-call]  # torch has no types here
+    output_thh: Tensor = apply(_Attend, heads_tgh, kv_heads, sequences, scale)
     if not any(sequence.is_long for sequence in sequences):
         return output_thh
     pieces = [

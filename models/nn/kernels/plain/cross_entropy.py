@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from models.nn.autograd import apply
 from models.nn.kernels.table import Weight
 
 BLOCK = 64
@@ -20,7 +21,7 @@ def linear_cross_entropy(
     hidden_nd: Tensor, *, weight: Weight, targets_n: Tensor
 ) -> tuple[Tensor, Tensor]:
     """See `reference.linear_cross_entropy`; the gradient is made in the forward."""
-    pair: tuple[Tensor, Tensor] = _Loss.apply(hidden_nd, weight, targets_n)  # type: ignore[no-untyped-call]  # torch has no types here
+    pair: tuple[Tensor, Tensor] = apply(_Loss, hidden_nd, weight, targets_n)
     return pair
 
 

@@ -10,12 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from models.nn.autograd import apply
 from models.nn.kernels.table import Shift
 
 
 def rms_norm(x_td: Tensor, *, gain: Tensor, epsilon: float) -> Tensor:
     """See `reference.rms_norm`."""
-    y_td: Tensor = _RmsNorm.apply(x_td, gain, epsilon)  # type: ignore[no-untyped-call]  # torch has no types here
+    y_td: Tensor = apply(_RmsNorm, x_td, gain, epsilon)
     return y_td
 
 
@@ -23,19 +24,19 @@ def add_rms_norm(
     x_td: Tensor, y_td: Tensor, *, gain: Tensor, epsilon: float
 ) -> tuple[Tensor, Tensor]:
     """See `reference.add_rms_norm`."""
-    pair: tuple[Tensor, Tensor] = _AddRmsNorm.apply(x_td, y_td, gain, epsilon)  # type: ignore[no-untyped-call]  # as above
+    pair: tuple[Tensor, Tensor] = apply(_AddRmsNorm, x_td, y_td, gain, epsilon)
     return pair
 
 
 def rotate(heads_tgh: Tensor, *, cos_th: Tensor, sin_th: Tensor, rotated: int) -> Tensor:
     """See `reference.rotate`."""
-    turned_tgh: Tensor = _Rotate.apply(heads_tgh, cos_th, sin_th, rotated)  # type: ignore[no-untyped-call]  # as above
+    turned_tgh: Tensor = apply(_Rotate, heads_tgh, cos_th, sin_th, rotated)
     return turned_tgh
 
 
 def swiglu(gate_up_tm: Tensor) -> Tensor:
     """See `reference.swiglu`."""
-    y_tm: Tensor = _SwiGlu.apply(gate_up_tm)  # type: ignore[no-untyped-call]  # as above
+    y_tm: Tensor = apply(_SwiGlu, gate_up_tm)
     return y_tm
 
 
@@ -43,7 +44,7 @@ def scale_shift(y_to: Tensor, *, shifts: Sequence[Shift]) -> Tensor:
     """See `reference.scale_shift`."""
     pieces = [_Piece(slice(*shift.rows), slice(*shift.columns)) for shift in shifts]
     vectors = [vector for shift in shifts for vector in (shift.scale_o, shift.shift_o)]
-    z_to: Tensor = _ScaleShift.apply(y_to, pieces, *vectors)  # type: ignore[no-untyped-call]  # as above
+    z_to: Tensor = apply(_ScaleShift, y_to, pieces, *vectors)
     return z_to
 
 

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from models.nn.autograd import apply
 from models.nn.kernels.prepacked import PREPACKED
 from models.nn.kernels.rows import multiply
 from models.nn.kernels.table import Update, Weight
@@ -26,7 +27,7 @@ def project(x_ti: Tensor, *, weight: Weight, updates: Sequence[Update] = ()) -> 
         return product_to
     tensors = [tensor for update in updates for tensor in (update.down_ri, update.up_or)]
     places = [_Place(slice(*u.rows), slice(*u.columns), u.scale, u.keep_ti) for u in updates]
-    y_to: Tensor = _Project.apply(x_ti, weight.weight_oi, weight.bias_o, places, *tensors)  # type: ignore[no-untyped-call]  # torch has no types here
+    y_to: Tensor = apply(_Project, x_ti, weight.weight_oi, weight.bias_o, places, *tensors)
     return y_to
 
 

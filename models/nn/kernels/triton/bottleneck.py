@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from models.nn.autograd import apply
 from models.nn.kernels import reference
 from models.nn.kernels.triton.activations import activate, slope
 from models.nn.kernels.triton.mixed import narrow_mixed, widen_mixed
@@ -41,8 +42,8 @@ def bottleneck(
         )
         return widen_mixed(y_td, inner_tm, up_dm, weight_tr=weight)
     if supported and isinstance(weight, float) and len(down_md) <= _WIDEST:
-        output_td: Tensor = _Bottleneck.apply(  # type: ignore[no-untyped-call]
-            y_td, z_td, down_md, down_bias_m, up_dm, activation, weight
+        output_td: Tensor = apply(
+            _Bottleneck, y_td, z_td, down_md, down_bias_m, up_dm, activation, weight
         )
         return output_td
     return reference.bottleneck(

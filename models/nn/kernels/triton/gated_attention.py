@@ -11,6 +11,7 @@ import torch
 import triton
 from torch import Tensor
 
+from models.nn.autograd import apply
 from models.nn.kernels import reference
 from models.nn.kernels.triton import gated_tiles as tiles
 from models.nn.kernels.triton.rows import is_supported, readable
@@ -39,8 +40,8 @@ def gated_attention(
             scale=scale,
             visible_tp=visible_tp,
         )
-    result_thh: Tensor = _GatedAttention.apply(  # type: ignore[no-untyped-call]
-        output_thh, query_hth, keys_kph, values_kph, gate, visible_tp, scale
+    result_thh: Tensor = apply(
+        _GatedAttention, output_thh, query_hth, keys_kph, values_kph, gate, visible_tp, scale
     )
     return result_thh
 

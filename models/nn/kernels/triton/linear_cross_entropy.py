@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from models.nn.autograd import apply
 from models.nn.kernels.plain import PLAIN
 from models.nn.kernels.table import Weight
 from models.nn.kernels.triton.rows import is_supported
@@ -29,9 +30,7 @@ def linear_cross_entropy(
     trains = any(tensor.requires_grad for tensor in base)
     if trains or not len(targets_n) or not is_supported(hidden_nd, *base):
         return PLAIN.linear_cross_entropy(hidden_nd, weight=weight, targets_n=targets_n)
-    pair: tuple[Tensor, Tensor] = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
-        hidden_nd, weight, targets_n
-    )
+    pair: tuple[Tensor, Tensor] = apply(_LinearCrossEntropy, hidden_nd, weight, targets_n)
     return pair
 
 

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from models.nn.autograd import apply
 from models.nn.kernels.plain import PLAIN
 from models.nn.kernels.table import Update, Weight
 from models.nn.kernels.triton.products import narrow, outer, widen
@@ -29,7 +30,7 @@ def project(x_ti: Tensor, *, weight: Weight, updates: Sequence[Update] = ()) -> 
     if dropped or trains or not acts or not is_supported(x_ti, *base, *factors):
         return PLAIN.project(x_ti, weight=weight, updates=updates)
     tiles = tiles_of(updates, inputs=x_ti.shape[1], device=x_ti.device)
-    y_to: Tensor = _Project.apply(x_ti, weight, tiles, *factors)  # type: ignore[no-untyped-call]
+    y_to: Tensor = apply(_Project, x_ti, weight, tiles, *factors)
     return y_to
 
 

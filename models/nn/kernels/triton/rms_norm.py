@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from models.nn.autograd import apply
 from models.nn.kernels.plain import PLAIN
 from models.nn.kernels.triton.rows import is_supported, readable
 
@@ -19,7 +20,7 @@ def rms_norm(x_td: Tensor, *, gain: Tensor, epsilon: float) -> Tensor:
     if not is_supported(x_td):
         return PLAIN.rms_norm(x_td, gain=gain, epsilon=epsilon)
     normed_td: Tensor
-    normed_td, _ = _AddRmsNorm.apply(x_td, None, gain, epsilon)  # type: ignore[no-untyped-call]
+    normed_td, _ = apply(_AddRmsNorm, x_td, None, gain, epsilon)
     return normed_td
 
 
@@ -29,9 +30,7 @@ def add_rms_norm(
     """See `reference.add_rms_norm`."""
     if not is_supported(x_td, y_td):
         return PLAIN.add_rms_norm(x_td, y_td, gain=gain, epsilon=epsilon)
-    pair: tuple[Tensor, Tensor] = _AddRmsNorm.apply(  # type: ignore[no-untyped-call]
-        x_td, y_td, gain, epsilon
-    )
+    pair: tuple[Tensor, Tensor] = apply(_AddRmsNorm, x_td, y_td, gain, epsilon)
     return pair
 
 

@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from models.nn.autograd import apply
 from models.nn.kernels.plain import PLAIN
 from models.nn.kernels.triton.rows import is_supported
 
@@ -20,8 +21,8 @@ def rotate(heads_tgh: Tensor, *, cos_th: Tensor, sin_th: Tensor, rotated: int) -
     """See `reference.rotate`."""
     if not is_supported(heads_tgh, cos_th, sin_th):
         return PLAIN.rotate(heads_tgh, cos_th=cos_th, sin_th=sin_th, rotated=rotated)
-    turned_tgh: Tensor = _Rotate.apply(  # type: ignore[no-untyped-call]
-        heads_tgh, cos_th.contiguous(), sin_th.contiguous(), rotated
+    turned_tgh: Tensor = apply(
+        _Rotate, heads_tgh, cos_th.contiguous(), sin_th.contiguous(), rotated
     )
     return turned_tgh
 

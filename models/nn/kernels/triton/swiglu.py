@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from models.nn.autograd import apply
 from models.nn.kernels.plain import PLAIN
 from models.nn.kernels.triton.rows import is_supported, readable
 
@@ -20,7 +21,7 @@ def swiglu(gate_up_tm: Tensor) -> Tensor:
     """See `reference.swiglu`."""
     if not is_supported(gate_up_tm):
         return PLAIN.swiglu(gate_up_tm)
-    product_tm: Tensor = _SwiGlu.apply(gate_up_tm)  # type: ignore[no-untyped-call]
+    product_tm: Tensor = apply(_SwiGlu, gate_up_tm)
     return product_tm
 
 
