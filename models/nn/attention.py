@@ -59,7 +59,7 @@ class Span(NamedTuple):
     """The earlier span that it goes on from, with all that stands before that."""
 
 
-class _Run(NamedTuple):
+class _Stretch(NamedTuple):
     """Neighbours that are computed in one way; those with static keys have no bounds."""
 
     numbers: tuple[int, ...]
@@ -69,8 +69,8 @@ class _Run(NamedTuple):
     parents: tuple[int, ...]
 
     @classmethod
-    def of(cls, numbers: tuple[int, ...], spans: Sequence[Span]) -> "_Run":
-        """Count bounds and parents from the first span of the run on."""
+    def of(cls, numbers: tuple[int, ...], spans: Sequence[Span]) -> "_Stretch":
+        """Count bounds and parents from its first span on."""
         own = [spans[number] for number in numbers]
         first, start, stop = numbers[0], own[0].start, own[-1].stop
         if own[0].static:
@@ -103,9 +103,11 @@ class PackedCausal(Attention):
         self._parents = [span.parent for span in self.spans]
         if any(parent >= own for own, parent in enumerate(self._parents)):
             raise ValueError("A sequence can only go on from an earlier one.")
-        self._runs = [
-            _Run.of(tuple(run), self.spans)
-            for _, run in groupby(range(len(self.spans)), lambda one: not self.spans[one].static)
+        self._stretches = [
+            _Stretch.of(tuple(numbers), self.spans)
+            for _, numbers in groupby(
+                range(len(self.spans)), lambda one: not self.spans[one].static
+            )
         ]
         self._masks: dict[tuple[int, int, int | None, torch.device], Tensor] = {}
         self._bounds = [bound for _, bound in bounds]
@@ -123,14 +125,14 @@ class PackedCausal(Attention):
             return super().attend_joined(layer, heads_tgh, kv_heads=kv_heads, scale=scale)
         attend = ops(heads_tgh.device).attend_packed
         outputs = []
-        for run in self._runs:
-            if run.bounds:
-                own_tgh = heads_tgh[run.start : run.stop]
-                given: dict[str, Any] = {"bounds": run.bounds, "parents": run.parents}
+        for stretch in self._stretches:
+            if stretch.bounds:
+                own_tgh = heads_tgh[stretch.start : stretch.stop]
+                given: dict[str, Any] = {"bounds": stretch.bounds, "parents": stretch.parents}
                 outputs.append(attend(own_tgh, kv_heads=kv_heads, scale=scale, **given))
             else:
                 sides = split_heads(heads_tgh, kv_heads=kv_heads)
-                outputs.append(self._attend_spans(run.numbers, layer, *sides, scale=scale))
+                outputs.append(self._attend_spans(stretch.numbers, layer, *sides, scale=scale))
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
     def attend(

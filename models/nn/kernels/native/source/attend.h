@@ -20,22 +20,24 @@ void attend_forward(const Attention& a, const Sequences& s, bf16* out, float* lo
     });
 }
 
-// What each sequence gives to the keys and values that it sees, until those who own them add up.
-class Gifts {
+// Gradients of keys and values, kept apart by the sequence that sees them until they are added up
+// in order: so neither threads nor other sequences change a bit.
+class KeySums {
    public:
-    Gifts(const Attention& a, const Sequences& s) : a_(a), s_(s), first_(s.count), heirs_(s.count) {
+    KeySums(const Attention& a, const Sequences& s)
+        : a_(a), s_(s), first_(s.count), descendants_(s.count) {
         index keys = 0;
         for (index one = 0; one < s.count; ++one) {
             first_[one] = keys * a.kv_heads * 2 * a.size;
             keys += s.before(one) + s.rows(one);
-            for (index up = one; up >= 0; up = s.parents[up]) heirs_[up].push_back(one);
+            for (index up = one; up >= 0; up = s.parents[up]) descendants_[up].push_back(one);
         }
         static thread_local Scratch room;
         sums_ = room.room<float>(keys * a.kv_heads * 2 * a.size);
     }
 
     // Of the keys (side 0) or the values (1) that a sequence sees: (keys, h).
-    float* sums(index one, index kv, index side) const {
+    float* of(index one, index kv, index side) const {
         const index keys = s_.before(one) + s_.rows(one);
         return sums_ + first_[one] + (kv * 2 + side) * keys * a_.size;
     }
@@ -47,8 +49,8 @@ class Gifts {
             for (index k = 0; k < s_.rows(one); ++k)
                 for (index j = 0; j < a_.size; j += lanes) {
                     __m512 sum = _mm512_setzero_ps();
-                    for (const index heir : heirs_[one])
-                        sum = _mm512_add_ps(sum, _mm512_loadu_ps(sums(heir, kv, side) +
+                    for (const index giver : descendants_[one])
+                        sum = _mm512_add_ps(sum, _mm512_loadu_ps(of(giver, kv, side) +
                                                                  (before + k) * a_.size + j));
                     const index head = a_.query_heads + side * a_.kv_heads + kv;
                     store_bf16(g.row(a_, s_.top(one) + k, head) + j, sum);
@@ -59,19 +61,19 @@ class Gifts {
     const Attention& a_;
     const Sequences& s_;
     std::vector<index> first_;
-    std::vector<std::vector<index>> heirs_;
+    std::vector<std::vector<index>> descendants_;
     float* sums_;
 };
 
 template <class Isa>
 void attend_backward(const Attention& a, const AttentionGradient& g, const Sequences& s) {
-    const Gifts gifts(a, s);
+    const KeySums sums(a, s);
     for_sequences(s, a.kv_heads, [&](index one, index kv) {
         const Seen seen(a, s, one, kv);
-        KeyHeadGradient<Isa>(a, g, seen, kv, gifts.sums(one, kv, 0), gifts.sums(one, kv, 1))
+        KeyHeadGradient<Isa>(a, g, seen, kv, sums.of(one, kv, 0), sums.of(one, kv, 1))
             .compute();
     });
-    for_sequences(s, a.kv_heads, [&](index one, index kv) { gifts.add_up(g, one, kv); });
+    for_sequences(s, a.kv_heads, [&](index one, index kv) { sums.add_up(g, one, kv); });
 }
 
 }  // namespace gw
