@@ -19,6 +19,11 @@ CPU_INFO = Path("/proc/cpuinfo")
 INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
 
 
+def dtype() -> str:
+    """Return the name of what torch multiplies at full speed here, in which all sides compute."""
+    return str(pick_dtype()).removeprefix("torch.")
+
+
 def gather(packages: Sequence[str] = PACKAGES) -> dict[str, Any]:
     """Return the facts to print beside figures: versions, machine, commit."""
     return {
@@ -35,7 +40,7 @@ def describe_machine() -> dict[str, Any]:
         "cpu": _cpu("model name"),
         "instructions": [name for name in INSTRUCTIONS if name in (_cpu("flags") or "").split()],
         "load": load(),
-        "dtype": str(pick_dtype()).removeprefix("torch."),
+        "dtype": dtype(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
 

@@ -168,8 +168,8 @@ def check_kernels(_settings: Settings) -> Finding:
     from models.nn.kernels.native import library, reason
 
     is_on = "GRAFTWORK_NATIVE" not in os.environ
-    if library() is None and is_on and "avx512_bf16" in _cpu_flags():
-        advice = "install g++ and run `python -m models.nn.kernels.native`: twice the speed"
+    if library() is None and is_on and "avx2" in _cpu_flags():
+        advice = "install g++ and run `python -m models.nn.kernels.native`: several times the speed"
         return Finding("note", reason(), advice)
     return Finding("ok", reason())
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from benchmarks import record
 from benchmarks.serve.adapters import Stored, make_kinds, make_loras
 from benchmarks.serve.peers.peer import READY, Peer
 from benchmarks.serve.work import Work
@@ -119,7 +120,12 @@ def start_peer(world: World, peer: Peer, *, label: str, **spec: Any) -> Side:
     """Start a peer over our base; its environment is made the first time."""
     world.versions.setdefault(peer.name, peer.versions())
     context = world.settings.engine.context
-    return start(world, peer, label=label, spec={"base": world.base, "context": context, **spec})
+    return start(
+        world,
+        peer,
+        label=label,
+        spec={"base": world.base, "context": context, "dtype": record.dtype(), **spec},
+    )
 
 
 def start(world: World, peer: Peer, *, label: str, spec: JSON) -> Side:

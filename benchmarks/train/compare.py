@@ -32,13 +32,19 @@ class Layout:
     rows: int
     padding: str = "longest"
     autocast: bool = True
+    """Over a base in bfloat16, that is: one in float32 needs none."""
+
+    @property
+    def casts(self) -> bool:
+        """Whether there is something to cast."""
+        return self.autocast and record.dtype() == "bfloat16"
 
     def question(self) -> JSON:
         """Return it as a question holds it."""
-        return {"rows": self.rows, "padding": self.padding, "autocast": self.autocast}
+        return {"rows": self.rows, "padding": self.padding, "autocast": self.casts}
 
     def __str__(self) -> str:
-        cast = "autocast" if self.autocast else "float32 adapters"
+        cast = "autocast" if self.casts else "float32 adapters"
         return f"{self.rows} rows, padding {self.padding}, {cast}"
 
 
@@ -124,6 +130,7 @@ class Bench(AbstractContextManager["Bench"]):
             "token_file": work.token_file,
             "rows_per_step": work.rows_per_step,
             "learning_rate": subject.parsed().learning_rate * said["learning_rate_scale"],
+            "dtype": record.dtype(),
             "form": subject.form,
             "pad_id": self.pad_id,
             "seed": work.seed,
@@ -133,6 +140,7 @@ class Bench(AbstractContextManager["Bench"]):
         self, question: JSON, layouts: Sequence[Layout]
     ) -> tuple[Layout, dict[str, float]]:
         """Return the layout in which the peer is fastest, and the speed of each that was tried."""
+        layouts = list({str(layout): layout for layout in layouts}.values())
         found: dict[Layout, list[float]] = {layout: [] for layout in layouts}
         for _ in range(TRIAL_ROUNDS if len(layouts) > 1 else 1):
             for layout in layouts:

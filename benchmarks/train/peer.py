@@ -23,10 +23,10 @@ def answer(question: JSON) -> JSON:
 def build(question: JSON) -> nn.Module:
     """Load the base, put the adapter on it, and start it from the tensors that we start from.
 
-    All weights are trained from float32 masters, as ours are; adapters stand on a bfloat16 base.
+    All weights are trained from float32 masters, as ours are; adapters stand on a base in `dtype`.
     """
     form = question["form"]
-    dtype = torch.float32 if form == FULL else torch.bfloat16
+    dtype = torch.float32 if form == FULL else getattr(torch, question["dtype"])
     model = AutoModelForCausalLM.from_pretrained(question["base_folder"], dtype=dtype)
     model.config.use_cache = False
     if form == FULL:

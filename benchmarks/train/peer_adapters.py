@@ -33,7 +33,7 @@ def build(question: JSON) -> nn.Module:
     """Load the base, put bottlenecks behind its sublayers, and start them from our tensors."""
     folder = Path(question["start_folder"])
     method = json.loads((folder / CONFIG_FILE).read_bytes())
-    model = load_base(question["base_folder"])
+    model = load_base(question["base_folder"], dtype=getattr(torch, question["dtype"]))
     adapters.init(model)
     config = BnConfig(
         mh_adapter=True,
@@ -49,14 +49,14 @@ def build(question: JSON) -> nn.Module:
     return model
 
 
-def load_base(folder: str) -> nn.Module:
+def load_base(folder: str, *, dtype: torch.dtype) -> nn.Module:
     """Load the network; an older transformers looks elsewhere for the base of RoPE."""
     config = AutoConfig.from_pretrained(folder)
     written = json.loads((Path(folder) / "config.json").read_bytes())
     theta = (written.get("rope_parameters") or {}).get("rope_theta")
     if theta is not None:
         config.rope_theta = theta
-    model = AutoModelForCausalLM.from_pretrained(folder, config=config, dtype=torch.bfloat16)
+    model = AutoModelForCausalLM.from_pretrained(folder, config=config, dtype=dtype)
     model.config.use_cache = False
     return model
 

@@ -22,6 +22,7 @@ from benchmarks.sides import JSON, serve
 from benchmarks.train.ours import Recorder, train_alone
 from core.bases import read_manifest
 from models.nn import kernels
+from models.nn.backbone import pick_dtype
 from models.nn.kernels import OpTable
 from models.nn.shape import HEAD
 from models.spec import Metrics, TrainerMessage, TrainOrder
@@ -115,8 +116,10 @@ def _operations(order: TrainOrder, question: JSON) -> float:
 
 def _rate() -> float:
     """Return the operations a second of one product over many rows."""
-    rows = torch.randn(RATE_ROWS, RATE_INNER).bfloat16()
-    weight = torch.randn(RATE_OUT, RATE_INNER).bfloat16()
+    rows, weight = (
+        torch.randn(size).to(pick_dtype())
+        for size in ((RATE_ROWS, RATE_INNER), (RATE_OUT, RATE_INNER))
+    )
     best = 1e9
     for _ in range(30):
         began = time.perf_counter()

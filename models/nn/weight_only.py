@@ -3,6 +3,7 @@
 A row of a weight has one scale, its largest magnitude over 127 (symmetric rounding, as in
 arXiv 2208.07339 section 2.1, of weights alone). Few rows at a time are bound by the bytes of the
 weights: torch's kernel multiplies by the 8 bits as they are. Many rows unpack the weight first.
+The engine's C++ step reads the same numbers by products of its own.
 Shapes: T rows, i in features, o out features.
 """
 
@@ -46,11 +47,16 @@ def multiply(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     rows_ti = x.reshape(-1, x.shape[-1])
     if len(rows_ti) > FEW_ROWS:
         return F.linear(x, unpack(weight, dtype=x.dtype), bias)
-    scale_o: Tensor = weight.SCB / _MOST  # type: ignore[attr-defined]
     kernel = torch.ops.aten._weight_int8pack_mm  # noqa: SLF001 - its only name
-    y_to: Tensor = kernel(rows_ti, weight.data, scale_o.to(x.dtype))
+    y_to: Tensor = kernel(rows_ti, weight.data, scales_of(weight).to(x.dtype))
     y_to = y_to if bias is None else y_to + bias
     return y_to.view(*x.shape[:-1], -1)
+
+
+def scales_of(weight: Tensor) -> Tensor:
+    """Return (o,) float32: what one in a packed weight's row stands for."""
+    scales_o: Tensor = weight.SCB / _MOST  # type: ignore[attr-defined]
+    return scales_o
 
 
 def _pack(weight_oi: Tensor) -> nn.Parameter:

@@ -16,6 +16,7 @@ from models.nn.executors import NOBODY
 from models.nn.kernels.native import Unavailable, find
 from models.nn.kernels.native.model import StepModel, Unsuited
 from models.nn.kernels.native.step import Form, NativeStep, Run
+from models.nn.quantized import unpack
 from worker.engine.blocks import Blocks
 from worker.engine.native import NativeRunner
 
@@ -24,6 +25,12 @@ BOUND = 0.05
 to 0.03, a wrong angle, mask or norm more than 0.1."""
 LARGEST_COPY = 4 * 1024**3
 """The network is computed in float32 where that takes no more bytes, else as it is served."""
+_FORMS: dict[str, tuple[Form, ...]] = {
+    "amx": ("amx", "avx512"),
+    "avx512": ("avx512",),
+    "avx2": ("avx2",),
+}
+"""What is tried, by what the processor has."""
 _LENGTHS = (150, 67, 1)
 _DECODED = 3
 
@@ -43,8 +50,7 @@ def admit(backbone: Backbone, blocks: Blocks) -> tuple[NativeRunner | None, str]
         probe = _Probe(backbone, blocks)
     except (Unavailable, Unsuited, MemoryError, RuntimeError) as error:
         return None, f"plain torch: {error}"
-    forms: list[Form] = ["amx", "avx512"] if library.instructions == "amx" else ["avx512"]
-    for form in forms:
+    for form in _FORMS[library.instructions]:
         step = NativeStep(model, library, form=form)
         distance = probe.distance(step)
         if distance <= BOUND:
@@ -66,7 +72,10 @@ class _Probe:
         weights: dict[str, Tensor] = {}
         parameters = dict(backbone.network.named_parameters())
         if sum(4 * parameter.numel() for parameter in parameters.values()) <= LARGEST_COPY:
-            weights = {name: parameter.float() for name, parameter in parameters.items()}
+            weights = {
+                name: unpack(parameter, dtype=torch.float32)
+                for name, parameter in parameters.items()
+            }
         self._expected = [_network_logits(backbone.using(weights), ids) for ids in self._sequences]
 
     def distance(self, step: NativeStep) -> float:

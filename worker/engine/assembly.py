@@ -56,8 +56,12 @@ def assemble(
         backbone = hold_in_8_bits(backbone)
     renderer = Renderer.load(folder)
     rows, context = settings.engine.rows, min(settings.engine.context, backbone.shape.context)
-    blocks = Blocks(backbone.shape, rows=rows, context=context, dtype=dtype, device=backbone.device)
+    reserve = partial(Blocks, backbone.shape, rows=rows, context=context, device=backbone.device)
+    # The C++ step reads a cache in bfloat16, also where the network computes in float32.
+    blocks = reserve(dtype=torch.bfloat16 if compute.dtype == "auto" else dtype)
     native, form = admit(backbone, blocks)
+    if native is None and blocks.dtype is not dtype:
+        blocks = reserve(dtype=dtype)
     runner = Runner(backbone, blocks, native=native, graphs=graphs_for(backbone.device))
     identity = Identity(manifest.digest, renderer.digest)
     loader = Loader(backbone, renderer, identity, context, backbone.base.apart())

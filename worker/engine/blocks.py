@@ -28,13 +28,17 @@ LENGTH_STEP = 64
 
 
 class Blocks:
-    """The cache of one engine; memory that no row has reached costs nothing."""
+    """The cache of one engine; memory that no row has reached costs nothing.
+
+    It may be of a smaller dtype than what the network computes in.
+    """
 
     def __init__(
         self, shape: Shape, *, rows: int, context: int, dtype: torch.dtype, device: torch.device
     ) -> None:
         """Reserve (2, L, R, K, C + 1, h); rows that only fill a hole write to the last position."""
         self.device = device
+        self.dtype = dtype
         self.rows = rows
         self.context = context
         self.spare = context
@@ -177,8 +181,10 @@ class MixedAttention(Attention):
     def _decode(self, query_hnh: Tensor, new: Pair, *, cache: Pair, limits: Limits) -> Tensor:
         """Return (n, H, h); queries that share a key head are rows of one product."""
         for cache_rkch, new_knh in zip(cache, new, strict=True):
-            cache_rkch[self._place] = new_knh.transpose(0, 1)
-        keys_nksh, values_nksh = (side[: self._rows, :, : self._length] for side in cache)
+            cache_rkch[self._place] = new_knh.transpose(0, 1).to(cache_rkch.dtype)
+        keys_nksh, values_nksh = (
+            side[: self._rows, :, : self._length].to(query_hnh.dtype) for side in cache
+        )
         query_nkgh = _group(query_hnh.transpose(0, 1), 1, keys_nksh.shape[1])
         mask_n11s = self._decode_mask(query_hnh, limits.window)
         attend = _attend if limits.softcap is None else _attend_capped
@@ -192,7 +198,9 @@ class MixedAttention(Attention):
         """Return (t, H, h) for one chunk, over its own slot up to its own last position."""
         for cache_rkch, new_kth in zip(cache, new, strict=True):
             cache_rkch[span.slot, :, span.start : span.stop] = new_kth
-        keys_ksh, values_ksh = (side[span.slot, :, : span.stop] for side in cache)
+        keys_ksh, values_ksh = (
+            side[span.slot, :, : span.stop].to(query_hth.dtype) for side in cache
+        )
         query_kgth = _group(query_hth, 0, keys_ksh.shape[0])
         mask_ts = self._prefill_mask(query_hth, span, limits.window)
         attend = _attend if limits.softcap is None else _attend_capped

@@ -25,10 +25,12 @@ PEER = Peer(
 
 def load(spec: JSON) -> Answer:
     """Load the base twice, in float32 and in bfloat16; adapters are read when they are needed."""
-    networks = {
-        name: AutoModelForCausalLM.from_pretrained(spec["base"], dtype=dtype).eval()
-        for name, dtype in (("exact", torch.float32), ("bfloat16", torch.bfloat16))
-    }
+    exact, rough = (
+        AutoModelForCausalLM.from_pretrained(spec["base"], dtype=dtype).eval()
+        for dtype in (torch.float32, getattr(torch, spec["dtype"]))
+    )
+    if rough.dtype is torch.float32:
+        round_outputs(rough)
 
     def answer(order: JSON) -> JSON:
         """Judge `tokens`, the answers to `prompts` under `adapters`."""
@@ -42,7 +44,7 @@ def load(spec: JSON) -> Answer:
             folder = spec["adapters"][name] if name else None
             exact_ngv, rough_ngv = (
                 read(network, ids_nt, folder=folder, answer=taken_ng.shape[1])
-                for network in networks.values()
+                for network in (exact, rough)
             )
             for row, gaps_g in zip(rows, shortfall(exact_ngv, taken_ng), strict=True):
                 behind[row] = gaps_g.tolist()
@@ -50,6 +52,16 @@ def load(spec: JSON) -> Answer:
         return {"behind": behind, "noise": max(noise)}
 
     return answer
+
+
+def round_outputs(network: torch.nn.Module) -> None:
+    """Round what every module gives to bfloat16, where computing in it would take minutes."""
+
+    def rounded(_module: object, _inputs: object, output: Any) -> Any:
+        return output.bfloat16().float() if isinstance(output, Tensor) else output
+
+    for module in network.modules():
+        module.register_forward_hook(rounded)
 
 
 def read(network: Any, ids_nt: Tensor, *, folder: str | None, answer: int) -> Tensor:

@@ -18,8 +18,9 @@ BASE = "__base__"
 
 
 def load(spec: JSON) -> Answer:
-    """Load the base in bfloat16 and all adapters."""
-    network = AutoModelForCausalLM.from_pretrained(spec["base"], dtype=torch.bfloat16).eval()
+    """Load the base and all adapters."""
+    dtype = getattr(torch, spec["dtype"])
+    network = AutoModelForCausalLM.from_pretrained(spec["base"], dtype=dtype).eval()
     for name, folder in spec["adapters"].items():
         if isinstance(network, PeftModel):
             network.load_adapter(folder, adapter_name=name)

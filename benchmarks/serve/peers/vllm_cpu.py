@@ -30,7 +30,7 @@ def load(spec: JSON) -> Answer:
     lora = {"enable_lora": True, "max_loras": len(folders), "max_lora_rank": spec["rank"]}
     engine = LLM(
         model=spec["base"],
-        dtype="bfloat16",
+        dtype=spec["dtype"],
         max_model_len=spec["context"],
         max_num_seqs=spec["rows"],
         enable_prefix_caching=False,

@@ -21,7 +21,8 @@ def ops(device: torch.device) -> OpTable:
 
 @cache
 def _choose(device_type: str) -> OpTable:
-    if device_type == "cpu" and library() is not None:
+    native = library() if device_type == "cpu" else None
+    if native is not None and native.trains:
         return native_forms.improve(PLAIN)
     if device_type != "cuda" or find_spec("triton") is None:
         return PLAIN

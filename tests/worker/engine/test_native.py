@@ -157,6 +157,24 @@ def test_other_dtypes_are_served_as_before(world: World) -> None:
     assert "float32" in form
 
 
+def test_it_is_the_first_choice_whatever_the_network_computes_in(
+    kinds: list[Kind], start_engine: Callable[..., Engine]
+) -> None:
+    """Also in float32, over a cache in bfloat16 that whole weights then share, or from 8 bits."""
+    whole = next(kind for kind in kinds if kind.method.kind == "full")
+    base, adapted = (
+        order(list(range(30, 70)), adapter=adapter, max_tokens=12, ignore_eos=True, logprobs=True)
+        for adapter in (None, whole.adapter)
+    )
+    told = start_engine(compute=BFLOAT16)
+    chosen = start_engine(compute=ComputeSettings())
+    packed = start_engine(compute=ComputeSettings(), quantization="int8")
+    for engine in (chosen, packed):
+        assert engine.health()["step"].startswith("C++ with ")
+        assert [len(answer.ids) for answer in ask_all(engine, [base, adapted])] == [12, 12]
+    assert ask_all(chosen, [base])[0].ids == ask_all(told, [base])[0].ids
+
+
 def test_adapters_are_laid_out_beside_the_steps(
     world: World,
     kinds: list[Kind],

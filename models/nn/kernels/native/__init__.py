@@ -18,7 +18,7 @@ from models.nn.kernels.native.build import library_path
 
 PANEL_WIDTH = 16
 INPUT_STEP = 32
-_LEVELS = {1: "avx512", 2: "amx"}
+_LEVELS = {1: "avx2", 2: "avx512", 3: "amx"}
 _OFF = ("off", "0", "false")
 
 
@@ -46,6 +46,11 @@ class Library:
         self.handle = handle
         self.instructions = instructions
         self._functions: dict[str, Callable[..., None]] = {}
+
+    @property
+    def trains(self) -> bool:
+        """Whether it has the ops of training too; by AVX2, bfloat16 is no faster than float32."""
+        return self.instructions != "avx2"
 
     def call(self, name: str, *arguments: Argument) -> None:
         """Call the form of a function that this processor runs best, `gw_<name>_<instructions>`.
@@ -84,6 +89,16 @@ class Library:
         if outputs % PANEL_WIDTH or inputs % 2 or not weight_nk.is_contiguous():
             raise ValueError(f"A weight of {outputs} x {inputs} cannot be packed.")
         self._pack(weight_nk, outputs, inputs, panels, transposed=False)
+
+    def pack_int8(self, panels: Tensor, weight_nk: Tensor) -> None:
+        """Pack a contiguous int8 weight (N, K) into memory that is there."""
+        outputs, inputs = weight_nk.shape
+        self.handle.gw_pack_int8(
+            _address(weight_nk, torch.int8),
+            _long(outputs),
+            _long(inputs),
+            _address(panels, torch.int8),
+        )
 
     def _pack(
         self, weight: Tensor, outputs: int, inputs: int, panels: Tensor, *, transposed: bool
@@ -145,7 +160,7 @@ def find() -> Library:
         raise Unavailable(f"the library cannot be loaded ({error})") from error
     instructions = _LEVELS.get(handle.gw_processor())
     if instructions is None:
-        raise Unavailable("this processor has no AVX512-BF16")
+        raise Unavailable("this processor has no AVX2")
     return Library(handle, instructions=instructions)
 
 
@@ -160,7 +175,9 @@ def library() -> Library | None:
 def reason() -> str:
     """Say in a few words which form of the kernels runs here, or why not the C++ one."""
     try:
-        return f"C++ kernels with {find().instructions}"
+        found = find()
+        used = "" if found.trains else ", for serving in bfloat16"
+        return f"C++ kernels with {found.instructions}{used}"
     except Unavailable as error:
         return f"plain torch, for of the C++ kernels {error}"
 

@@ -37,6 +37,13 @@ class Arena:
         self._library.pack_into(panels.view(torch.bfloat16), weight_nk)
         return panels.data_ptr()
 
+    def pack_int8(self, weight_nk: Tensor) -> int:
+        """Keep an int8 weight (N, K) packed and return its address; N must fill panels."""
+        weight_nk = weight_nk.contiguous()
+        panels = self._take(weight_nk.numel())
+        self._library.pack_int8(panels.view(torch.int8), weight_nk)
+        return panels.data_ptr()
+
     def put(self, values: Tensor | None) -> int | None:
         """Keep a vector or table as contiguous float32; None stays None."""
         if values is None:

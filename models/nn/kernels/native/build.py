@@ -19,12 +19,15 @@ FOLDER = Path(__file__).parent
 SOURCE = FOLDER / "source"
 COMMON = ("-O3", "-std=c++20", "-fPIC", "-fopenmp", "-fno-math-errno", "-Wall", "-Wextra")
 AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512bf16", "-mfma")
+AVX2 = ("-mavx2", "-mfma", "-Dgw=gw_avx2")
+"""What is compiled for several instruction sets needs names of its own for each."""
 FLAGS = {
+    "_avx2.cpp": AVX2,
     "_avx512.cpp": AVX512,
     "_amx.cpp": (*AVX512, "-mamx-tile", "-mamx-bf16"),
     "_emulated.cpp": (*AVX512, "-O1"),
 }
-"""By the end of a source's name."""
+"""By the end of a source's name, from the least demanding on."""
 COMPILERS = ("g++", "c++", "clang++")
 """GCC first: its OpenMP is the one that torch brings, and two would fight for the cores."""
 
@@ -70,7 +73,14 @@ def _compile_all(compiler: str, scratch: Path) -> list[Path]:
         return target
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return list(pool.map(compile_one, sorted(SOURCE.glob("*.cpp"))))
+        return list(pool.map(compile_one, sorted(SOURCE.glob("*.cpp"), key=_demand)))
+
+
+def _demand(source: Path) -> tuple[int, str]:
+    """Sort by what a source demands: of an inline function in several, the first one is linked."""
+    ends = list(FLAGS)
+    level = next((ends.index(end) + 1 for end in ends if source.name.endswith(end)), 0)
+    return level, source.name
 
 
 def _run(command: list[str]) -> None:

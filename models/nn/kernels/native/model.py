@@ -5,8 +5,9 @@ say. Shapes: K key heads, C positions of a slot, h head dimension, d hidden, V v
 """
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,13 +16,20 @@ from torch import Tensor
 from models.nn.backbone import Backbone
 from models.nn.kernels.native import INPUT_STEP, Library, packs, records
 from models.nn.kernels.native.arena import Arena
+from models.nn.quantized import is_packed
 from models.nn.shape import HEAD, path_of
+from models.nn.weight_only import scales_of
+
+Order = Callable[[Sequence[Tensor]], Tensor]
+"""How the outputs of places lie in one matrix."""
 
 FAMILIES = frozenset({"llama", "mistral", "qwen2"})
 ROTATIONS = frozenset({"default", "linear", "llama3", "yarn"})
 """Rotary scalings whose angles depend on the position alone."""
 LARGEST_HEAD = 256
 _CHUNK = 32 * 1024 * 1024
+_DTYPES = (torch.bfloat16, torch.float32)
+"""Of the network; the step itself is in bfloat16 in any case."""
 
 
 class Unsuited(Exception):
@@ -36,7 +44,7 @@ class StepModel:
     layers: ctypes.Array[records.Layer]
     arena: Arena
     held: tuple[Any, ...]
-    """The network's embedding and the cache."""
+    """The embedding and the cache."""
     slots: int
     """Of the cache."""
 
@@ -59,13 +67,13 @@ class StepModel:
         layers = (records.Layer * backbone.shape.layers)()
         for index, sides in enumerate(zip(keys, values, strict=True)):
             _fill_layer(layers[index], reader, arena, layer=index, sides=sides)
-        embedding = backbone.network.get_input_embeddings().weight
+        embedding = backbone.network.get_input_embeddings().weight.bfloat16()
         shape, positions = backbone.shape, keys[0].shape[2]
         cosines, sines = _angles(backbone, positions)
         record = records.Model(
             layers=records.address(layers),
             embedding=embedding.data_ptr(),
-            head=arena.pack(reader.weight(HEAD)),
+            head=_pack(arena, *reader.joined([HEAD], order=_as_they_are)),
             head_bias=arena.put(reader.bias(HEAD)),
             final_gain=arena.put(backbone.base.gain("norm")),
             cosines=arena.put(cosines),
@@ -94,9 +102,12 @@ class _Reader:
     def module(self, place: str) -> Any:
         return self._network.get_submodule(path_of(place))
 
-    def weight(self, place: str) -> Tensor:
-        weight: Tensor = self.module(place).weight.detach()
-        return weight
+    def joined(self, places: Sequence[str], *, order: Order) -> tuple[Tensor, Tensor | None]:
+        """Return the weights of places as one, and the scales of its outputs if it is in 8 bits."""
+        weights = [self.module(place).weight for place in places]
+        joined = order([weight.detach() for weight in weights])
+        scales = [scales_of(weight) for weight in weights if is_packed(weight)]
+        return joined, order(scales) if scales else None
 
     def bias(self, place: str) -> Tensor | None:
         bias: Tensor | None = self.module(place).bias
@@ -124,33 +135,45 @@ def _fill_layer(
     names = [f"layers.{layer}.self_attn.{name}" for name in records.PLACES[:4]]
     names += [f"layers.{layer}.mlp.{name}" for name in records.PLACES[4:]]
     heads, feed = names[:3], names[4:6]
-    weights = {name: reader.weight(name) for name in names}
-    pairs = reader.shape.head_dim // 2
-    record.qkv = arena.pack(_pair_halves(torch.cat([weights[name] for name in heads]), pairs))
-    record.o = arena.pack(weights[names[3]])
-    record.gate_up = arena.pack(_take_turns(*(weights[name] for name in feed)))
-    record.down = arena.pack(weights[names[6]])
+    pair_halves = partial(_pair_halves, pairs=reader.shape.head_dim // 2)
+    record.qkv = _pack(arena, *reader.joined(heads, order=pair_halves))
+    record.o = _pack(arena, *reader.joined(names[3:4], order=_as_they_are))
+    record.gate_up = _pack(arena, *reader.joined(feed, order=_take_turns))
+    record.down = _pack(arena, *reader.joined(names[6:], order=_as_they_are))
     if (biases := reader.biases(heads)) is not None:
-        record.qkv_bias = arena.put(_pair_halves(torch.cat(biases), pairs))
+        record.qkv_bias = arena.put(pair_halves(biases))
     record.o_bias = arena.put(reader.bias(names[3]))
     if (biases := reader.biases(feed)) is not None:
-        record.gate_up_bias = arena.put(_take_turns(*biases))
+        record.gate_up_bias = arena.put(_take_turns(biases))
     record.down_bias = arena.put(reader.bias(names[6]))
     for index, norm in enumerate(records.NORMS):
         record.gains[index] = arena.put(reader.module(f"layers.{layer}.{norm}").gain_d)
     record.keys, record.values = (side.data_ptr() for side in sides)
 
 
-def _pair_halves(joined: Tensor, pairs: int) -> Tensor:
+def _pack(arena: Arena, weight: Tensor, scales: Tensor | None) -> records.Matrix:
+    if scales is None:
+        return records.Matrix(panels=arena.pack(weight))
+    return records.Matrix(panels=arena.pack_int8(weight), scales=arena.put(scales))
+
+
+def _as_they_are(sides: Sequence[Tensor]) -> Tensor:
+    """Return the outputs of a place that is not joined with others."""
+    (only,) = sides
+    return only
+
+
+def _pair_halves(sides: Sequence[Tensor], *, pairs: int) -> Tensor:
     """Put 16 outputs of a head's first half beside the 16 that they are rotated with."""
+    joined = torch.cat(list(sides))
     heads = joined.view(-1, 2, pairs // 16, 16, *joined.shape[1:])
     return heads.transpose(1, 2).reshape(joined.shape)
 
 
-def _take_turns(gate: Tensor, up: Tensor) -> Tensor:
+def _take_turns(sides: Sequence[Tensor]) -> Tensor:
     """Put 16 outputs of one beside 16 of the other."""
-    sides = [side.view(-1, 16, *side.shape[1:]) for side in (gate, up)]
-    return torch.stack(sides, dim=1).reshape(-1, *gate.shape[1:])
+    blocks = [side.view(-1, 16, *side.shape[1:]) for side in sides]
+    return torch.stack(blocks, dim=1).reshape(-1, *sides[0].shape[1:])
 
 
 def _angles(backbone: Backbone, positions: int) -> tuple[Tensor, Tensor]:
@@ -168,10 +191,10 @@ def _require_llama(backbone: Backbone, keys: Sequence[Tensor]) -> None:
     config, shape = backbone.config, backbone.shape
     if config.model_type not in FAMILIES:
         raise Unsuited(f"the base is of type {config.model_type}")
-    if backbone.device.type != "cpu" or backbone.dtype is not torch.bfloat16:
+    if backbone.device.type != "cpu" or backbone.dtype not in _DTYPES:
         raise Unsuited(f"the base computes in {backbone.dtype} on {backbone.device}")
     if keys[0].dtype is not torch.bfloat16 or not all(side.is_contiguous() for side in keys):
-        raise Unsuited("the cache is of another kind")
+        raise Unsuited(f"the cache is of another kind, in {keys[0].dtype}")
     blocks = [backbone.network.get_submodule(f"model.layers.{i}") for i in range(shape.layers)]
     windows = [getattr(block.self_attn, "sliding_window", None) for block in blocks]
     if any(window is not None for window in windows):
@@ -187,7 +210,7 @@ def _require_llama(backbone: Backbone, keys: Sequence[Tensor]) -> None:
         raise Unsuited(f"{shape.heads} heads share {shape.kv_heads}")
     for place, size in shape.linears.items():
         leaf = backbone.network.get_submodule(path_of(place))
-        if not packs(*size) or leaf.weight.dtype is not torch.bfloat16:
+        if not packs(*size) or leaf.weight.dtype not in (backbone.dtype, torch.int8):
             raise Unsuited(f"{place} is {size[0]} x {size[1]} in {leaf.weight.dtype}")
     if set(shape.linears) != set(_llama_places(shape.layers)):
         raise Unsuited("it has other linear places than a Llama")

@@ -86,11 +86,17 @@ class Adapter(_Record):
     ]
 
 
+class Matrix(_Record):
+    """A weight of the base; with scales, in 8 bits."""
+
+    _fields_ = [("panels", c_void_p), ("scales", c_void_p)]
+
+
 class Layer(_Record):
     """A layer of the base, with its cache."""
 
     _fields_ = [
-        *((name, c_void_p) for name in ("qkv", "o", "gate_up", "down")),
+        *((name, Matrix) for name in ("qkv", "o", "gate_up", "down")),
         *((f"{name}_bias", c_void_p) for name in ("qkv", "o", "gate_up", "down")),
         ("gains", c_void_p * len(NORMS)),
         ("keys", c_void_p),
@@ -102,18 +108,10 @@ class Model(_Record):
     """The base."""
 
     _fields_ = [
-        *(
-            (name, c_void_p)
-            for name in (
-                "layers",
-                "embedding",
-                "head",
-                "head_bias",
-                "final_gain",
-                "cosines",
-                "sines",
-            )
-        ),
+        ("layers", c_void_p),
+        ("embedding", c_void_p),
+        ("head", Matrix),
+        *((name, c_void_p) for name in ("head_bias", "final_gain", "cosines", "sines")),
         *(
             (name, c_int64)
             for name in (

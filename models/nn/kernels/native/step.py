@@ -17,7 +17,7 @@ from models.nn.kernels.native import Library, records
 from models.nn.kernels.native.adapter import StepAdapter
 from models.nn.kernels.native.model import StepModel
 
-Form = Literal["avx512", "amx", "emulated"]
+Form = Literal["avx2", "avx512", "amx", "emulated"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ struct Amx {
     static constexpr int most_rows = 32;
     static constexpr int most_panels = 2;
     static constexpr index step = 32;  // inputs of an operand must be a multiple of this
+    static constexpr bool reads_int8 = false;
 
     template <int P, class Store>
     static void multiply(const bf16* x, index ldx, index rows, const bf16* panels, index inputs,

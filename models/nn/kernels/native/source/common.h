@@ -14,6 +14,14 @@ using index = std::int64_t;
 
 constexpr index panel_width = 16;  // outputs of one packed panel
 constexpr index input_step = 32;   // inputs must be a multiple of this
+constexpr index block_keys = 64;   // of an attention to many, which are packed together
+
+inline float to_float(bf16 value) {
+    const std::uint32_t whole = std::uint32_t{value} << 16;
+    float result;
+    __builtin_memcpy(&result, &whole, sizeof result);
+    return result;
+}
 
 struct Range {
     index first, last;

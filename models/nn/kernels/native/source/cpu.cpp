@@ -18,10 +18,16 @@ std::uint64_t enabled_state() {
     return std::uint64_t{high} << 32 | low;
 }
 
+bool has_avx2() {
+    unsigned a = 0, b = 0, c = 0, d = 0;
+    if (!__get_cpuid(1, &a, &b, &c, &d) || !bit(c, 12) || !bit(c, 27)) return false;  // FMA, OSXSAVE
+    if ((enabled_state() & 0x6) != 0x6) return false;  // the kernel saves YMM
+    return __get_cpuid_count(7, 0, &a, &b, &c, &d) && bit(b, 5);
+}
+
 bool has_avx512_bf16() {
     unsigned a = 0, b = 0, c = 0, d = 0;
-    if (!__get_cpuid(1, &a, &b, &c, &d) || !bit(c, 27)) return false;  // OSXSAVE
-    if ((enabled_state() & 0xe6) != 0xe6) return false;                // the kernel saves ZMM
+    if ((enabled_state() & 0xe6) != 0xe6) return false;  // the kernel saves ZMM
     if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
     const bool avx512 = bit(b, 16) && bit(b, 17) && bit(b, 30) && bit(b, 31);
     return avx512 && __get_cpuid_count(7, 1, &a, &b, &c, &d) && bit(a, 5);
@@ -36,8 +42,10 @@ bool has_amx_bf16() {
 
 }  // namespace
 
-// 0: nothing here can run; 1: AVX512-BF16; 2: AMX-BF16 besides, with the kernel's permission.
+// 0: nothing here can run; 1: AVX2 and FMA; 2: AVX512-BF16 besides; 3: AMX-BF16 besides, with the
+// kernel's permission.
 GW_API int gw_processor() {
-    if (!has_avx512_bf16()) return 0;
-    return has_amx_bf16() ? 2 : 1;
+    if (!has_avx2()) return 0;
+    if (!has_avx512_bf16()) return 1;
+    return has_amx_bf16() ? 3 : 2;
 }

@@ -27,11 +27,11 @@ void multiply_panels(const bf16* x, index ldx, index rows, const bf16* packed, i
         for (; p + Isa::most_panels <= panels.last; p += Isa::most_panels)
             Isa::template multiply<Isa::most_panels>(
                 block, ldx, bottom - top, packed + p * panel_width * inputs, inputs,
-                [&, p](index r, int q, __m512 sum) { store(top + r, (p + q) * panel_width, sum); });
+                [&, p](index r, int q, Floats sum) { store(top + r, (p + q) * panel_width, sum); });
         for (; p < panels.last; ++p)
             Isa::template multiply<1>(
                 block, ldx, bottom - top, packed + p * panel_width * inputs, inputs,
-                [&, p](index r, int, __m512 sum) { store(top + r, p * panel_width, sum); });
+                [&, p](index r, int, Floats sum) { store(top + r, p * panel_width, sum); });
     }
 }
 
@@ -44,10 +44,10 @@ void gemm(const bf16* x, index ldx, index rows, const bf16* packed, index inputs
         const Range panels = share(outputs / panel_width, omp_get_thread_num(),
                                    omp_get_num_threads());
         multiply_panels<Isa>(x, ldx, rows, packed, inputs, panels,
-                             [&](index row, index output, __m512 sum) {
+                             [&](index row, index output, Floats sum) {
                                  Out* target = y + row * ldy + output;
                                  if constexpr (sizeof(Out) == 4)
-                                     _mm512_storeu_ps(target, sum);
+                                     store(target, sum);
                                  else
                                      store_bf16(target, sum);
                              });

@@ -5,17 +5,20 @@
 
 namespace gw {
 
-struct Operand {
-    const bf16* x = nullptr;
+template <class Number, class Packed>
+struct OperandOf {
+    const Number* x = nullptr;
     index ldx = 0;
-    const bf16* panels = nullptr;
+    const Packed* panels = nullptr;
     index inputs = 0;
     index stride = 0;  // from one panel to the next, 16 times the inputs or more
 
-    Operand from(index row) const { return {x + row * ldx, ldx, panels, inputs, stride}; }
-    Operand panel(index which) const {
+    OperandOf from(index row) const { return {x + row * ldx, ldx, panels, inputs, stride}; }
+    OperandOf panel(index which) const {
         return {x, ldx, panels + which * stride, inputs, stride};
     }
 };
+
+using Operand = OperandOf<bf16, bf16>;
 
 }  // namespace gw

@@ -55,9 +55,8 @@ void compute_logits(State& state) {
         [&](Piece& piece, Range rows, index first, index panels) {
             for (index row = rows.first; row < rows.last; ++row)
                 for (index p = 0; p < panels; ++p)
-                    _mm512_storeu_ps(state.b.logits + state.b.targets[row] * state.m.vocabulary +
-                                         (first + p) * panel_width,
-                                     piece.load(row - rows.first, p));
+                    store(state.b.logits + state.b.targets[row] * state.m.vocabulary +
+                                         (first + p) * panel_width, piece.load(row - rows.first, p));
         });
 }
 
@@ -67,8 +66,7 @@ void compute_hidden(State& state) {
     state.for_rows([&](index t) {
         const bf16* source = state.m.embedding + state.b.ids[t] * state.m.hidden;
         for (index i = 0; i < state.m.hidden; i += 16)
-            _mm512_storeu_ps(state.s.residual.data() + t * state.m.hidden + i,
-                             load_bf16(source + i));
+            store(state.s.residual.data() + t * state.m.hidden + i, load_bf16(source + i));
     });
     for (index l = 0; l < m.depth; ++l) compute_layer<Isa>(state, l);
     state.for_rows([&](index t) {

@@ -37,14 +37,14 @@ inline void place_heads(State& state, index l, Piece& piece, Range rows, index p
     const index half = m.head_size / 2, within = output.first % m.head_size;
     for (index r = 0; r < rows.last - rows.first; ++r) {
         const index row = rows.first + r;
-        __m512 first = piece.load(r, panel), second = piece.load(r, panel + 1);
+        Floats first = piece.load(r, panel), second = piece.load(r, panel + 1);
         if (output.place != place_v) {
             const index angle = state.b.positions[row] * half + within;
-            const __m512 cosine = _mm512_loadu_ps(m.cosines + angle);
-            const __m512 sine = _mm512_loadu_ps(m.sines + angle);
-            const __m512 turned =
-                _mm512_fmsub_ps(first, cosine, _mm512_mul_ps(second, sine));
-            second = _mm512_fmadd_ps(second, cosine, _mm512_mul_ps(first, sine));
+            const Floats cosine = load(m.cosines + angle);
+            const Floats sine = load(m.sines + angle);
+            const Floats turned =
+                fms(first, cosine, second * sine);
+            second = fma(second, cosine, first * sine);
             first = turned;
         }
         bf16* target = target_of(state, l, row, output);
@@ -88,11 +88,10 @@ void attend_second(const Second& second, const Model& m, const Task& task, const
                            [&](index) { return count; });
     }
     for (index r = 0; r < rows; ++r) {
-        const __m512 gate = splat(second.gate[task.head * group + r % group]);
+        const Floats gate = splat(second.gate[task.head * group + r % group]);
         for (index n = 0; n < size; n += 16) {
             float* target = attended + r * size + n;
-            _mm512_storeu_ps(target, _mm512_fmadd_ps(attention.output(r, n), gate,
-                                                     _mm512_loadu_ps(target)));
+            store(target, fma(attention.output(r, n), gate, load(target)));
         }
     }
 }
@@ -121,7 +120,7 @@ void attend(State& state, index l, const Task& task) {
     attended.resize(rows * size);
     for (index r = 0; r < rows; ++r)
         for (index n = 0; n < size; n += 16)
-            _mm512_storeu_ps(&attended[r * size + n], attention.output(r, n));
+            store(&attended[r * size + n], attention.output(r, n));
     const AdapterLayer* own = state.terms(first, l);
     if (own && own->second.count) attend_second<Isa>(own->second, m, task, queries, attended.data());
     const float* scale = own ? own->places[place_o].input_scale : nullptr;
@@ -129,8 +128,8 @@ void attend(State& state, index l, const Task& task) {
         const index column = (task.head * group + r % group) * size;
         bf16* target = s.attended.data() + (first + r / group) * m.heads * size + column;
         for (index n = 0; n < size; n += 16) {
-            __m512 value = _mm512_loadu_ps(&attended[r * size + n]);
-            if (scale) value = _mm512_mul_ps(value, _mm512_loadu_ps(scale + column + n));
+            Floats value = load(&attended[r * size + n]);
+            if (scale) value = value * load(scale + column + n);
             store_bf16(target + n, value);
         }
     }

@@ -20,9 +20,9 @@ inline void normalise_rows(State& state, index l, int sublayer, Range inputs) {
             const float* scale = own ? own->places[place].input_scale : nullptr;
             bf16* copy = state.s.scaled.data() + (place * state.b.rows + t) * m.hidden;
             for (index i = 0; i < m.hidden; i += 16) {
-                const __m512 value = load_bf16(target + i);
+                const Floats value = load_bf16(target + i);
                 store_bf16(copy + i,
-                           scale ? _mm512_mul_ps(value, _mm512_loadu_ps(scale + i)) : value);
+                           scale ? value * load(scale + i) : value);
             }
         }
     });
@@ -38,10 +38,10 @@ inline void apply_bottlenecks(State& state, index l, int sublayer) {
         const bf16* x = (own.reads_input ? s.normed : s.sublayer).data() + group.first * m.hidden;
         for (index p = 0; p < own.width / panel_width; ++p) {
             if (turn++ % team.size != thread) continue;
-            multiply_panels<Avx512>(
+            multiply_panels<Vectors>(
                 x, m.hidden, group.last - group.first, own.down, m.hidden, {p, p + 1},
-                [&](index r, index n, __m512 sum) {
-                    const __m512 whole = _mm512_add_ps(sum, _mm512_loadu_ps(own.down_bias + n));
+                [&](index r, index n, Floats sum) {
+                    const Floats whole = sum + load(own.down_bias + n);
                     store_bf16(s.narrow.data() + (group.first + r) * b.most_width + n,
                                activate(whole, own.activation));
                 });
@@ -52,14 +52,13 @@ inline void apply_bottlenecks(State& state, index l, int sublayer) {
         const Group& group = b.groups[g];
         const Bottleneck& own = group.adapter->layers[l].bottlenecks[sublayer];
         if (!own.width) continue;
-        multiply_panels<Avx512>(
+        multiply_panels<Vectors>(
             s.narrow.data() + group.first * b.most_width, b.most_width, group.last - group.first,
             own.up, own.width, share(m.hidden / panel_width, thread, team.size),
-            [&](index r, index n, __m512 sum) {
+            [&](index r, index n, Floats sum) {
                 float* target = s.residual.data() + (group.first + r) * m.hidden + n;
-                const __m512 whole = _mm512_add_ps(sum, _mm512_loadu_ps(own.up_bias + n));
-                _mm512_storeu_ps(
-                    target, _mm512_fmadd_ps(whole, splat(own.scale), _mm512_loadu_ps(target)));
+                const Floats whole = sum + load(own.up_bias + n);
+                store(target, fma(whole, splat(own.scale), load(target)));
             });
     }
     team.meet();
@@ -75,9 +74,9 @@ void add_to_residual(State& state, index l, int sublayer, const Weight& weight, 
         for (index row = rows.first; row < rows.last; ++row)
             for (index p = 0; p < panels; ++p) {
                 const index at = row * state.m.hidden + (first + p) * panel_width;
-                const __m512 value = piece.load(row - rows.first, p);
+                const Floats value = piece.load(row - rows.first, p);
                 float* target = state.s.residual.data() + at;
-                _mm512_storeu_ps(target, _mm512_add_ps(_mm512_loadu_ps(target), value));
+                store(target, load(target) + value);
                 if (narrow) store_bf16(state.s.sublayer.data() + at, value);
             }
     };
@@ -107,8 +106,8 @@ void project_feed(State& state, index l) {
             const float* scale = own ? own->places[place_down].input_scale : nullptr;
             for (index p = 0; p < panels; p += 2) {
                 const index column = (first + p) / 2 * panel_width, r = row - rows.first;
-                __m512 value = _mm512_mul_ps(silu(piece.load(r, p)), piece.load(r, p + 1));
-                if (scale) value = _mm512_mul_ps(value, _mm512_loadu_ps(scale + column));
+                Floats value = silu(piece.load(r, p)) * piece.load(r, p + 1);
+                if (scale) value = value * load(scale + column);
                 store_bf16(state.s.inner.data() + row * state.m.inner + column, value);
             }
         }

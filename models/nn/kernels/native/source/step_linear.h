@@ -4,7 +4,9 @@
 // alone, which also applies the adapters' terms to it and hands it to whatever comes next.
 #pragma once
 
-#include "blocks_avx512.h"
+#include <vector>
+
+#include "blocks.h"
 #include "step_math.h"
 #include "step_team.h"
 #include "step_types.h"
@@ -20,7 +22,7 @@ struct Piece {  // of a result: float32 rows of 16 numbers a panel
     float* at(index row, index panel) {
         return sums + (row * most_panels + panel) * panel_width;
     }
-    __m512 load(index row, index panel) { return _mm512_load_ps(at(row, panel)); }
+    Floats load(index row, index panel) { return gw::load(at(row, panel)); }
 };
 
 struct Output {  // what 16 outputs of a packed weight are
@@ -33,8 +35,8 @@ inline Range common(Range a, Range b) {
 }
 
 // Calls store(row, panel, sum) for up to `most_panels` panels side by side.
-template <class Isa, class Store>
-void multiply_piece(const bf16* x, index ldx, index rows, const bf16* packed, index inputs,
+template <class Isa, class Packed, class Store>
+void multiply_piece(const bf16* x, index ldx, index rows, const Packed* packed, index inputs,
                     index panels, Store&& store) {
     if constexpr (Isa::most_panels >= 4) {
         switch (panels) {
@@ -45,7 +47,7 @@ void multiply_piece(const bf16* x, index ldx, index rows, const bf16* packed, in
         }
     } else {
         multiply_panels<Isa>(x, ldx, rows, packed, inputs, {0, panels},
-                             [&](index r, index n, __m512 sum) { store(r, n / panel_width, sum); });
+                             [&](index r, index n, Floats sum) { store(r, n / panel_width, sum); });
     }
 }
 
@@ -66,12 +68,12 @@ void compute_inner(int thread, int threads, const Group* groups, index count, co
             for (index p = 0; p < down.ranks / panel_width; p += most_panels) {
                 if (turn++ % threads != thread) continue;
                 const index panels = std::min(most_panels, down.ranks / panel_width - p);
-                const auto put = [&](index r, index q, __m512 sum) {
+                const auto put = [&](index r, index q, Floats sum) {
                     const index column = (p + q) * panel_width;
                     store_bf16(inner.values + (top + r) * inner.ld + column,
-                               _mm512_mul_ps(sum, _mm512_loadu_ps(down.scales + column)));
+                               sum * load(down.scales + column));
                 };
-                multiply_piece<Avx512>(x + top * inputs, inputs,
+                multiply_piece<Vectors>(x + top * inputs, inputs,
                                        std::min(most_block, groups[g].last - top),
                                        down.packed + p * panel_width * inputs, inputs, panels, put);
             }
@@ -95,35 +97,71 @@ void apply_terms(Piece& piece, index panel, Range rows, Output output, Rows x, c
         const Place& term = place_of(*groups[g].adapter, output.place);
         const index skipped = own.first - rows.first;
         if (term.weight)
-            Avx512::multiply<1>(x.at(own.first), x.size, own.last - own.first,
+            Vectors::multiply<1>(x.at(own.first), x.size, own.last - own.first,
                                 term.weight + output.first * x.size, x.size,
-                                [&](index r, index, __m512 sum) {
-                                    _mm512_store_ps(piece.at(skipped + r, panel), sum);
+                                [&](index r, index, Floats sum) {
+                                    store(piece.at(skipped + r, panel), sum);
                                 });
         if (term.rank)
-            Avx512::multiply<1>(inner.values + own.first * inner.ld + term.first, inner.ld,
+            Vectors::multiply<1>(inner.values + own.first * inner.ld + term.first, inner.ld,
                                 own.last - own.first, term.up + output.first * term.rank, term.rank,
-                                [&](index r, index, __m512 sum) {
+                                [&](index r, index, Floats sum) {
                                     float* target = piece.at(skipped + r, panel);
-                                    _mm512_store_ps(target,
-                                                    _mm512_add_ps(_mm512_load_ps(target), sum));
+                                    store(target, load(target) + sum);
                                 });
         if (!term.output_scale && !term.bias) continue;
-        const __m512 scale =
-            term.output_scale ? _mm512_loadu_ps(term.output_scale + output.first) : splat(1.0f);
-        const __m512 bias =
-            term.bias ? _mm512_loadu_ps(term.bias + output.first) : _mm512_setzero_ps();
+        const Floats scale =
+            term.output_scale ? load(term.output_scale + output.first) : splat(1.0f);
+        const Floats bias =
+            term.bias ? load(term.bias + output.first) : zeros();
         for (index r = skipped; r < own.last - rows.first; ++r)
-            _mm512_store_ps(piece.at(r, panel), _mm512_fmadd_ps(piece.load(r, panel), scale, bias));
+            store(piece.at(r, panel), fma(piece.load(r, panel), scale, bias));
     }
 }
 
 struct Weight {
-    const bf16* packed;
+    Matrix matrix;
     const float* bias;  // in the order of the panels, or null
     index outputs, inputs;
     index unit;  // panels that belong together
+
+    template <class Packed>
+    const Packed* panels(index first) const {
+        return static_cast<const Packed*>(matrix.panels) + first * panel_width * inputs;
+    }
+
+    // Sixteen outputs of one panel from what was summed for them.
+    Floats finish(Floats sum, index panel) const {
+        if (matrix.scales) sum = sum * load(matrix.scales + panel * panel_width);
+        return bias ? sum + load(bias + panel * panel_width) : sum;
+    }
 };
+
+// Numbers in 8 bits as bfloat16, which holds them exactly.
+inline const bf16* widened(const std::int8_t* packed, index count) {
+    static thread_local std::vector<bf16> room;
+    if (static_cast<index>(room.size()) < count) room.resize(count);
+    for (index i = 0; i < count; i += 2 * panel_width)
+        store_exact_pairs(room.data() + i, load_int8(packed + i),
+                          load_int8(packed + i + panel_width));
+    return room.data();
+}
+
+// Calls store(row, panel, sum) for up to `most_panels` panels of a weight, before its scales.
+template <class Isa, class Store>
+void multiply_weight(const bf16* x, index rows, const Weight& weight, index first, index panels,
+                     Store&& store) {
+    const auto multiply = [&](const auto* packed) {
+        multiply_piece<Isa>(x, weight.inputs, rows, packed, weight.inputs, panels, store);
+    };
+    if (!weight.matrix.scales)
+        multiply(weight.panels<bf16>(first));
+    else if constexpr (Isa::reads_int8)
+        multiply(weight.panels<std::int8_t>(first));
+    else
+        multiply(widened(weight.panels<std::int8_t>(first),
+                              panels * panel_width * weight.inputs));
+}
 
 // Computes all pieces; `input_of(place)` gives the rows that a place reads, `finish(piece, rows,
 // first panel, panels)` takes each result.
@@ -143,19 +181,16 @@ void linear(Team& team, const Weight& weight, index rows, OutputOf&& output_of, 
             const bf16* x = input_of(output_of(p).place);
             index q = p + 1;
             while (q < last && input_of(output_of(q).place) == x) ++q;
-            multiply_piece<Isa>(x + here.first * weight.inputs, weight.inputs,
-                                here.last - here.first, weight.packed + p * panel_width * weight.inputs,
-                                weight.inputs, q - p, [&](index r, index n, __m512 sum) {
-                                    _mm512_store_ps(piece.at(r, p - first + n), sum);
-                                });
+            multiply_weight<Isa>(x + here.first * weight.inputs, here.last - here.first, weight, p,
+                                 q - p, [&](index r, index n, Floats sum) {
+                                     store(piece.at(r, p - first + n), sum);
+                                 });
             p = q;
         }
         for (index p = first; p < last; ++p) {
-            if (weight.bias)
+            if (weight.bias || weight.matrix.scales)
                 for (index r = 0; r < here.last - here.first; ++r)
-                    _mm512_store_ps(piece.at(r, p - first),
-                                    _mm512_add_ps(piece.load(r, p - first),
-                                                  _mm512_loadu_ps(weight.bias + p * panel_width)));
+                    store(piece.at(r, p - first), weight.finish(piece.load(r, p - first), p));
             const Output output = output_of(p);
             adapt(piece, p - first, here, output, Rows{input_of(output.place), weight.inputs});
         }

@@ -54,8 +54,13 @@ struct Adapter {
     const float* final_gain;
 };
 
+struct Matrix {          // a weight of the base
+    const void* panels;    // packed bfloat16 or, where there are scales, int8
+    const float* scales;   // of the outputs in the order of the panels, or null
+};
+
 struct Layer {
-    const bf16 *qkv, *o, *gate_up, *down;  // packed
+    Matrix qkv, o, gate_up, down;
     const float *qkv_bias, *o_bias, *gate_up_bias, *down_bias;
     const float* gains[sublayers];
     bf16 *keys, *values;  // (slots, key heads, positions, head size)
@@ -64,7 +69,7 @@ struct Layer {
 struct Model {
     const Layer* layers;
     const bf16* embedding;  // (vocabulary, hidden)
-    const bf16* head;       // packed
+    Matrix head;
     const float *head_bias, *final_gain;
     const float *cosines, *sines;  // (positions, head size / 2)
     index depth, hidden, heads, key_heads, head_size, inner, vocabulary;

@@ -3,8 +3,17 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
+import pytest
 import torch
 from torch import Tensor
+
+from models.nn.kernels.native import library
+
+_LIBRARY = library()
+needs_avx512 = pytest.mark.skipif(
+    _LIBRARY is None or not _LIBRARY.trains, reason="there are no kernels with AVX512-BF16 here"
+)
+"""For the ops of training, and for tiles, also emulated ones."""
 
 
 def drawn(*size: int, seed: int = 0, scale: float = 1.0) -> Tensor:

@@ -73,14 +73,16 @@ class World:
     values: list[Tensor]
 
     @classmethod
-    def of(cls, backbone: Backbone, *, form: Form = "avx512") -> "World":
+    def of(cls, backbone: Backbone, *, form: Form | None = None) -> "World":
+        """Take, unless told, the form by vectors, which every processor with kernels has."""
         shape = backbone.shape
         size = (SLOTS, shape.kv_heads, POSITIONS, shape.head_dim)
         keys, values = (
             [torch.zeros(size, dtype=torch.bfloat16) for _ in range(shape.layers)] for _ in range(2)
         )
+        by_vectors: Form = "avx512" if loaded().trains else "avx2"
         model = StepModel.of(backbone, loaded(), keys=keys, values=values)
-        return cls(backbone, NativeStep(model, loaded(), form=form), keys, values)
+        return cls(backbone, NativeStep(model, loaded(), form=form or by_vectors), keys, values)
 
     def logits(self, runs: Sequence[Run]) -> list[Tensor]:
         """Return (T, V) of every run of one step."""

@@ -19,6 +19,7 @@ from models.nn.methods.base import Method
 from models.nn.prefix import Prefix, compile_prefix
 from models.nn.terms import LinearTerm, Terms
 from tests.models.nn.families import random_tensors, run_terms
+from tests.models.nn.kernels.native.comparing import needs_avx512
 from tests.models.nn.kernels.native.stepping import (
     SLOTS,
     Row,
@@ -145,6 +146,7 @@ def test_threads_and_groups_do_not_change_a_bit(
         assert all(torch.equal(result, results[0]) for result in results[1:])
 
 
+@needs_avx512
 @pytest.mark.parametrize("case", ["lora-0", "bottleneck-0", "ia3-0", "llama_adapter-0"])
 def test_tiles_carry_adapters_too(world: World, prepared: dict[str, Prepared], case: str) -> None:
     tiles = World.of(world.backbone, form="emulated")

@@ -8,16 +8,17 @@ import torch
 from torch import Tensor
 
 from models.nn.kernels import reference
-from models.nn.kernels.native import attention, library, reason
+from models.nn.kernels.native import attention
 from models.nn.kernels.plain import PLAIN
 from tests.models.nn.kernels.native.comparing import (
     assert_close_to_exact,
     assert_threads_change_nothing,
     drawn,
+    needs_avx512,
     with_gradients,
 )
 
-pytestmark = pytest.mark.skipif(library() is None, reason=reason())
+pytestmark = needs_avx512
 
 
 def attend(

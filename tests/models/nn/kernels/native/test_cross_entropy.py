@@ -7,15 +7,16 @@ import torch
 from torch import Tensor
 
 from models.nn.kernels import Weight, reference
-from models.nn.kernels.native import cross_entropy, library, reason
+from models.nn.kernels.native import cross_entropy
 from models.nn.kernels.plain import PLAIN
 from tests.models.nn.kernels.native.comparing import (
     assert_close_to_exact,
     assert_threads_change_nothing,
     drawn,
+    needs_avx512,
 )
 
-pytestmark = pytest.mark.skipif(library() is None, reason=reason())
+pytestmark = needs_avx512
 
 VOCABULARY = 2080  # more than a block of the gradient, and not a multiple of it
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from models.nn.kernels.native import Library, Packed, library, reason
+from tests.models.nn.kernels.native.comparing import needs_avx512
 
 pytestmark = pytest.mark.skipif(library() is None, reason=reason())
 
@@ -89,6 +90,7 @@ def test_other_dtypes_are_refused() -> None:
         loaded().gemm(torch.zeros(1, 32), packed)
 
 
+@needs_avx512
 @pytest.mark.parametrize("rows", ROWS)
 @pytest.mark.parametrize("outputs", [16, 48])
 def test_tiles_compute_the_same_product(rows: int, outputs: int) -> None:

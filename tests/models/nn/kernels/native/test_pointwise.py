@@ -7,16 +7,17 @@ import torch
 from torch import Tensor
 
 from models.nn.kernels import Shift, reference
-from models.nn.kernels.native import library, pointwise, reason
+from models.nn.kernels.native import pointwise
 from models.nn.kernels.plain import PLAIN
 from tests.models.nn.kernels.native.comparing import (
     assert_close_to_exact,
     assert_threads_change_nothing,
     drawn,
+    needs_avx512,
     with_gradients,
 )
 
-pytestmark = pytest.mark.skipif(library() is None, reason=reason())
+pytestmark = needs_avx512
 
 ROWS = [1, 7, 50]
 

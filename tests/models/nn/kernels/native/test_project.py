@@ -8,14 +8,15 @@ import torch
 from torch import Tensor
 
 from models.nn.kernels import Update, Weight, reference
-from models.nn.kernels.native import library, project, reason
+from models.nn.kernels.native import project
 from tests.models.nn.kernels.native.comparing import (
     assert_close_to_exact,
     assert_threads_change_nothing,
     drawn,
+    needs_avx512,
 )
 
-pytestmark = pytest.mark.skipif(library() is None, reason=reason())
+pytestmark = needs_avx512
 
 INPUTS, OUTPUTS = 96, 160
 Rectangle = tuple[tuple[int, int], tuple[int, int], int]

@@ -1,5 +1,7 @@
 """The C++ step against the network in float32, and rows against themselves in other company."""
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -7,8 +9,11 @@ from models.nn.backbone import Backbone
 from models.nn.kernels.native import library, reason
 from models.nn.kernels.native.model import StepModel, Unsuited
 from models.nn.kernels.native.step import Run
+from models.nn.quantized import unpack
+from models.nn.weight_only import hold_in_8_bits
 from tests.models.nn.families import make_backbone as make_family
 from tests.models.nn.families import run
+from tests.models.nn.kernels.native.comparing import needs_avx512
 from tests.models.nn.kernels.native.stepping import (
     SHAPES,
     VOCAB,
@@ -39,6 +44,18 @@ def test_step_is_the_network(shape: str) -> None:
     eager = distance(run(own, torch.tensor(IDS)).float(), expected)
     found = advance(World.of(own), [Row(1, IDS)], [[0, 60, 61, 140, *range(141, 151)]])[0]
     assert distance(found, expected) < min(0.02, 1.1 * eager)
+
+
+@pytest.mark.parametrize("shape", ["biased, tied", "long heads"])
+def test_weights_in_8_bits_are_their_unpacked_selves(shape: str) -> None:
+    packed = hold_in_8_bits(make_backbone(shape, dtype=torch.float32))
+    parameters = dict(packed.network.named_parameters())
+    unpacked = {name: unpack(each, dtype=torch.float32) for name, each in parameters.items()}
+    expected = run(packed.using(unpacked), torch.tensor(IDS))
+    found = advance(World.of(packed), [Row(1, IDS)], [[0, 60, 61, 140, *range(141, 151)]])[0]
+    assert distance(found, expected) < 0.02
+    whole = advance(World.of(make_backbone(shape)), [Row(1, IDS)], [[0, 150]])[0]
+    assert distance(found, whole) > distance(found, expected)
 
 
 def test_chunks_are_the_whole_to_the_bit(world: World) -> None:
@@ -103,6 +120,7 @@ def test_what_lies_outside_is_refused(world: World, bad: Run) -> None:
         world.step([bad])
 
 
+@needs_avx512
 def test_tiles_compute_the_same_step() -> None:
     """The tiles' instructions are emulated here: what is tested is how they are used."""
     backbone = make_backbone("biased, tied")
@@ -126,11 +144,24 @@ def test_other_networks_are_refused(variant: str, message: str) -> None:
 
 
 def test_other_dtypes_are_refused() -> None:
-    backbone = make_backbone(dtype=torch.float32)
-    with pytest.raises(Unsuited, match="float32"):
-        StepModel.of(backbone, loaded(), keys=_cache(backbone), values=_cache(backbone))
+    double = make_backbone(dtype=torch.float64)
+    with pytest.raises(Unsuited, match="float64"):
+        StepModel.of(double, loaded(), keys=_cache(double), values=_cache(double))
+    wide, cache = make_backbone(dtype=torch.float32), partial(_cache, dtype=torch.float32)
+    with pytest.raises(Unsuited, match=r"another kind, in torch\.float32"):
+        StepModel.of(wide, loaded(), keys=cache(wide), values=cache(wide))
 
 
-def _cache(backbone: Backbone) -> list[torch.Tensor]:
+def test_network_in_float32_is_computed_in_bfloat16_all_the_same() -> None:
+    """So it is served where the processor is no faster in bfloat16 but memory is."""
+    bounds = [[0, 37, 38, 39]]
+    narrow, wide = (
+        advance(World.of(make_backbone(dtype=dtype)), [Row(0, IDS[:39])], bounds)[0]
+        for dtype in (torch.bfloat16, torch.float32)
+    )
+    assert torch.equal(narrow, wide)
+
+
+def _cache(backbone: Backbone, *, dtype: torch.dtype = torch.bfloat16) -> list[torch.Tensor]:
     size = (1, backbone.shape.kv_heads, 8, backbone.shape.head_dim)
-    return [torch.zeros(size, dtype=torch.bfloat16) for _ in range(backbone.shape.layers)]
+    return [torch.zeros(size, dtype=dtype) for _ in range(backbone.shape.layers)]

@@ -13,11 +13,10 @@ from models.nn.kernels.native import (
     cross_entropy,
     library,
     project,
-    reason,
 )
-from tests.models.nn.kernels.native.comparing import assert_close_to_exact, drawn
+from tests.models.nn.kernels.native.comparing import assert_close_to_exact, drawn, needs_avx512
 
-pytestmark = pytest.mark.skipif(library() is None, reason=reason())
+pytestmark = needs_avx512
 
 
 @pytest.fixture(autouse=True)
