@@ -16,7 +16,7 @@ from core.errors import Corrupt, GraftworkError, InvalidRequest, NotFound, Unava
 from core.store import Files
 from models.nn.terms import Terms
 from models.wire import AdapterRef
-from worker.engine.helper import use_one_core
+from worker.engine.helper import stand_back, use_one_core
 from worker.engine.metrics import Metrics
 from worker.engine.resident import Loader, Prepared, Resident
 
@@ -61,9 +61,11 @@ class AdapterCache:
         self._doomed: set[str] = set()
         """Those of them that were dropped meanwhile."""
         self._parked: dict[str, Resident] = {}
-        self._hashing = ThreadPoolExecutor(FETCHES_AT_ONCE, thread_name_prefix="hash")
+        self._hashing = ThreadPoolExecutor(
+            FETCHES_AT_ONCE, thread_name_prefix="hash", initializer=stand_back
+        )
         self._helpers = ThreadPoolExecutor(
-            FETCHES_AT_ONCE, thread_name_prefix="fetch", initializer=use_one_core
+            FETCHES_AT_ONCE, thread_name_prefix="fetch", initializer=_begin_helper
         )
 
     def ready(self, adapter: AdapterRef) -> bool:
@@ -193,6 +195,11 @@ class AdapterCache:
         self._forget_fetch(digest)
         self._evicted(digest)
         self._failed(digest, error)
+
+
+def _begin_helper() -> None:
+    stand_back()
+    use_one_core()
 
 
 def _explain(adapter: AdapterRef, error: Exception) -> GraftworkError:
