@@ -1,16 +1,14 @@
 """Products of which a row's bits do not depend on the rows beside it.
 
-A matrix library may pick its way of summing by the height of a product, so a row that is computed
-among others can differ in its last bit from the same row alone. Low streams are therefore cut
-into blocks of one fixed height, the last one filled up with zeros: at a fixed height a row's
-result depends neither on its place nor on its neighbours. Where a library turns out to give the
-same bits at the height of the whole stream, that is one product; it is tried once for each height.
-A stream that is taller than any that several jobs share is computed in one piece, and so is any on
-a GPU, where a block would cost a launch and no run promises its bits.
+A matrix library picks its way of summing by the height of a product, so a row that is computed
+among others can differ in its last bit from the same row alone. Low streams are therefore
+multiplied by a product of our own where there is one, else cut into blocks of one fixed height,
+the last one filled up with zeros: at a fixed height a row's result depends neither on its place nor
+on its neighbours. A stream that is taller than any that several jobs share is computed in one
+piece, and so is any on a GPU, where a block would cost a launch and no run promises its bits.
 Shapes: t rows, i in features, o out features, b rows of a block.
 """
 
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -18,11 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.nn.autograd import apply
+from models.nn.kernels.native import multiply as own
 
 HEIGHT = 64
 """Rows of a block."""
-STEP = 32
-"""Streams in one piece are filled up to a multiple of this: a height to try for each."""
 SHARED_ROWS = 512
 """Streams up to this height are cut; jobs may share those only. A multiple of `HEIGHT`."""
 
@@ -42,48 +39,19 @@ def multiply(x_ti: Tensor, weight_oi: Tensor, bias_o: Tensor | None = None) -> T
     rows = x_ti.shape[0]
     if rows > SHARED_ROWS or x_ti.device.type != "cpu":
         return F.linear(x_ti, weight_oi, bias_o)
-    height = -(-rows // STEP) * STEP
-    if height > HEIGHT and _is_as_blocks(
-        height, weight_oi.shape, weight_oi.stride(), weight_oi.dtype, torch.get_num_threads()
-    ):
-        return F.linear(_fill(x_ti, height), weight_oi, bias_o)[:rows]
-    return _multiply_blocks(x_ti, weight_oi, bias_o)
-
-
-def _multiply_blocks(x_ti: Tensor, weight_oi: Tensor, bias_o: Tensor | None) -> Tensor:
-    rows = x_ti.shape[0]
+    if own.takes(x_ti, weight_oi):
+        return own.multiply(x_ti, weight_oi, bias_o)
     product_to = x_ti.new_empty(-(-rows // HEIGHT) * HEIGHT, weight_oi.shape[0])
     for start in range(0, rows, HEIGHT):
-        block_bi = _fill(x_ti[start : start + HEIGHT], HEIGHT)
+        block_bi = x_ti[start : start + HEIGHT]
+        if len(block_bi) < HEIGHT:
+            block_bi = F.pad(block_bi, (0, 0, 0, HEIGHT - len(block_bi)))
         block_bo = product_to[start : start + HEIGHT]
         if bias_o is None:
             torch.mm(block_bi, weight_oi.t(), out=block_bo)
         else:
             torch.addmm(bias_o, block_bi, weight_oi.t(), out=block_bo)
     return product_to[:rows]
-
-
-def _fill(x_ti: Tensor, height: int) -> Tensor:
-    missing = height - x_ti.shape[0]
-    return F.pad(x_ti, (0, 0, 0, missing)) if missing else x_ti.contiguous()
-
-
-@lru_cache(maxsize=4096)
-def _is_as_blocks(
-    height: int, size: torch.Size, stride: tuple[int, ...], dtype: torch.dtype, threads: int
-) -> bool:
-    """Say whether a product of this height has the bits of blocks: how it sums is in no numbers."""
-    generator = torch.Generator().manual_seed(height)
-
-    def drawn(*sizes: int) -> Tensor:
-        return torch.randn(sizes, generator=generator, dtype=torch.float32).to(dtype)
-
-    weight_oi = torch.empty_strided(size, stride, dtype=dtype).copy_(drawn(*size))
-    x_ti, bias_o = drawn(height, size[1]), drawn(size[0])
-    return all(
-        torch.equal(F.linear(x_ti, weight_oi, bias), _multiply_blocks(x_ti, weight_oi, bias))
-        for bias in (None, bias_o)
-    )
 
 
 class _Linear(torch.autograd.Function):

@@ -49,7 +49,7 @@ class Library:
 
     @property
     def trains(self) -> bool:
-        """Whether it has the ops of training too; by AVX2, bfloat16 is no faster than float32."""
+        """Whether it has the ops of training, in bfloat16; by AVX2 that is no gain on float32."""
         return self.instructions != "avx2"
 
     def call(self, name: str, *arguments: Argument) -> None:

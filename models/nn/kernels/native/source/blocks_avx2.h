@@ -31,6 +31,11 @@ template <int Which>
     return load_int8(rows + Which * panel_width);
 }
 
+template <int Which>
+[[gnu::always_inline]] inline Floats weights(const float* rows) {
+    return load(rows + Which * panel_width);
+}
+
 // An operand's rows as float32 in `room`.
 template <class Packed>
 OperandOf<float, Packed> widen(const OperandOf<bf16, Packed>& given, index rows, float* room) {
@@ -58,39 +63,60 @@ struct Avx2 {
         multiply<P>(rows, given, {}, store);
     }
 
-    // The sum over the inputs of two operands, `more` after `first`. A single row takes all panels
-    // at once, for enough sums at a time; of more rows, a few take one panel after another.
+    // The sum over the inputs of two operands, `more` after `first`.
     template <int P, class Packed, class Store>
     static void multiply(index rows, const OperandOf<bf16, Packed>& first, const Operand& more,
                          Store&& store) {
         static thread_local Scratch room;
+        float* wide = room.room<float>(most_rows * (first.inputs + more.inputs));
+        for_blocks(rows, [&](index top, index count) {
+            const auto one = widen(first.from(top), count, wide);
+            const auto two = widen(more.from(top), count, wide + most_rows * first.inputs);
+            multiply_block<P>(count, one, two,
+                              [&](int r, int p, Floats sum) { store(top + r, p, sum); });
+        });
+    }
+
+    // The same of rows that are wide already.
+    template <int P, class Packed, class Store>
+    static void multiply(index rows, const OperandOf<float, Packed>& given, Store&& store) {
+        for_blocks(rows, [&](index top, index count) {
+            multiply_block<P>(count, given.from(top), OperandOf<float, bf16>{},
+                              [&](int r, int p, Floats sum) { store(top + r, p, sum); });
+        });
+    }
+
+   private:
+    // Rows beyond a multiple of `most_rows` are spread, so that no block is much smaller.
+    template <class Act>
+    static void for_blocks(index rows, Act&& act) {
         const index blocks = (rows + most_rows - 1) / most_rows;
         for (index b = 0; b < blocks; ++b) {
             const auto [top, bottom] = share(rows, b, blocks);
-            float* wide = room.room<float>(most_rows * (first.inputs + more.inputs));
-            const auto one = widen(first.from(top), bottom - top, wide);
-            const auto two = widen(more.from(top), bottom - top, wide + most_rows * first.inputs);
-            const auto put = [&](int r, int p, Floats sum) { store(top + r, p, sum); };
-            if (bottom - top == 1) {
-                block<1, P>(one, two, put);
-                continue;
-            }
-            for (int p = 0; p < P; ++p) {
-                const auto own = one.panel(p);
-                const auto further = two.panel(p);
-                const auto put_here = [&](int r, int, Floats sum) { put(r, p, sum); };
-                switch (bottom - top) {
-                    case 6: block<6, 1>(own, further, put_here); break;
-                    case 5: block<5, 1>(own, further, put_here); break;
-                    case 4: block<4, 1>(own, further, put_here); break;
-                    case 3: block<3, 1>(own, further, put_here); break;
-                    case 2: block<2, 1>(own, further, put_here); break;
-                }
+            act(top, bottom - top);
+        }
+    }
+
+    // A single row takes all panels at once, for enough sums at a time; of more rows, a few take
+    // one panel after another.
+    template <int P, class Packed, class Put>
+    static void multiply_block(index rows, const OperandOf<float, Packed>& first,
+                               const OperandOf<float, bf16>& more, const Put& put) {
+        if (rows == 1) return block<1, P>(first, more, put);
+        for (int p = 0; p < P; ++p) {
+            const auto one = first.panel(p);
+            const auto two = more.panel(p);
+            const auto put_here = [&](int r, int, Floats sum) { put(r, p, sum); };
+            switch (rows) {
+                case 6: block<6, 1>(one, two, put_here); break;
+                case 5: block<5, 1>(one, two, put_here); break;
+                case 4: block<4, 1>(one, two, put_here); break;
+                case 3: block<3, 1>(one, two, put_here); break;
+                case 2: block<2, 1>(one, two, put_here); break;
             }
         }
     }
 
-   private:
     template <int R, int P, class Packed, class Put>
     static inline void block(const OperandOf<float, Packed>& first,
                              const OperandOf<float, bf16>& more, const Put& put) {

@@ -1,0 +1,34 @@
+"""A product in float32 in C++, for processors that have no bfloat16: a row's bits are its own.
+
+Shapes: t rows, i in features, o out features.
+"""
+
+import torch
+from torch import Tensor
+
+from models.nn.kernels.native import PANEL_WIDTH, find, library
+
+_INPUT_STEP = 8
+
+
+def takes(x_ti: Tensor, weight_oi: Tensor) -> bool:
+    """Say whether this product is computed here; the weight may be one that was transposed."""
+    found = library()
+    return (
+        found is not None
+        and not found.trains
+        and x_ti.dtype is weight_oi.dtype is torch.float32
+        and x_ti.is_cpu
+        and x_ti.stride(1) == 1
+        and 1 in weight_oi.stride()
+        and weight_oi.shape[0] % PANEL_WIDTH == 0
+        and weight_oi.shape[1] % _INPUT_STEP == 0
+    )
+
+
+def multiply(x_ti: Tensor, weight_oi: Tensor, bias_o: Tensor | None) -> Tensor:
+    """Return x WT + bias (t, o), float32."""
+    y_to = x_ti.new_empty(len(x_ti), len(weight_oi))
+    weight = (weight_oi, *weight_oi.stride(), *weight_oi.shape)
+    find().call("multiply", x_ti, x_ti.stride(0), len(x_ti), *weight, bias_o, y_to)
+    return y_to
