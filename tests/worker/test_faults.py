@@ -29,6 +29,8 @@ METHOD = {"type": "lora", "rank": 4, "dropout": 0.1}
 STEPS = 100
 SELDOM = {"GRAFTWORK_WORKER__RESUME_SECONDS": "2"}
 """Many jobs that save all the time would test the disk."""
+one_database = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+"""For what happens between worker, trainer and files: no other database would see more of it."""
 
 
 def post(site: Site) -> Job:
@@ -149,6 +151,7 @@ def test_pause_and_resume(site: Site, unbroken: dict[str, str]) -> None:
     check_like_unbroken(site, row, unbroken=unbroken)
 
 
+@one_database
 def test_two_kills_in_one_stretch_tell_no_step_twice(site: Site, unbroken: dict[str, str]) -> None:
     worker = site.start_worker(GRAFTWORK_WORKER__RESUME_SECONDS="1000")
     row = post(site)
@@ -161,6 +164,7 @@ def test_two_kills_in_one_stretch_tell_no_step_twice(site: Site, unbroken: dict[
     check_like_unbroken(site, row, unbroken=unbroken)
 
 
+@one_database
 def test_a_damaged_checkpoint_costs_its_steps_and_not_the_job(
     site: Site, unbroken: dict[str, str]
 ) -> None:
@@ -179,6 +183,7 @@ def test_a_damaged_checkpoint_costs_its_steps_and_not_the_job(
     check_like_unbroken(site, row, unbroken=unbroken)
 
 
+@one_database
 def test_equal_jobs_side_by_side_keep_their_own_checkpoints(
     site: Site, unbroken: dict[str, str]
 ) -> None:
@@ -215,6 +220,7 @@ def test_a_gang_is_one_process_and_each_job_is_as_if_alone(
         check_like_unbroken(site, row, unbroken=unbroken)
 
 
+@one_database
 def test_kill_the_trainer_of_a_gang(site: Site, unbroken: dict[str, str]) -> None:
     worker = site.start_worker(**SELDOM)
     rows = post_gang(site)
@@ -269,6 +275,7 @@ def test_a_worker_that_is_told_to_stop_hands_a_whole_gang_over(
         check_like_unbroken(site, row, unbroken=unbroken)
 
 
+@one_database
 def test_bad_data_of_one_leaves_its_gang_alone(site: Site, unbroken: dict[str, str]) -> None:
     site.start_worker(**SELDOM)
     other = post(site)
@@ -306,6 +313,7 @@ def test_killed_between_the_last_step_and_publishing(site: Site, unbroken: dict[
     check_like_unbroken(site, row, unbroken=unbroken)
 
 
+@one_database
 def test_a_job_that_always_crashes_ends(site: Site) -> None:
     site.start_worker(GRAFTWORK_CRASH="before-succeeded", GRAFTWORK_WORKER__MAX_ATTEMPTS="2")
     row = site.add_job(ROWS[:4], loop={"n_epochs": 1, "batch_size": 4}, method=METHOD)
@@ -315,6 +323,7 @@ def test_a_job_that_always_crashes_ends(site: Site) -> None:
     assert "SIGKILL" in ended.error["message"]
 
 
+@one_database
 def test_bad_rows_are_named_before_anything_is_trained(site: Site) -> None:
     site.start_worker()
     row = site.add_job(b'{"messages": []}\nnot json\n{"text": "x"}\n')

@@ -20,7 +20,8 @@ std::uint64_t enabled_state() {
 
 bool has_avx2() {
     unsigned a = 0, b = 0, c = 0, d = 0;
-    if (!__get_cpuid(1, &a, &b, &c, &d) || !bit(c, 12) || !bit(c, 27)) return false;  // FMA, OSXSAVE
+    if (!__get_cpuid(1, &a, &b, &c, &d)) return false;
+    if (!bit(c, 12) || !bit(c, 27)) return false;      // FMA, OSXSAVE
     if ((enabled_state() & 0x6) != 0x6) return false;  // the kernel saves YMM
     return __get_cpuid_count(7, 0, &a, &b, &c, &d) && bit(b, 5);
 }

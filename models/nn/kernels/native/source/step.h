@@ -56,7 +56,8 @@ void compute_logits(State& state) {
             for (index row = rows.first; row < rows.last; ++row)
                 for (index p = 0; p < panels; ++p)
                     store(state.b.logits + state.b.targets[row] * state.m.vocabulary +
-                                         (first + p) * panel_width, piece.load(row - rows.first, p));
+                              (first + p) * panel_width,
+                          piece.load(row - rows.first, p));
         });
 }
 

@@ -42,8 +42,7 @@ inline void place_heads(State& state, index l, Piece& piece, Range rows, index p
             const index angle = state.b.positions[row] * half + within;
             const Floats cosine = load(m.cosines + angle);
             const Floats sine = load(m.sines + angle);
-            const Floats turned =
-                fms(first, cosine, second * sine);
+            const Floats turned = fms(first, cosine, second * sine);
             second = fma(second, cosine, first * sine);
             first = turned;
         }

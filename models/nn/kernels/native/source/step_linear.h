@@ -74,8 +74,8 @@ void compute_inner(int thread, int threads, const Group* groups, index count, co
                                sum * load(down.scales + column));
                 };
                 multiply_piece<Vectors>(x + top * inputs, inputs,
-                                       std::min(most_block, groups[g].last - top),
-                                       down.packed + p * panel_width * inputs, inputs, panels, put);
+                                        std::min(most_block, groups[g].last - top),
+                                        down.packed + p * panel_width * inputs, inputs, panels, put);
             }
     }
 }
@@ -98,10 +98,10 @@ void apply_terms(Piece& piece, index panel, Range rows, Output output, Rows x, c
         const index skipped = own.first - rows.first;
         if (term.weight)
             Vectors::multiply<1>(x.at(own.first), x.size, own.last - own.first,
-                                term.weight + output.first * x.size, x.size,
-                                [&](index r, index, Floats sum) {
-                                    store(piece.at(skipped + r, panel), sum);
-                                });
+                                 term.weight + output.first * x.size, x.size,
+                                 [&](index r, index, Floats sum) {
+                                     store(piece.at(skipped + r, panel), sum);
+                                 });
         if (term.rank)
             Vectors::multiply<1>(inner.values + own.first * inner.ld + term.first, inner.ld,
                                 own.last - own.first, term.up + output.first * term.rank, term.rank,
@@ -112,8 +112,7 @@ void apply_terms(Piece& piece, index panel, Range rows, Output output, Rows x, c
         if (!term.output_scale && !term.bias) continue;
         const Floats scale =
             term.output_scale ? load(term.output_scale + output.first) : splat(1.0f);
-        const Floats bias =
-            term.bias ? load(term.bias + output.first) : zeros();
+        const Floats bias = term.bias ? load(term.bias + output.first) : zeros();
         for (index r = skipped; r < own.last - rows.first; ++r)
             store(piece.at(r, panel), fma(piece.load(r, panel), scale, bias));
     }
@@ -160,7 +159,7 @@ void multiply_weight(const bf16* x, index rows, const Weight& weight, index firs
         multiply(weight.panels<std::int8_t>(first));
     else
         multiply(widened(weight.panels<std::int8_t>(first),
-                              panels * panel_width * weight.inputs));
+                         panels * panel_width * weight.inputs));
 }
 
 // Computes all pieces; `input_of(place)` gives the rows that a place reads, `finish(piece, rows,

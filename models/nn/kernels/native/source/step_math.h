@@ -25,8 +25,7 @@ inline Floats tangent(Floats x) {
 // 7.1.26, within 2e-7.
 inline Floats gelu(Floats x) {
     const Floats scaled = x * splat(0.70710678f), size = magnitude(scaled);
-    const Floats t =
-        splat(1.0f) / fma(splat(0.3275911f), size, splat(1.0f));
+    const Floats t = splat(1.0f) / fma(splat(0.3275911f), size, splat(1.0f));
     Floats sum = splat(1.061405429f);
     for (float factor : {-1.453152027f, 1.421413741f, -0.284496736f, 0.254829592f, 0.0f})
         sum = fma(sum, t, splat(factor));
