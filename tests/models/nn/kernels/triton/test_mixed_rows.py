@@ -67,8 +67,10 @@ def test_a_row_does_not_depend_on_its_neighbours():
         ours = low_rank(y, x, weight=weight, **factors)
         moved = low_rank(y[order], x[order], weight=weight[order], **factors)
         single = low_rank(y[:1], x[:1], weight=weight[:1], **factors)
-    assert torch.equal(moved, ours[order])
-    assert torch.equal(single, ours[:1])
+    # The interpreter multiplies tiles by numpy, whose rows may differ in their last bits.
+    bounds = {"rtol": 0, "atol": 0} if DEVICE == "cuda" else {"rtol": 1e-5, "atol": 1e-6}
+    torch.testing.assert_close(moved, ours[order], **bounds)
+    torch.testing.assert_close(single, ours[:1], **bounds)
 
 
 def test_one_adapter_alone_and_gradients_of_mixed_rows_are_left_to_the_plain_form():
