@@ -55,7 +55,7 @@ def multiply(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def scales_of(weight: Tensor) -> Tensor:
     """Return (o,) float32: what one in a packed weight's row stands for."""
-    scales_o: Tensor = weight.SCB / _MOST  # type: ignore[attr-defined]
+    scales_o: Tensor = weight.SCB / _MOST  # type: ignore[attr-defined]  # see `_pack`
     return scales_o
 
 
@@ -65,5 +65,5 @@ def _pack(weight_oi: Tensor) -> nn.Parameter:
     largest_o = exact_oi.abs().amax(1).clamp(min=torch.finfo(torch.float32).tiny * _MOST)
     rounded_oi = (exact_oi * (_MOST / largest_o)[:, None]).round_().to(torch.int8)
     packed = nn.Parameter(rounded_oi, requires_grad=False)
-    packed.SCB = largest_o  # type: ignore[attr-defined]
+    packed.SCB = largest_o  # type: ignore[attr-defined]  # bitsandbytes' own name for it
     return packed

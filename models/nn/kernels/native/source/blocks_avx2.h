@@ -10,6 +10,7 @@
 
 #include "operand.h"
 #include "scratch.h"
+#include "sum_block.h"
 #include "vector.h"
 
 namespace gw {
@@ -86,6 +87,19 @@ struct Avx2 {
         });
     }
 
+    // What `sum_block` calls.
+    template <int R, int P, class Packed>
+    [[gnu::always_inline]] static inline void add(const OperandOf<float, Packed>& given,
+                                                  Floats (&sum)[R][P]) {
+        const float* x = given.x;
+        const Packed* panels = given.panels;
+        const index ldx = given.ldx, stride = given.stride, inputs = given.inputs;
+        for (index k = 0; k < inputs; k += 2) {
+            add_input<0, R, P>(x + k, ldx, panels + k * panel_width, stride, sum);
+            add_input<1, R, P>(x + k + 1, ldx, panels + k * panel_width, stride, sum);
+        }
+    }
+
    private:
     // Rows beyond a multiple of `most_rows` are spread, so that no block is much smaller.
     template <class Act>
@@ -102,46 +116,18 @@ struct Avx2 {
     template <int P, class Packed, class Put>
     static void multiply_block(index rows, const OperandOf<float, Packed>& first,
                                const OperandOf<float, bf16>& more, const Put& put) {
-        if (rows == 1) return block<1, P>(first, more, put);
+        if (rows == 1) return sum_block<Avx2, 1, P>(first, more, put);
         for (int p = 0; p < P; ++p) {
             const auto one = first.panel(p);
             const auto two = more.panel(p);
             const auto put_here = [&](int r, int, Floats sum) { put(r, p, sum); };
             switch (rows) {
-                case 6: block<6, 1>(one, two, put_here); break;
-                case 5: block<5, 1>(one, two, put_here); break;
-                case 4: block<4, 1>(one, two, put_here); break;
-                case 3: block<3, 1>(one, two, put_here); break;
-                case 2: block<2, 1>(one, two, put_here); break;
+                case 6: sum_block<Avx2, 6, 1>(one, two, put_here); break;
+                case 5: sum_block<Avx2, 5, 1>(one, two, put_here); break;
+                case 4: sum_block<Avx2, 4, 1>(one, two, put_here); break;
+                case 3: sum_block<Avx2, 3, 1>(one, two, put_here); break;
+                case 2: sum_block<Avx2, 2, 1>(one, two, put_here); break;
             }
-        }
-    }
-
-    template <int R, int P, class Packed, class Put>
-    static inline void block(const OperandOf<float, Packed>& first,
-                             const OperandOf<float, bf16>& more, const Put& put) {
-        Floats sum[R][P];
-#pragma GCC unroll 8
-        for (int r = 0; r < R; ++r)
-#pragma GCC unroll 8
-            for (int p = 0; p < P; ++p) sum[r][p] = zeros();
-        add<R, P>(first, sum);
-        if (more.inputs) add<R, P>(more, sum);
-#pragma GCC unroll 8
-        for (int r = 0; r < R; ++r)
-#pragma GCC unroll 8
-            for (int p = 0; p < P; ++p) put(r, p, sum[r][p]);
-    }
-
-    template <int R, int P, class Packed>
-    [[gnu::always_inline]] static inline void add(const OperandOf<float, Packed>& given,
-                                                  Floats (&sum)[R][P]) {
-        const float* x = given.x;
-        const Packed* panels = given.panels;
-        const index ldx = given.ldx, stride = given.stride, inputs = given.inputs;
-        for (index k = 0; k < inputs; k += 2) {
-            add_input<0, R, P>(x + k, ldx, panels + k * panel_width, stride, sum);
-            add_input<1, R, P>(x + k + 1, ldx, panels + k * panel_width, stride, sum);
         }
     }
 

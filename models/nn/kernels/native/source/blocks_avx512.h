@@ -8,6 +8,7 @@
 
 #include "common.h"
 #include "operand.h"
+#include "sum_block.h"
 
 namespace gw {
 
@@ -41,32 +42,17 @@ struct Avx512 {
             const Operand one = first.from(top), two = more.from(top);
             const auto put = [&](int r, int p, __m512 sum) { store(top + r, p, sum); };
             switch (bottom - top) {
-                case 6: block<6, P>(one, two, put); break;
-                case 5: block<5, P>(one, two, put); break;
-                case 4: block<4, P>(one, two, put); break;
-                case 3: block<3, P>(one, two, put); break;
-                case 2: block<2, P>(one, two, put); break;
-                case 1: block<1, P>(one, two, put); break;
+                case 6: sum_block<Avx512, 6, P>(one, two, put); break;
+                case 5: sum_block<Avx512, 5, P>(one, two, put); break;
+                case 4: sum_block<Avx512, 4, P>(one, two, put); break;
+                case 3: sum_block<Avx512, 3, P>(one, two, put); break;
+                case 2: sum_block<Avx512, 2, P>(one, two, put); break;
+                case 1: sum_block<Avx512, 1, P>(one, two, put); break;
             }
         }
     }
 
-   private:
-    template <int R, int P, class Put>
-    static inline void block(const Operand& first, const Operand& more, const Put& put) {
-        __m512 sum[R][P];
-#pragma GCC unroll 8
-        for (int r = 0; r < R; ++r)
-#pragma GCC unroll 8
-            for (int p = 0; p < P; ++p) sum[r][p] = _mm512_setzero_ps();
-        add<R, P>(first, sum);
-        if (more.inputs) add<R, P>(more, sum);
-#pragma GCC unroll 8
-        for (int r = 0; r < R; ++r)
-#pragma GCC unroll 8
-            for (int p = 0; p < P; ++p) put(r, p, sum[r][p]);
-    }
-
+    // What `sum_block` calls.
     template <int R, int P>
     [[gnu::always_inline]] static inline void add(const Operand& given, __m512 (&sum)[R][P]) {
         const bf16 *x = given.x, *panels = given.panels;

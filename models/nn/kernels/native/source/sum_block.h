@@ -1,0 +1,25 @@
+// The sums of a few rows and panels, which stay in registers while an instruction set adds to them.
+#pragma once
+
+#include "operand.h"
+#include "vector.h"
+
+namespace gw {
+
+// Calls put(row, panel, sum) for the sums over the inputs of two operands, `more` after `first`.
+template <class Isa, int R, int P, class First, class More, class Put>
+inline void sum_block(const First& first, const More& more, const Put& put) {
+    Floats sum[R][P];
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+        for (int p = 0; p < P; ++p) sum[r][p] = zeros();
+    Isa::template add<R, P>(first, sum);
+    if (more.inputs) Isa::template add<R, P>(more, sum);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+        for (int p = 0; p < P; ++p) put(r, p, sum[r][p]);
+}
+
+}  // namespace gw
