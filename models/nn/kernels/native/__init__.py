@@ -18,7 +18,8 @@ from models.nn.kernels.native.build import library_path
 
 PANEL_WIDTH = 16
 INPUT_STEP = 32
-_LEVELS = {1: "avx2", 2: "avx512", 3: "amx"}
+_LEVELS = {1: ("avx2",), 2: ("avx512",), 3: ("amx", "avx512")}
+"""The forms that a processor is given, best first: not all have one of their own for tiles."""
 _OFF = ("off", "0", "false")
 
 
@@ -40,11 +41,15 @@ class Packed:
 
 
 class Library:
-    """The loaded kernels, bound to the best instruction set of this processor."""
+    """The loaded kernels, bound to the best form of each for this processor.
 
-    def __init__(self, handle: ctypes.CDLL, *, instructions: str) -> None:
+    `forms` are instruction sets, the best one first.
+    """
+
+    def __init__(self, handle: ctypes.CDLL, *, forms: Sequence[str]) -> None:
         self.handle = handle
-        self.instructions = instructions
+        self.forms = forms
+        self.instructions = forms[0]
         self._functions: dict[str, Callable[..., None]] = {}
 
     @property
@@ -53,7 +58,7 @@ class Library:
         return self.instructions != "avx2"
 
     def call(self, name: str, *arguments: Argument) -> None:
-        """Call the form of a function that this processor runs best, `gw_<name>_<instructions>`.
+        """Call the form of a function that this processor runs best, `gw_<name>_<form>`.
 
         Tensors are passed as the address of their data, None as no address; the caller has checked
         dtypes and strides, which C++ cannot see.
@@ -63,7 +68,8 @@ class Library:
 
     def _bind(self, name: str, arguments: Sequence[Argument]) -> Callable[..., None]:
         """Find a function, which takes what its first call is given: types are told once."""
-        function = getattr(self.handle, f"gw_{name}_{self.instructions}")
+        names = [f"gw_{name}_{form}" for form in self.forms]
+        function = getattr(self.handle, next(each for each in names if hasattr(self.handle, each)))
         function.argtypes, function.restype = [_kind(each) for each in arguments], None
         self._functions[name] = function
         return function  # type: ignore[no-any-return]  # ctypes has no types here
@@ -158,10 +164,10 @@ def find() -> Library:
         handle = ctypes.CDLL(str(path))
     except OSError as error:
         raise Unavailable(f"the library cannot be loaded ({error})") from error
-    instructions = _LEVELS.get(handle.gw_processor())
-    if instructions is None:
+    forms = _LEVELS.get(handle.gw_processor())
+    if forms is None:
         raise Unavailable("this processor has no AVX2")
-    return Library(handle, instructions=instructions)
+    return Library(handle, forms=forms)
 
 
 def library() -> Library | None:

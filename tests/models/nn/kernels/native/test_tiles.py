@@ -23,7 +23,7 @@ pytestmark = needs_avx512
 def tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     found = library()
     assert found is not None
-    emulated = Library(found.handle, instructions="emulated")
+    emulated = Library(found.handle, forms=["emulated"])
     for module in (attention, cross_entropy, project):
         monkeypatch.setattr(module, "find", lambda: emulated)
 
