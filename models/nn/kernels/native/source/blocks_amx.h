@@ -24,6 +24,12 @@ struct Amx {
     static constexpr int most_panels = 2;
     static constexpr index step = 32;  // inputs of an operand must be a multiple of this
     static constexpr bool reads_int8 = false;
+    static constexpr index group_bytes = 512 * 1024;  // a quarter of a core's second cache
+
+    // Panels that are packed together, for rows to be read as seldom as can be.
+    static index group(index inputs) {
+        return std::max<index>(most_panels, group_bytes / (2 * panel_width * inputs) / 2 * 2);
+    }
 
     template <int P, class Store>
     static void multiply(const bf16* x, index ldx, index rows, const bf16* panels, index inputs,
@@ -31,27 +37,47 @@ struct Amx {
         multiply<P>(rows, {x, ldx, panels, inputs, panel_width * inputs}, {}, store);
     }
 
-    // The sum over the inputs of two operands, `more` after `first`.
     template <int P, class Store>
     static void multiply(index rows, const Operand& first, const Operand& more, Store&& store) {
+        multiply_group(P, rows, first, more, store);
+    }
+
+    // Calls store(row, panel, sum) with the sums over the inputs of two operands, `more` after
+    // `first`: all panels for some rows, then for the next ones.
+    template <class Store>
+    static void multiply_group(index panels, index rows, const Operand& first, const Operand& more,
+                               Store&& store) {
+        index shaped = 0;
         for (index top = 0; top < rows; top += most_rows) {
             const index here = std::min<index>(most_rows, rows - top);
-            const index upper = std::min<index>(16, here), lower = here - upper;
-            configure(upper, lower);
-            alignas(64) float sums[2][2][16][16];
-            if (lower)
-                block<P, true>(first.from(top), more.from(top), sums);
-            else
-                block<P, false>(first.from(top), more.from(top), sums);
-            for (index r = 0; r < here; ++r)
-                for (int p = 0; p < P; ++p)
-                    store(top + r, p, _mm512_load_ps(sums[r / 16][p][r % 16]));
+            if (here != shaped) configure(here);
+            shaped = here;
+            for (index p = 0; p < panels; p += most_panels) {
+                const Operand one = first.from(top).panel(p), two = more.from(top).panel(p);
+                const auto put = [&](index row, int q, __m512 sum) { store(top + row, p + q, sum); };
+                if (p + 1 < panels)
+                    add_up<2>(here, one, two, put);
+                else
+                    add_up<1>(here, one, two, put);
+            }
         }
     }
 
    private:
+    template <int P, class Put>
+    static void add_up(index rows, const Operand& first, const Operand& more, Put&& put) {
+        alignas(64) float sums[2][2][16][16];
+        if (rows > 16)
+            block<P, true>(first, more, sums);
+        else
+            block<P, false>(first, more, sums);
+        for (index r = 0; r < rows; ++r)
+            for (int p = 0; p < P; ++p) put(r, p, _mm512_load_ps(sums[r / 16][p][r % 16]));
+    }
+
     // Others use tiles on the same threads, so no shape is taken to be still there.
-    static void configure(index upper, index lower) {
+    static void configure(index rows) {
+        const index upper = std::min<index>(16, rows), lower = rows - upper;
         const std::uint8_t above = upper, below = std::max<index>(lower, 1);
         const std::uint8_t counts[8] = {above, above, below, below, above, below, 16, 16};
         TileShape shape;

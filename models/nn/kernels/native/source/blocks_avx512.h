@@ -8,6 +8,7 @@
 
 #include "common.h"
 #include "operand.h"
+#include "products.h"
 #include "sum_block.h"
 
 namespace gw {
@@ -30,6 +31,25 @@ struct Avx512 {
     static void multiply(const bf16* x, index ldx, index rows, const bf16* panels, index inputs,
                          Store&& store) {
         multiply<P>(rows, {x, ldx, panels, inputs, panel_width * inputs}, {}, store);
+    }
+
+    // Panels that are packed together: those that fit into registers, for rows are near.
+    static index group(index) { return most_panels; }
+
+    // Calls store(row, panel, sum) with the sums over the inputs of two operands.
+    template <class Store>
+    static void multiply_group(index panels, index rows, const Operand& first, const Operand& more,
+                               Store&& store) {
+        for_groups({0, panels}, most_panels, [&](index p, index count) {
+            const Operand one = first.panel(p), two = more.panel(p);
+            const auto put = [&](index row, int q, __m512 sum) { store(row, p + q, sum); };
+            switch (count) {
+                case 4: return multiply<4>(rows, one, two, put);
+                case 3: return multiply<3>(rows, one, two, put);
+                case 2: return multiply<2>(rows, one, two, put);
+                default: return multiply<1>(rows, one, two, put);
+            }
+        });
     }
 
     // The sum over the inputs of two operands, `more` after `first`. Rows beyond a multiple of

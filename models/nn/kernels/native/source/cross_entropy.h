@@ -30,9 +30,9 @@ template <class Isa>
 void compute_logits(const Head& head, const bf16* x, index ldx, index rows, Range panels,
                     float* logits, index ldl) {
     static thread_local Scratch room;
-    const index stride = panel_width * head.inputs;
-    bf16* packed = room.room<bf16>(Isa::most_panels * stride);
-    for_groups<Isa>(panels, [&](index first, index count) {
+    const index stride = panel_width * head.inputs, most = Isa::group(head.inputs);
+    bf16* packed = room.room<bf16>(most * stride);
+    for_groups(panels, most, [&](index first, index count) {
         const index left = first * panel_width;
         pack_along(head.weight + left * head.ld, head.ld, count * panel_width, head.inputs,
                    head.inputs, stride, packed);
@@ -41,7 +41,7 @@ void compute_logits(const Head& head, const bf16* x, index ldx, index rows, Rang
                     std::min(count, panels.last - first - count) * panel_width, head.inputs,
                     rows * count);
         const Operand given{x, ldx, packed, head.inputs, stride};
-        multiply_group<Isa>(count, rows, given, {}, [&](index row, int q, __m512 sum) {
+        Isa::multiply_group(count, rows, given, {}, [&](index row, index q, __m512 sum) {
             ahead();
             const index at = left + q * panel_width;
             if (head.bias) sum = _mm512_add_ps(sum, load_bf16(head.bias + at));

@@ -61,6 +61,8 @@ inline std::vector<index> row_cuts(const Layer& layer, index rows) {
     return cuts(layer, rows, [](const Update& u) { return Range{u.top, u.bottom}; });
 }
 
+inline index panels_of(const Update& u) { return (u.rank + panel_width - 1) / panel_width; }
+
 // inner = scale * rows @ matrixT for a thread's share of the rows, rounded to bfloat16; the matrix
 // of an update is packed by `pack(update, target)` with `inputs(update)` inputs, and an update's
 // rows are read from column `offset(update)` on.
@@ -73,16 +75,17 @@ void reduce(const Layer& layer, const Rows& x, Range own, bf16* inner, Pack&& pa
         const index top = std::max(own.first, u.top), bottom = std::min(own.last, u.bottom);
         if (top >= bottom) continue;
         const index width = inputs(u), stride = panel_width * width;
-        bf16* panels = room.room<bf16>(u.padded * width);
-        std::fill(panels, panels + u.padded * width, bf16{0});
+        bf16* panels = room.room<bf16>(panels_of(u) * stride);
         pack(u, panels);
         bf16* target = inner + u.place + (top - u.top) * u.ld;
         const __m512 scale = _mm512_set1_ps(static_cast<float>(u.scale));
         const Operand given{x.values + top * x.ld + offset(u), x.ld, panels, width, stride};
-        multiply_all<Isa>(bottom - top, given, u.padded / panel_width,
-                          [&](index row, index j, __m512 sum) {
-                              store_bf16(target + row * u.ld + j, _mm512_mul_ps(sum, scale));
-                          });
+        multiply_all<Isa>(bottom - top, given, panels_of(u), [&](index row, index j, __m512 sum) {
+            store_bf16(target + row * u.ld + j, _mm512_mul_ps(sum, scale));
+        });
+        for (index row = 0; row < bottom - top; ++row)
+            std::fill(target + row * u.ld + panels_of(u) * panel_width,
+                      target + row * u.ld + u.padded, bf16{0});
     }
 }
 
@@ -91,11 +94,12 @@ template <class Isa>
 void expand(const Layer& layer, const Rows& x, const bf16* inner, Range panels, bf16* y) {
     static thread_local Scratch weight_room, up_room;
     const index inputs = layer.inputs, stride = panel_width * inputs;
+    const index most = Isa::group(inputs);
     const auto rows = row_cuts(layer, x.count);
     const auto columns = cuts(layer, layer.outputs, [](const Update& u) {
         return Range{u.left, u.right};
     });
-    bf16* packed = weight_room.room<bf16>(Isa::most_panels * stride);
+    bf16* packed = weight_room.room<bf16>(most * stride);
     const auto group = [&](index first, index count) {
         const index left = first * panel_width;
         pack_along(layer.weight + left * layer.ld, layer.ld, count * panel_width, inputs, inputs,
@@ -110,15 +114,15 @@ void expand(const Layer& layer, const Rows& x, const bf16* inner, Range panels, 
                 const Update& u = layer.updates[i];
                 if (u.top > rows[r] || u.bottom <= rows[r] || u.left > left || u.right <= left)
                     continue;
-                bf16* up = up_room.room<bf16>(Isa::most_panels * panel_width * u.padded);
+                bf16* up = up_room.room<bf16>(most * panel_width * u.padded);
                 pack_along(u.up + (left - u.left) * u.rank, u.rank, count * panel_width, u.rank,
                            u.padded, panel_width * u.padded, up);
                 more = {inner + u.place + (rows[r] - u.top) * u.ld, u.ld, up, u.padded,
                         panel_width * u.padded};
             }
             const Operand base{x.values + rows[r] * x.ld, x.ld, packed, inputs, stride};
-            multiply_group<Isa>(count, rows[r + 1] - rows[r], base, more,
-                                [&](index row, int q, __m512 sum) {
+            Isa::multiply_group(count, rows[r + 1] - rows[r], base, more,
+                                [&](index row, index q, __m512 sum) {
                                     ahead();
                                     const index at = left + q * panel_width;
                                     if (layer.bias)
@@ -128,9 +132,9 @@ void expand(const Layer& layer, const Rows& x, const bf16* inner, Range panels, 
         }
     };
     for (std::size_t c = 0; c + 1 < columns.size(); ++c)
-        for_groups<Isa>({std::max(panels.first, columns[c] / panel_width),
-                         std::min(panels.last, columns[c + 1] / panel_width)},
-                        group);
+        for_groups({std::max(panels.first, columns[c] / panel_width),
+                    std::min(panels.last, columns[c + 1] / panel_width)},
+                   most, group);
 }
 
 // y (rows, outputs), and the scaled inner values that the gradients need.
