@@ -9,6 +9,7 @@
 
 #include "common.h"
 #include "operand.h"
+#include "scratch.h"
 
 namespace gw {
 
@@ -18,13 +19,30 @@ struct TileShape {  // palette 1 of LDTILECFG
     std::uint8_t rows[16] = {};
 };
 
+// The sums of a block, waiting to be handed on.
+struct Done {
+    const float (*sums)[2][16][16] = nullptr;  // two of rows by two of panels
+    index top = 0, panel = 0, rows = 0, panels = 0, next = 0;
+
+    index left() const { return rows - next; }
+
+    // Calls store(row, panel, sum) for the next rows.
+    template <class Store>
+    void hand_on(index count, Store& store) {
+        for (const index last = std::min(rows, next + count); next < last; ++next)
+            for (index p = 0; p < panels; ++p)
+                store(top + next, panel + p, _mm512_load_ps(sums[next / 16][p][next % 16]));
+    }
+};
+
 template <class Tiles>
 struct Amx {
-    static constexpr int most_rows = 32;
+    static constexpr index most_rows = 32;
     static constexpr int most_panels = 2;
     static constexpr index step = 32;  // inputs of an operand must be a multiple of this
     static constexpr bool reads_int8 = false;
     static constexpr index group_bytes = 512 * 1024;  // a quarter of a core's second cache
+    static constexpr index worth_copying = 8;         // panels that read the same rows
 
     // Panels that are packed together, for rows to be read as seldom as can be.
     static index group(index inputs) {
@@ -34,45 +52,66 @@ struct Amx {
     template <int P, class Store>
     static void multiply(const bf16* x, index ldx, index rows, const bf16* panels, index inputs,
                          Store&& store) {
-        multiply<P>(rows, {x, ldx, panels, inputs, panel_width * inputs}, {}, store);
-    }
-
-    template <int P, class Store>
-    static void multiply(index rows, const Operand& first, const Operand& more, Store&& store) {
-        multiply_group(P, rows, first, more, store);
+        multiply_group(P, rows, {x, ldx, panels, inputs, panel_width * inputs}, {}, store);
     }
 
     // Calls store(row, panel, sum) with the sums over the inputs of two operands, `more` after
-    // `first`: all panels for some rows, then for the next ones.
+    // `first`: all panels for some rows, then for the next ones. The sums of a block are handed on
+    // while the tiles of the next one are at work.
     template <class Store>
     static void multiply_group(index panels, index rows, const Operand& first, const Operand& more,
                                Store&& store) {
-        index shaped = 0;
+        alignas(64) float sums[2][2][2][16][16];
+        Done done;
+        index shaped = 0, turn = 0;
         for (index top = 0; top < rows; top += most_rows) {
-            const index here = std::min<index>(most_rows, rows - top);
+            const index here = std::min(most_rows, rows - top);
             if (here != shaped) configure(here);
             shaped = here;
-            for (index p = 0; p < panels; p += most_panels) {
-                const Operand one = first.from(top).panel(p), two = more.from(top).panel(p);
-                const auto put = [&](index row, int q, __m512 sum) { store(top + row, p + q, sum); };
-                if (p + 1 < panels)
-                    add_up<2>(here, one, two, put);
+            const Rows one = panels < worth_copying ? Rows{first.x + top * first.ldx, first.ldx, step}
+                                                    : copy(first.from(top), here);
+            const Rows two{more.x + top * more.ldx, more.ldx, step};
+            for (index p = 0; p < panels; p += most_panels, turn = 1 - turn) {
+                const Part parts[2] = {{one, first.panel(p)}, {two, more.panel(p)}};
+                const index steps = std::max<index>(1, (first.inputs + more.inputs) / step);
+                const index count = (done.left() + steps - 1) / steps;
+                const auto meanwhile = [&] { done.hand_on(count, store); };
+                const bool both = p + 1 < panels;
+                if (both && here > 16)
+                    block<2, true>(parts, sums[turn], meanwhile);
+                else if (both)
+                    block<2, false>(parts, sums[turn], meanwhile);
+                else if (here > 16)
+                    block<1, true>(parts, sums[turn], meanwhile);
                 else
-                    add_up<1>(here, one, two, put);
+                    block<1, false>(parts, sums[turn], meanwhile);
+                done.hand_on(done.left(), store);
+                done = {sums[turn], top, p, here, both ? 2 : 1};
             }
         }
+        done.hand_on(done.left(), store);
     }
 
    private:
-    template <int P, class Put>
-    static void add_up(index rows, const Operand& first, const Operand& more, Put&& put) {
-        alignas(64) float sums[2][2][16][16];
-        if (rows > 16)
-            block<P, true>(first, more, sums);
-        else
-            block<P, false>(first, more, sums);
-        for (index r = 0; r < rows; ++r)
-            for (int p = 0; p < P; ++p) put(r, p, _mm512_load_ps(sums[r / 16][p][r % 16]));
+    struct Rows {
+        const bf16* x;
+        index ld, next;  // from one row to the next, and from some inputs to the next ones
+    };
+
+    struct Part {  // of the inputs
+        Rows rows;
+        Operand panels;
+    };
+
+    // Some rows as tiles read them, one after the other.
+    static Rows copy(const Operand& given, index rows) {
+        static thread_local Scratch room;
+        bf16* tiles = room.room<bf16>(most_rows * given.inputs);
+        for (index k = 0; k < given.inputs; k += step)
+            for (index r = 0; r < rows; ++r)
+                _mm512_store_si512(tiles + k * most_rows + r * step,
+                                   _mm512_loadu_si512(given.x + r * given.ldx + k));
+        return {tiles, step, most_rows * step};
     }
 
     // Others use tiles on the same threads, so no shape is taken to be still there.
@@ -89,35 +128,32 @@ struct Amx {
     }
 
     // Tiles 0 to 3 hold sums (two of rows by two of panels), 4 and 5 rows, 6 and 7 panels.
-    template <int P, bool Lower>
-    static void block(const Operand& first, const Operand& more, float (&sums)[2][2][16][16]) {
+    template <int P, bool Lower, class Meanwhile>
+    static void block(const Part (&parts)[2], float (&sums)[2][2][16][16], Meanwhile&& meanwhile) {
         Tiles::template zero<0>();
         if constexpr (P > 1) Tiles::template zero<1>();
         if constexpr (Lower) Tiles::template zero<2>();
         if constexpr (Lower && P > 1) Tiles::template zero<3>();
-        add<P, Lower>(first);
-        add<P, Lower>(more);
+        for (const auto& [rows, given] : parts)
+            for (index k = 0; k < given.inputs; k += step) {
+                const bf16* x = rows.x + k / step * rows.next;
+                const bf16* panel = given.panels + k * panel_width;
+                Tiles::template load<4>(x, rows.ld * 2);
+                Tiles::template load<6>(panel, 64);
+                Tiles::template add<0, 4, 6>();
+                if constexpr (P > 1) Tiles::template load<7>(panel + given.stride, 64);
+                if constexpr (P > 1) Tiles::template add<1, 4, 7>();
+                if constexpr (Lower) {
+                    Tiles::template load<5>(x + 16 * rows.ld, rows.ld * 2);
+                    Tiles::template add<2, 5, 6>();
+                    if constexpr (P > 1) Tiles::template add<3, 5, 7>();
+                }
+                meanwhile();
+            }
         Tiles::template store<0>(sums[0][0], 64);
         if constexpr (P > 1) Tiles::template store<1>(sums[0][1], 64);
         if constexpr (Lower) Tiles::template store<2>(sums[1][0], 64);
         if constexpr (Lower && P > 1) Tiles::template store<3>(sums[1][1], 64);
-    }
-
-    template <int P, bool Lower>
-    static void add(const Operand& given) {
-        const auto [x, ldx, panels, inputs, stride] = given;
-        for (index k = 0; k < inputs; k += step) {
-            Tiles::template load<6>(panels + k * panel_width, 64);
-            if constexpr (P > 1) Tiles::template load<7>(panels + stride + k * panel_width, 64);
-            Tiles::template load<4>(x + k, ldx * 2);
-            Tiles::template add<0, 4, 6>();
-            if constexpr (P > 1) Tiles::template add<1, 4, 7>();
-            if constexpr (Lower) {
-                Tiles::template load<5>(x + 16 * ldx + k, ldx * 2);
-                Tiles::template add<2, 5, 6>();
-                if constexpr (P > 1) Tiles::template add<3, 5, 7>();
-            }
-        }
     }
 };
 
