@@ -184,10 +184,8 @@ class Backbone:
             use_safetensors=True,
             **loading_options(quantization, dtype=dtype, device=device),
         )
-        if quantization == "none":
-            return cls(network.to(device))
         leave_file(network)
-        return cls(network)
+        return cls(network if quantization != "none" else network.to(device))
 
     def using(self, weights: Mapping[str, Tensor]) -> "Backbone":
         """Return the same network over other parameters, by their names in it.

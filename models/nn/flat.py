@@ -9,6 +9,7 @@ Shapes: T rows of the stream, d hidden, H query heads, K key heads, G = H + 2 K,
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate, pairwise
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.nn.again import again
 from models.nn.attention import Attention, PackedCausal
 from models.nn.executors import NOBODY, Executor
 from models.nn.joint import Joint
@@ -93,8 +95,10 @@ class FlatTrunk:
             y_td = self._attend(layer, normed_td, angles, attention, executor)
             y_td = executor.hidden(f"layers.{layer}.self_attn", normed_td, y_td)
             normed_td, x_td = _add(table, x_td, y_td, block.feedforward_norm, executor)
-            inner_tm = table.swiglu(executor.project(block.gate_up, normed_td))
-            y_td = executor.project(block.down, inner_tm)
+            gate_up_tm = executor.project(block.gate_up, normed_td)
+            inner_tm = table.swiglu(gate_up_tm)
+            with again(inner_tm, partial(table.swiglu, gate_up_tm.detach())):
+                y_td = executor.project(block.down, inner_tm)
             y_td = executor.hidden(f"layers.{layer}.mlp", normed_td, y_td)
             last = layer + 1 == len(self._blocks)
             norm = self._norm if last else self._blocks[layer + 1].attention_norm

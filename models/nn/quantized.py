@@ -12,10 +12,10 @@ Shapes: T rows, i in features, o out features.
 
 import copy
 from collections.abc import Callable
+from importlib import import_module
 from math import prod
 from typing import Any
 
-import lazy_loader
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -27,7 +27,6 @@ from models.nn.autograd import apply
 from models.nn.kernels import rows
 from models.nn.shape import HEAD
 
-bitsandbytes = lazy_loader.load("bitsandbytes")
 _INT8_MAX = 127
 
 
@@ -72,7 +71,9 @@ def unpack(weight: Tensor, *, dtype: torch.dtype) -> Tensor:
     packed: Any = weight
     unpacked: Tensor
     if (state := getattr(packed, "quant_state", None)) is not None:
-        unpacked = bitsandbytes.functional.dequantize_4bit(packed.data, _by_blocks(state))
+        # Not at the top: it is large, optional and slow to load, and few trainers have use for it.
+        functional = import_module("bitsandbytes").functional
+        unpacked = functional.dequantize_4bit(packed.data, _by_blocks(state))
         return unpacked.to(dtype).view(state.shape)
     unpacked = packed.data.to(dtype).mul_(packed.SCB.div(_INT8_MAX)[:, None])
     return unpacked
