@@ -58,6 +58,8 @@ class Subject:
     norms: bool = True
     """Whether the peer's gradients are of the same parameters."""
     losses: Bound = LOSSES
+    norms_in_float32: bool = False
+    """Whether gradients are compared in a step of its own that does not round to bfloat16."""
 
     def parsed(self) -> Method:
         """Return our method."""
@@ -97,6 +99,7 @@ class Bench(AbstractContextManager["Bench"]):
         chosen, tried = self.choose_layout(questions["peer"], layouts)
         questions["peer"]["layout"] = chosen.question()
         self.warm_up(subject, work)
+        exact = self.compare_in_float32(subject, work, questions["peer"])
         before = record.load()
         answers = interleave([self.ours, self.peer], questions, repeats=repeats)
         checks = [
@@ -113,7 +116,7 @@ class Bench(AbstractContextManager["Bench"]):
             "ratio": ratio(speeds["ours"], speeds["peer"]),
             "peer_layout": str(chosen),
             "peer_layouts_tried": tried,
-            "equality": checks[-1],
+            "equality": {**checks[-1], **exact},
             "losses": {name: runs[-1]["losses"] for name, runs in answers.items()},
             "peak_bytes": {name: runs[-1]["peak_bytes"] for name, runs in answers.items()},
             "load": [before, record.load()],
@@ -155,6 +158,17 @@ class Bench(AbstractContextManager["Bench"]):
         order = self.order(subject, work)
         order["spec"]["loop"]["max_tokens"] = sum(work.tokens[: self.trial_steps])
         self.ours.ask({"order": order})
+
+    def compare_in_float32(self, subject: Subject, work: Work, question: JSON) -> JSON:
+        """Compare the first gradients where both sides compute in float32, if the subject asks."""
+        if not subject.norms_in_float32:
+            return {}
+        order = self.order(subject, work)
+        order["spec"]["loop"] |= {"dtype": "float32", "max_tokens": work.tokens[0]}
+        layout = Layout(work.rows_per_step, autocast=False)
+        asked = {**question, "dtype": "float32", "layout": layout.question(), "steps": 1}
+        ours, peer = self.ours.ask({"order": order}), self.peer.ask(asked)
+        return {"first_norm_in_float32": check_first_norm(ours, peer, subject=subject)}
 
     def job(self, subject: Subject, work: Work) -> JSON:
         """Return the work as a job that somebody posts."""
@@ -201,11 +215,16 @@ def check(ours: JSON, peer: JSON, *, work: Work, subject: Subject) -> JSON:
             ours["losses"], peer["losses"], bound=subject.losses, what=f"{subject.name}: losses"
         )
     }
-    if subject.norms:
-        found["first_norm"] = check_curves(
-            ours["norms"][:1],
-            peer["norms"][:1],
-            bound=FIRST_NORM,
-            what=f"{subject.name}: norm of the first gradient",
-        )
+    if subject.norms and not subject.norms_in_float32:
+        found["first_norm"] = check_first_norm(ours, peer, subject=subject)
     return found
+
+
+def check_first_norm(ours: JSON, peer: JSON, *, subject: Subject) -> JSON:
+    """Return how far the norms of the first gradients are apart; `Unequal` if too far."""
+    return check_curves(
+        ours["norms"][:1],
+        peer["norms"][:1],
+        bound=FIRST_NORM,
+        what=f"{subject.name}: norm of the first gradient",
+    )

@@ -17,8 +17,12 @@ KINDS = (
     ),
     Subject("ia3", {"type": "ia3"}),
     Subject("soft_prompt", {"type": "soft_prompt", "init": "vocabulary"}),
+    # what bfloat16 rounds of the prompt's gradient, its encoder makes large
     Subject(
-        "p_tuning", {"type": "soft_prompt", "encoder": "mlp", "init": "vocabulary"}, form=P_TUNING
+        "p_tuning",
+        {"type": "soft_prompt", "encoder": "mlp", "init": "vocabulary"},
+        form=P_TUNING,
+        norms_in_float32=True,
     ),
     Subject("prefix", {"type": "prefix", "init": "vocabulary"}),
     Subject(

@@ -5,8 +5,10 @@ otherwise computes steps. Without work it sleeps.
 """
 
 import asyncio
+import gc
 import queue
 import secrets
+import sys
 import tempfile
 import threading
 from collections.abc import AsyncGenerator, Callable, Iterator
@@ -42,6 +44,7 @@ from worker.engine.metrics import Metrics
 from worker.engine.reading import Reading, Reply, name_of
 from worker.engine.request import Outbox, Request
 
+SWITCH_SECONDS = 0.0005
 ReplyT = TypeVar("ReplyT")
 
 log = structlog.get_logger(__name__)
@@ -254,6 +257,7 @@ class Engine:
                 outbox=self._outbox,
                 metrics=self.metrics,
             )
+            _settle()
             log.info("engine_ready", base=opened.manifest.id, dtype=str(opened.backbone.dtype))
             with torch.inference_mode():
                 while not self._closing:
@@ -267,6 +271,8 @@ class Engine:
             self._dead = True
             self._fail_all(_died())
             self._died()
+        finally:
+            gc.unfreeze()
 
     def _run_posted(self, *, wait: bool) -> None:
         """Run what was posted meanwhile; with `wait`, sleep until something is.
@@ -285,6 +291,17 @@ class Engine:
 
     def _close(self) -> None:
         self._closing = True
+
+
+def _settle() -> None:
+    """Keep pauses out of steps: of the garbage collector, and of other threads that compute.
+
+    What was loaded is not looked through again; a thread that holds the interpreter gives it up
+    within the switch interval, which is a third of a step by default.
+    """
+    gc.collect()
+    gc.freeze()
+    sys.setswitchinterval(SWITCH_SECONDS)
 
 
 def _answer(reply: Future[ReplyT], work: Callable[[], ReplyT]) -> None:

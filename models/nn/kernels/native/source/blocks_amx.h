@@ -7,9 +7,12 @@
 
 #include <immintrin.h>
 
+#include <type_traits>
+
 #include "common.h"
 #include "operand.h"
 #include "scratch.h"
+#include "vector.h"
 
 namespace gw {
 
@@ -40,7 +43,8 @@ struct Amx {
     static constexpr index most_rows = 32;
     static constexpr int most_panels = 2;
     static constexpr index step = 32;  // inputs of an operand must be a multiple of this
-    static constexpr bool reads_int8 = false;
+    static constexpr bool reads_int8 = true;
+    static constexpr bool reads_keys = true;  // of a cache as they lie
     static constexpr index group_bytes = 512 * 1024;  // a quarter of a core's second cache
     static constexpr index worth_copying = 8;         // panels that read the same rows
 
@@ -49,17 +53,19 @@ struct Amx {
         return std::max<index>(most_panels, group_bytes / (2 * panel_width * inputs) / 2 * 2);
     }
 
-    template <int P, class Store>
-    static void multiply(const bf16* x, index ldx, index rows, const bf16* panels, index inputs,
+    template <int P, class Packed, class Store>
+    static void multiply(const bf16* x, index ldx, index rows, const Packed* panels, index inputs,
                          Store&& store) {
-        multiply_group(P, rows, {x, ldx, panels, inputs, panel_width * inputs}, {}, store);
+        const OperandOf<bf16, Packed> all{x, ldx, panels, inputs, panel_width * inputs};
+        multiply_group(P, rows, all, {}, store);
     }
 
     // Calls store(row, panel, sum) with the sums over the inputs of two operands, `more` after
     // `first`: all panels for some rows, then for the next ones. The sums of a block are handed on
     // while the tiles of the next one are at work.
-    template <class Store>
-    static void multiply_group(index panels, index rows, const Operand& first, const Operand& more,
+    template <class Packed, class Store>
+    static void multiply_group(index panels, index rows, const OperandOf<bf16, Packed>& first,
+                               const std::type_identity_t<OperandOf<bf16, Packed>>& more,
                                Store&& store) {
         alignas(64) float sums[2][2][2][16][16];
         Done done;
@@ -68,11 +74,11 @@ struct Amx {
             const index here = std::min(most_rows, rows - top);
             if (here != shaped) configure(here);
             shaped = here;
-            const Rows one = panels < worth_copying ? Rows{first.x + top * first.ldx, first.ldx, step}
+            const Rows one = panels < worth_copying ? as_they_lie(first.from(top))
                                                     : copy(first.from(top), here);
-            const Rows two{more.x + top * more.ldx, more.ldx, step};
+            const Rows two = as_they_lie(more.from(top));
             for (index p = 0; p < panels; p += most_panels, turn = 1 - turn) {
-                const Part parts[2] = {{one, first.panel(p)}, {two, more.panel(p)}};
+                const Part<Packed> parts[2] = {{one, first.panel(p)}, {two, more.panel(p)}};
                 const index steps = std::max<index>(1, (first.inputs + more.inputs) / step);
                 const index count = (done.left() + steps - 1) / steps;
                 const auto meanwhile = [&] { done.hand_on(count, store); };
@@ -98,13 +104,20 @@ struct Amx {
         index ld, next;  // from one row to the next, and from some inputs to the next ones
     };
 
+    template <class Packed>
     struct Part {  // of the inputs
         Rows rows;
-        Operand panels;
+        OperandOf<bf16, Packed> panels;
     };
 
-    // Some rows as tiles read them, one after the other.
-    static Rows copy(const Operand& given, index rows) {
+    template <class Given>
+    static Rows as_they_lie(const Given& given) {
+        return {given.x, given.ldx, step};
+    }
+
+    // Some rows in the order in which tiles read them.
+    template <class Given>
+    static Rows copy(const Given& given, index rows) {
         static thread_local Scratch room;
         bf16* tiles = room.room<bf16>(most_rows * given.inputs);
         for (index k = 0; k < given.inputs; k += step)
@@ -112,6 +125,14 @@ struct Amx {
                 _mm512_store_si512(tiles + k * most_rows + r * step,
                                    _mm512_loadu_si512(given.x + r * given.ldx + k));
         return {tiles, step, most_rows * step};
+    }
+
+    // A tile's part of a panel; one in 8 bits is widened, exactly, into `room`.
+    static const bf16* tile(const bf16* packed, bf16*) { return packed; }
+    static const bf16* tile(const std::int8_t* packed, bf16* room) {
+        for (index i = 0; i < step * panel_width; i += 2 * panel_width)
+            store_exact_pairs(room + i, load_int8(packed + i), load_int8(packed + i + panel_width));
+        return room;
     }
 
     // Others use tiles on the same threads, so no shape is taken to be still there.
@@ -128,8 +149,8 @@ struct Amx {
     }
 
     // Tiles 0 to 3 hold sums (two of rows by two of panels), 4 and 5 rows, 6 and 7 panels.
-    template <int P, bool Lower, class Meanwhile>
-    static void block(const Part (&parts)[2], float (&sums)[2][2][16][16], Meanwhile&& meanwhile) {
+    template <int P, bool Lower, class Packed, class Meanwhile>
+    static void block(const Part<Packed> (&parts)[2], float (&sums)[2][2][16][16], Meanwhile&& meanwhile) {
         Tiles::template zero<0>();
         if constexpr (P > 1) Tiles::template zero<1>();
         if constexpr (Lower) Tiles::template zero<2>();
@@ -137,11 +158,13 @@ struct Amx {
         for (const auto& [rows, given] : parts)
             for (index k = 0; k < given.inputs; k += step) {
                 const bf16* x = rows.x + k / step * rows.next;
-                const bf16* panel = given.panels + k * panel_width;
+                const Packed* panel = given.panels + k * panel_width;
+                alignas(64) bf16 wide[2][step * panel_width];
                 Tiles::template load<4>(x, rows.ld * 2);
-                Tiles::template load<6>(panel, 64);
+                Tiles::template load<6>(tile(panel, wide[0]), 64);
                 Tiles::template add<0, 4, 6>();
-                if constexpr (P > 1) Tiles::template load<7>(panel + given.stride, 64);
+                if constexpr (P > 1)
+                    Tiles::template load<7>(tile(panel + given.stride, wide[1]), 64);
                 if constexpr (P > 1) Tiles::template add<1, 4, 7>();
                 if constexpr (Lower) {
                     Tiles::template load<5>(x + 16 * rows.ld, rows.ld * 2);

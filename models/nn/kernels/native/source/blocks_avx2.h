@@ -56,6 +56,7 @@ struct Avx2 {
     static constexpr index step = 2;  // inputs of an operand must be a multiple of this
 
     static constexpr bool reads_int8 = true;
+    static constexpr bool reads_keys = false;  // of a cache as they lie
 
     template <int P, class Packed, class Store>
     static void multiply(const bf16* x, index ldx, index rows, const Packed* panels, index inputs,

@@ -26,6 +26,7 @@ struct Avx512 {
     static constexpr int most_panels = 4;
     static constexpr index step = 2;  // inputs of an operand must be a multiple of this
     static constexpr bool reads_int8 = false;
+    static constexpr bool reads_keys = false;  // of a cache as they lie
 
     template <int P, class Store>
     static void multiply(const bf16* x, index ldx, index rows, const bf16* panels, index inputs,

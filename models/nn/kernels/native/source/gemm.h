@@ -15,8 +15,8 @@ namespace gw {
 constexpr index chunk_bytes = 384 * 1024;  // of rows, which should stay in the second cache
 
 // Calls store(row, output, sum) with 16 float32 sums for every row and panel of [first, last).
-template <class Isa, class Store>
-void multiply_panels(const bf16* x, index ldx, index rows, const bf16* packed, index inputs,
+template <class Isa, class Packed, class Store>
+void multiply_panels(const bf16* x, index ldx, index rows, const Packed* packed, index inputs,
                      Range panels, Store&& store) {
     const index most = std::max<index>(48, chunk_bytes / (2 * inputs) / 48 * 48);
     const index chunks = (rows + most - 1) / most;

@@ -1,8 +1,8 @@
 // Attention of a few query rows to one head's keys, block by block with a running softmax.
 //
 // Blocks begin at multiples of `block_keys` from the slot's first position, so what a row gets does
-// not depend on the rows computed beside it. A block is packed as a weight is, keys as outputs of
-// the first product and inputs of the second, and shared by all query rows.
+// not depend on the rows computed beside it. Values are packed as a weight is, keys as its inputs,
+// and so are keys, as its outputs; or else the queries are, and keys are read as they lie.
 #pragma once
 
 #include "step_math.h"
@@ -42,12 +42,19 @@ inline void pack_values(const bf16* values, index count, index size, index ahead
         }
 }
 
+// Asks for rows that are read next.
+inline void fetch(const bf16* rows, index count, index size) {
+    for (index n = 0; n < count * size; n += 32) _mm_prefetch(rows + n, _MM_HINT_T1);
+}
+
 // What one thread needs to attend; too large for a stack.
 struct AttentionScratch {
+    alignas(64) bf16 queries[most_queries * most_head_size];
     alignas(64) bf16 keys[block_keys * most_head_size];
     alignas(64) bf16 values[block_keys * most_head_size];
     alignas(64) float scores[most_queries * block_keys];
     alignas(64) bf16 weights[most_queries * block_keys];
+    alignas(64) bf16 columns[block_keys * panel_width];  // weights of 16 queries
     alignas(64) float sums[most_queries * most_head_size];
     float highest[most_queries], total[most_queries], shrink[most_queries];
 };
@@ -57,8 +64,8 @@ class Attention {
     Attention(AttentionScratch& scratch, index rows, index size, float scale)
         : s(scratch), rows(rows), size(size), scale(scale) {
         std::fill_n(s.sums, rows * size, 0.0f);
-        std::fill_n(s.total, rows, 0.0f);
-        std::fill_n(s.highest, rows, -__builtin_inff());
+        std::fill_n(s.total, most_queries, 0.0f);
+        std::fill_n(s.highest, most_queries, -__builtin_inff());
     }
 
     // Lets queries (rows, size) see a packed block; row r sees the first visible(r) of `count`.
@@ -72,11 +79,28 @@ class Attention {
                              });
         const index inputs = padded(count, input_step);
         for (index r = 0; r < rows; ++r) weigh(r, std::clamp<index>(visible(r), 0, count), inputs);
-        multiply_panels<Isa>(s.weights, block_keys, rows, values, inputs, {0, size / panel_width},
-                             [&](index r, index n, Floats sum) {
-                                 float* target = s.sums + r * size + n;
-                                 store(target, fma(load(target), splat(s.shrink[r]), sum));
+        mix<Isa>(values, inputs);
+    }
+
+    // The same with queries packed as `pack_keys` does and keys (count, size) as they lie: a score
+    // is one of 16 queries' then, in the row of its key.
+    template <class Isa, class Visible>
+    void add_rows(const bf16* queries, const bf16* keys, const bf16* values, index count,
+                  Visible&& visible) {
+        multiply_panels<Isa>(keys, size, count, queries, size,
+                             {0, padded(rows, panel_width) / panel_width},
+                             [&](index k, index n, Floats sum) {
+                                 store(s.scores + k * most_queries + n, sum * splat(scale));
                              });
+        const index inputs = padded(count, input_step);
+        for (index first = 0; first < rows; first += panel_width) {
+            alignas(64) float seen[panel_width] = {};
+            for (index r = first; r < std::min(rows, first + panel_width); ++r)
+                seen[r - first] = static_cast<float>(std::clamp<index>(visible(r), 0, count));
+            weigh_columns(first, load(seen), count, inputs);
+            turn_columns(first, inputs);
+        }
+        mix<Isa>(values, inputs);
     }
 
     // Sixteen outputs of a row.
@@ -108,6 +132,54 @@ class Attention {
         s.shrink[r] = shrink;
         s.total[r] = s.total[r] * shrink + sum(sums);
         s.highest[r] = top;
+    }
+
+    // The same for the queries of 16 rows, which see as many keys as the lanes of `seen` say.
+    void weigh_columns(index first, Floats seen, index count, index inputs) {
+        const float* scores = s.scores + first;
+        const Floats before = load(s.highest + first);
+        const auto visible = [&](index k) { return below(splat(static_cast<float>(k)), seen); };
+        Floats highest = before, sums = zeros();
+        for (index k = 0; k < count; ++k)
+            highest = pick(visible(k), larger(highest, load(scores + k * most_queries)), highest);
+        for (index k = 0; k < inputs; ++k) {
+            Floats weight = zeros();
+            if (k < count) {
+                const Floats score = load(scores + k * most_queries);
+                weight = keep(visible(k), exponential(score - highest));
+                sums = sums + weight;
+            }
+            store_bf16(s.columns + k * panel_width, weight);
+        }
+        const Floats shrink = exponential(before - highest);
+        store(s.shrink + first, shrink);
+        store(s.total + first, fma(load(s.total + first), shrink, sums));
+        store(s.highest + first, highest);
+    }
+
+    // Columns of weights become rows.
+    void turn_columns(index first, index inputs) {
+        alignas(64) bf16 pairs[input_step * panel_width], turned[input_step * panel_width];
+        for (index top = 0; top < inputs; top += input_step) {
+            for (index k = 0; k < input_step; k += 2) {
+                const bf16* even = s.columns + (top + k) * panel_width;
+                store_pairs(pairs + k * panel_width, even, even + panel_width);
+            }
+            transpose_pairs(pairs, input_step, panel_width, turned);
+            for (index r = first; r < std::min(rows, first + panel_width); ++r)
+                std::copy_n(turned + (r - first) * input_step, input_step,
+                            s.weights + r * block_keys + top);
+        }
+    }
+
+    // Adds the values of a block by the weights of each row.
+    template <class Isa>
+    void mix(const bf16* values, index inputs) {
+        multiply_panels<Isa>(s.weights, block_keys, rows, values, inputs, {0, size / panel_width},
+                             [&](index r, index n, Floats sum) {
+                                 float* target = s.sums + r * size + n;
+                                 store(target, fma(load(target), splat(s.shrink[r]), sum));
+                             });
     }
 
     AttentionScratch& s;

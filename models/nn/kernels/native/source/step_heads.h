@@ -107,14 +107,21 @@ void attend(State& state, index l, const Task& task) {
     const index cached = (task.span->slot * m.key_heads + task.head) * m.positions * size;
     const bf16* queries = s.queries.data() + (task.head * b.rows + first) * group * size;
     Attention attention(scratch, rows, size, m.scale);
+    if constexpr (Isa::reads_keys) pack_keys(queries, rows, size, 0, scratch.queries);
     for (index top = 0; top < end; top += block_keys) {
         const index count = std::min(block_keys, end - top);
         const index ahead = std::clamp<index>(end - top - block_keys, 0, block_keys);
         const index offset = cached + top * size;
-        pack_keys(m.layers[l].keys + offset, count, size, ahead, scratch.keys);
+        const bf16* keys = m.layers[l].keys + offset;
+        const auto visible = [&](index r) { return start + r / group - top + 1; };
         pack_values(m.layers[l].values + offset, count, size, ahead, scratch.values);
-        attention.add<Isa>(queries, scratch.keys, scratch.values, count,
-                           [&](index r) { return start + r / group - top + 1; });
+        if constexpr (Isa::reads_keys) {
+            fetch(keys + block_keys * size, ahead, size);
+            attention.add_rows<Isa>(scratch.queries, keys, scratch.values, count, visible);
+        } else {
+            pack_keys(keys, count, size, ahead, scratch.keys);
+            attention.add<Isa>(queries, scratch.keys, scratch.values, count, visible);
+        }
     }
     attended.resize(rows * size);
     for (index r = 0; r < rows; ++r)
