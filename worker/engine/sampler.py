@@ -13,6 +13,8 @@ from torch import Tensor
 
 from worker.engine.draw import draw_nucleus, draw_whole, weigh
 
+_BLOCK = 256
+
 
 @dataclass(frozen=True, slots=True)
 class Draw:
@@ -121,11 +123,11 @@ def _choose(logits_nv: Tensor, draws: Sequence[Draw]) -> Tensor:
     """Return (n,) int64."""
     random = [row for row, draw in enumerate(draws) if draw.temperature > 0]
     if not random:
-        return logits_nv.argmax(-1)
+        return _likeliest(logits_nv)
     chosen_n = torch.empty(len(draws), dtype=torch.int64, device=logits_nv.device)
     if len(random) < len(draws):
         greedy = [row for row, draw in enumerate(draws) if draw.temperature <= 0]
-        chosen_n[greedy] = logits_nv[greedy].argmax(-1)
+        chosen_n[greedy] = _likeliest(logits_nv[greedy])
     wanted = [(draws[row].temperature, draws[row].top_p, draws[row].uniform) for row in random]
     temperature_m, top_p_m, uniform_m = torch.tensor(wanted, device=logits_nv.device).unbind(1)
     weight_mv = weigh(_pick(logits_nv, random), temperature_m)
@@ -140,6 +142,17 @@ def _choose(logits_nv: Tensor, draws: Sequence[Draw]) -> Tensor:
         drawn_m[nucleus] = draw_nucleus(narrow_wv, top_p_m[nucleus], uniform_m[nucleus])
         chosen_n[random] = drawn_m
     return chosen_n
+
+
+def _likeliest(logits_nv: Tensor) -> Tensor:
+    """Return the first of the largest of each row, as `argmax` does, whose pass is a slow one."""
+    rows, width = logits_nv.shape
+    if width % _BLOCK:
+        return logits_nv.argmax(-1)
+    blocks_nbk = logits_nv.view(rows, -1, _BLOCK)
+    block_n = blocks_nbk.amax(-1).argmax(-1)
+    within_n = blocks_nbk[torch.arange(rows, device=logits_nv.device), block_n].argmax(-1)
+    return block_n * _BLOCK + within_n
 
 
 def _pick(logits_nv: Tensor, rows: Sequence[int]) -> Tensor:
