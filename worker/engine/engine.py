@@ -22,6 +22,7 @@ import structlog
 import torch
 
 from core.errors import InvalidRequest, Unavailable
+from core.memory import keep_freed_memory
 from core.settings import Settings
 from core.store import Store
 from models.nn.artifact import TRAINING_TENSORS
@@ -75,6 +76,7 @@ class Engine:
 
     def start(self) -> None:
         """Begin to load the base; `health` says when that is done."""
+        keep_freed_memory()
         self._thread.start()
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[AnyGenerateLine, None]:

@@ -5,7 +5,6 @@ does (`models/spec.py` has the messages), and exits with 0 when the input has en
 has said how it ended. Any other exit is a fault of the machinery.
 """
 
-import ctypes
 import hashlib
 import json
 import logging
@@ -21,6 +20,7 @@ from torch import Tensor
 from core.bases import hash_file
 from core.errors import InvalidRequest
 from core.faults import crash_point
+from core.memory import keep_freed_memory
 from models.loop_request import refuse_replaced_weights
 from models.nn.artifact import load_training_tensors
 from models.nn.backbone import Backbone, pick_dtype
@@ -33,8 +33,6 @@ from worker.train.loop import Loop
 from worker.train.report import Channel, Pipe, write_results
 from worker.train.setup import begin, prepare
 from worker.train.turns import Interrupted
-
-_TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 
 def main() -> None:
@@ -129,17 +127,8 @@ def prepare_torch(order: TrainOrder) -> str:
     on_gpu = order.device == "cuda" or (order.device == "auto" and torch.cuda.is_available())
     torch.use_deterministic_algorithms(mode=True, warn_only=on_gpu)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    if sys.platform == "linux":
-        keep_freed_memory()
+    keep_freed_memory()
     return "cuda" if on_gpu else "cpu"
-
-
-def keep_freed_memory() -> None:
-    """Ask glibc to reuse freed memory: fresh pages for each large tensor cost a tenth of a step."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt:
-        for parameter, value in ((_TRIM_THRESHOLD, 2**31 - 1), (_MMAP_MAX, 0)):
-            mallopt(parameter, value)
 
 
 def pick_training_dtype(spec: TrainSpec, device: str) -> torch.dtype:
