@@ -17,16 +17,16 @@ void compute_layer(State& state, index l) {
     const Layer& w = m.layers[l];
     const index query = m.heads * m.head_size;
     normalise_rows(state, l, 0, {place_q, place_v + 1});
-    state.low_rank(l, 0, s.normed.data(), m.hidden);
+    state.low_rank<Isa>(l, 0, s.normed.data(), m.hidden);
     project_heads<Isa>(state, l);
     team.each(s.tasks.size(), [&](index i) { attend<Isa>(state, l, state.s.tasks[i]); });
-    state.low_rank(l, 1, s.attended.data(), query);
+    state.low_rank<Isa>(l, 1, s.attended.data(), query);
     add_to_residual<Isa>(state, l, 0, {w.o, w.o_bias, m.hidden, query, 1}, place_o,
                          s.attended.data());
     normalise_rows(state, l, 1, {place_gate, place_up + 1});
-    state.low_rank(l, 2, s.normed.data(), m.hidden);
+    state.low_rank<Isa>(l, 2, s.normed.data(), m.hidden);
     project_feed<Isa>(state, l);
-    state.low_rank(l, 3, s.inner.data(), m.inner);
+    state.low_rank<Isa>(l, 3, s.inner.data(), m.inner);
     add_to_residual<Isa>(state, l, 1, {w.down, w.down_bias, m.hidden, m.inner, 1}, place_down,
                          s.inner.data());
 }
@@ -41,7 +41,7 @@ void compute_logits(State& state) {
                     s.normed.data() + n * m.hidden);
     team.meet();
     const Group* groups = b.wanted_groups;
-    compute_inner(thread, team.size, groups, b.wanted_group_count, s.normed.data(), m.hidden,
+    compute_inner<Isa>(thread, team.size, groups, b.wanted_group_count, s.normed.data(), m.hidden,
                   state.low(), [](const Adapter& a) -> const Down& { return a.head_down; });
     team.meet();
     linear<Isa>(

@@ -58,7 +58,7 @@ struct Inner {
 };
 
 // `site_of(adapter)` names the `Down`; the threads must meet afterwards.
-template <class SiteOf>
+template <class Isa, class SiteOf>
 void compute_inner(int thread, int threads, const Group* groups, index count, const bf16* x,
                    index inputs, Inner inner, SiteOf&& site_of) {
     index turn = 0;
@@ -73,9 +73,9 @@ void compute_inner(int thread, int threads, const Group* groups, index count, co
                     store_bf16(inner.values + (top + r) * inner.ld + column,
                                sum * load(down.scales + column));
                 };
-                multiply_piece<Vectors>(x + top * inputs, inputs,
-                                        std::min(most_block, groups[g].last - top),
-                                        down.packed + p * panel_width * inputs, inputs, panels, put);
+                multiply_piece<Isa>(x + top * inputs, inputs,
+                                    std::min(most_block, groups[g].last - top),
+                                    down.packed + p * panel_width * inputs, inputs, panels, put);
             }
     }
 }

@@ -69,10 +69,11 @@ struct State {
     Inner low() const { return {s.low.data(), b.most_ranks}; }
 
     // The low-rank inputs of a site, where any adapter has some there.
+    template <class Isa>
     void low_rank(index l, int site, const bf16* x, index inputs) {
         const auto down = [&](const Adapter& a) -> const Down& { return a.layers[l].downs[site]; };
         if (!any([&](const Adapter& a) { return down(a).ranks > 0; })) return;
-        compute_inner(thread, team.size, b.groups, b.group_count, x, inputs, low(), down);
+        compute_inner<Isa>(thread, team.size, b.groups, b.group_count, x, inputs, low(), down);
         team.meet();
     }
 
