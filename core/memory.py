@@ -6,13 +6,17 @@ import sys
 _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8  # of glibc's malloc.h
 
 
-def keep_freed_memory() -> None:
-    """Have freed memory used again, by whichever thread asks next; before threads are started.
+def keep_freed_memory(*, one_arena: bool = False) -> None:
+    """Have freed memory used again: fresh pages for each large tensor cost a tenth of a step.
 
-    Fresh pages for each large tensor cost a tenth of a training step, and most of the time that an
-    adapter takes to be read: threads other than the first give theirs back each time.
+    Threads other than the first give theirs back all the same, unless all share `one_arena`, which
+    must be said before they start. Where few threads read files it saves most of that time; where
+    a team of them allocates, as in torch's attention backward, they wait for each other.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt:
-        for parameter, value in ((_TRIM_THRESHOLD, 2**31 - 1), (_MMAP_MAX, 0), (_ARENA_MAX, 1)):
-            mallopt(parameter, value)
+    if not mallopt:
+        return
+    for parameter, value in ((_TRIM_THRESHOLD, 2**31 - 1), (_MMAP_MAX, 0)):
+        mallopt(parameter, value)
+    if one_arena:
+        mallopt(_ARENA_MAX, 1)

@@ -76,7 +76,7 @@ class Engine:
 
     def start(self) -> None:
         """Begin to load the base; `health` says when that is done."""
-        keep_freed_memory()
+        keep_freed_memory(one_arena=True)
         self._thread.start()
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[AnyGenerateLine, None]:
