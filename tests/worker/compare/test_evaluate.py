@@ -165,6 +165,8 @@ def test_a_method_that_cannot_do_it_does_not_spoil_the_others(
     assert table.pareto == ["base"]
 
 
+# half a minute of waiting each; what the databases do differently is in the tests of claims
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
 def test_a_worker_that_ends_costs_no_answers(
     site: Site, engine: subprocess.Popen[bytes], how: signal.Signals
