@@ -92,7 +92,7 @@ def measure(world: World, options: argparse.Namespace) -> JSON:
         },
         "http": lambda: crowd.over_http(world, repeats=repeats),
         "training": lambda: crowd.beside_training(
-            world, file=find_training(options.data), repeats=repeats
+            world, file=find_training(options.data), repeats=repeats, both=not options.quick
         ),
         "outside": lambda: outside.generate_load(world, requests=32 * (repeats + 1)),
         "growth": lambda: steps.growth(world, repeats=repeats, bandwidth=bandwidth),

@@ -24,8 +24,9 @@ TRAINING = {
     "peft": {"type": "lora", "rank": 16},
 }
 CORES = str(os.cpu_count())
+AS_STARTED = "as_started"
 POLICIES = {
-    "as_started": {},
+    AS_STARTED: {},
     "each_for_itself": {
         "OMP_WAIT_POLICY": "ACTIVE",
         "GRAFTWORK_ENGINE__COMPUTE__THREADS": CORES,
@@ -72,16 +73,16 @@ def requests(world: World, names: list[str]) -> Order:
     return world.work.order(in_turn(names, ROWS), length=LENGTH, tokens=TOKENS)
 
 
-def beside_training(world: World, *, file: Path, repeats: int) -> JSON:
-    """Time serving alone and beside a job, under both policies.
+def beside_training(world: World, *, file: Path, repeats: int, both: bool) -> JSON:
+    """Time serving alone and beside a job as it is started, or under `both` policies.
 
     Two processes that both always have work share the cores, so the fair share of each is half:
     the ratio is the throughput beside the job over half of the throughput alone.
     """
     found = {}
-    for name, variables in POLICIES.items():
+    for name in POLICIES if both else (AS_STARTED,):
         folder = world.folder / f"training-{name}"
-        with installed(folder, variables=variables) as site, site.client() as client:
+        with installed(folder, variables=POLICIES[name]) as site, site.client() as client:
             site.register(world.loras)
             rate_of(world, site, world.names)
             quiet = [rate_of(world, site, world.names) for _ in range(repeats)]
@@ -102,7 +103,7 @@ def beside_training(world: World, *, file: Path, repeats: int) -> JSON:
             f"{name}: {median(quiet):.1f} tokens/s alone, {median(busy):.1f} beside training; "
             f"training {undisturbed:.0f} tokens/s alone, {trained:.0f} beside serving"
         )
-    return {"policies": found, "beside_training": found["as_started"]["over_fair_share"]}
+    return {"policies": found, "beside_training": found[AS_STARTED]["over_fair_share"]}
 
 
 @contextmanager

@@ -6,7 +6,7 @@ one sequence, s keys that it sees, g query heads that share a key head, G = H + 
 
 from collections.abc import Mapping, Sequence
 from itertools import groupby, pairwise
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -60,24 +60,38 @@ class Span(NamedTuple):
 
 
 class _Stretch(NamedTuple):
-    """Neighbours that are computed in one way; those with static keys have no bounds."""
+    """Neighbours behind the same static keys, or none: one op computes them."""
 
-    numbers: tuple[int, ...]
     start: int
     stop: int
     bounds: tuple[int, ...]
     parents: tuple[int, ...]
+    """Both counted from its first span on."""
+    static: Mapping[int, KeysValues] | None
 
     @classmethod
-    def of(cls, numbers: tuple[int, ...], spans: Sequence[Span]) -> "_Stretch":
-        """Count bounds and parents from its first span on."""
+    def of(cls, numbers: Sequence[int], spans: Sequence[Span]) -> "_Stretch":
+        """Take spans by their numbers; who goes on from one of them is among them."""
         own = [spans[number] for number in numbers]
-        first, start, stop = numbers[0], own[0].start, own[-1].stop
-        if own[0].static:
-            return cls(numbers, start, stop, (), ())
+        start = own[0].start
         bounds = (0, *(span.stop - start for span in own))
-        parents = tuple(NONE if span.parent == NONE else span.parent - first for span in own)
-        return cls(numbers, start, stop, bounds, parents)
+        parents = (NONE if span.parent == NONE else span.parent - numbers[0] for span in own)
+        return cls(start, own[-1].stop, bounds, tuple(parents), own[0].static)
+
+    def attend(self, layer: int, heads_tgh: Tensor, *, kv_heads: int, scale: float) -> Tensor:
+        """Return (t, H, h) for its rows; static keys are a sequence that all others go on from."""
+        own_tgh, bounds, parents = heads_tgh[self.start : self.stop], self.bounds, self.parents
+        static = None if self.static is None else self.static[layer]
+        first = 0 if static is None else static.keys.shape[1]
+        if static is not None:
+            before_pgh = _as_rows(static, heads=heads_tgh.shape[1])
+            own_tgh = torch.cat([before_pgh, own_tgh])
+            bounds = (0, *(first + bound for bound in bounds))
+            parents = (NONE, *(0 if parent == NONE else parent + 1 for parent in parents))
+        attend = ops(heads_tgh.device).attend_packed
+        return attend(own_tgh, kv_heads=kv_heads, scale=scale, bounds=bounds, parents=parents)[
+            first:
+        ]
 
 
 def split_heads(heads_tgh: Tensor, *, kv_heads: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -106,33 +120,24 @@ class PackedCausal(Attention):
         self._stretches = [
             _Stretch.of(tuple(numbers), self.spans)
             for _, numbers in groupby(
-                range(len(self.spans)), lambda one: not self.spans[one].static
+                range(len(self.spans)), lambda one: id(self.spans[one].static)
             )
         ]
         self._masks: dict[tuple[int, int, int | None, torch.device], Tensor] = {}
         self._bounds = [bound for _, bound in bounds]
         self._joins = True
-        """Whether spans without static keys may be left to one op."""
+        """Whether spans may be left to one op."""
 
     def attend_joined(
         self, layer: int, heads_tgh: Tensor, *, kv_heads: int, scale: float
     ) -> Tensor:
-        """See `Attention.attend_joined`; where all keys are of the stream, one op does it.
-
-        Which way a sequence goes is its own affair, so that its bits do not depend on the others.
-        """
+        """See `Attention.attend_joined`."""
         if not self._joins or len(heads_tgh) != self._bounds[-1]:
             return super().attend_joined(layer, heads_tgh, kv_heads=kv_heads, scale=scale)
-        attend = ops(heads_tgh.device).attend_packed
-        outputs = []
-        for stretch in self._stretches:
-            if stretch.bounds:
-                own_tgh = heads_tgh[stretch.start : stretch.stop]
-                given: dict[str, Any] = {"bounds": stretch.bounds, "parents": stretch.parents}
-                outputs.append(attend(own_tgh, kv_heads=kv_heads, scale=scale, **given))
-            else:
-                sides = split_heads(heads_tgh, kv_heads=kv_heads)
-                outputs.append(self._attend_spans(stretch.numbers, layer, *sides, scale=scale))
+        outputs = [
+            stretch.attend(layer, heads_tgh, kv_heads=kv_heads, scale=scale)
+            for stretch in self._stretches
+        ]
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
     def attend(
@@ -228,6 +233,14 @@ def causal_mask(query_t: Tensor, key_s: Tensor, *, window: int | None) -> Tensor
     distance_ts = query_t[:, None] - key_s[None, :]
     visible_ts = distance_ts >= 0
     return visible_ts if window is None else visible_ts & (distance_ts < window)
+
+
+def _as_rows(static: KeysValues, *, heads: int) -> Tensor:
+    """Return (p, G, h): static keys and values as the rows of a stream, whose queries are zero."""
+    keys_pkh, values_pkh = static.keys.transpose(0, 1), static.values.transpose(0, 1)
+    rows, kv_heads, dimension = keys_pkh.shape
+    query_phh = keys_pkh.new_zeros(rows, heads - 2 * kv_heads, dimension)
+    return torch.cat([query_phh, keys_pkh, values_pkh], dim=1)
 
 
 def _static(span: Span, layer: int, side: str) -> Tensor | None:
