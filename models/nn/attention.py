@@ -76,7 +76,7 @@ class _Stretch(NamedTuple):
         start = own[0].start
         bounds = (0, *(span.stop - start for span in own))
         parents = (NONE if span.parent == NONE else span.parent - numbers[0] for span in own)
-        return cls(start, own[-1].stop, bounds, tuple(parents), own[0].static)
+        return cls(start, own[-1].stop, bounds, tuple(parents), own[0].static or None)
 
     def attend(self, layer: int, heads_tgh: Tensor, *, kv_heads: int, scale: float) -> Tensor:
         """Return (t, H, h) for its rows; static keys are a sequence that all others go on from."""
@@ -120,7 +120,7 @@ class PackedCausal(Attention):
         self._stretches = [
             _Stretch.of(tuple(numbers), self.spans)
             for _, numbers in groupby(
-                range(len(self.spans)), lambda one: id(self.spans[one].static)
+                range(len(self.spans)), lambda one: id(self.spans[one].static or None)
             )
         ]
         self._masks: dict[tuple[int, int, int | None, torch.device], Tensor] = {}

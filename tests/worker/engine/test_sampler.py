@@ -152,3 +152,16 @@ def test_banned_tokens_are_never_drawn() -> None:
     uniforms = torch.linspace(0, 1 - 2**-24, 500).tolist()
     draws = [draw(uniform=u, banned=tuple(range(VOCAB - 1))) for u in uniforms]
     assert {d.token for d in sample(table.expand(500, -1).clone(), draws=draws)} == {VOCAB - 1}
+
+
+@pytest.mark.parametrize("width", [512, 500])
+def test_the_likeliest_is_the_first_of_the_largest(width: int) -> None:
+    """Whether rows are looked through by blocks or not; NaN counts as the largest, as in argmax."""
+    logits_nv = torch.randn(40, width, generator=torch.Generator().manual_seed(0))
+    logits_nv[1] = 0.0
+    logits_nv[2, [300, 301, 490]] = 9.0
+    logits_nv[3, 400] = float("nan")
+    expected: list[int] = logits_nv.argmax(-1).tolist()
+    found = sample(logits_nv, draws=[Draw(temperature=0, top_p=1, uniform=0.5)] * 40)
+    assert [one.token for one in found] == expected
+    assert [row for row, one in enumerate(found) if not one.finite] == [3]

@@ -1,0 +1,25 @@
+"""Every op finds a form for each processor that trains by C++, whatever this one is."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from models.nn.kernels import native
+from models.nn.kernels.native import library, reason
+
+pytestmark = pytest.mark.skipif(library() is None, reason=reason())
+
+CALLS = re.compile(r'\.call\(\s*"(\w+)"')
+
+
+@pytest.mark.parametrize("level", [2, 3])
+def test_what_is_called_is_there(level: int) -> None:
+    found = library()
+    assert found is not None
+    sources = Path(native.__file__).parent.glob("*.py")
+    names = {name for source in sources for name in CALLS.findall(source.read_text())}
+    assert {"norm_forward", "project_backward", "cross_entropy"} <= names
+    forms = native._LEVELS[level]
+    for name in names - {"multiply"}:  # of AVX2 alone
+        assert any(hasattr(found.handle, f"gw_{name}_{form}") for form in forms), name
