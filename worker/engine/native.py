@@ -101,6 +101,7 @@ def _decode(sequence: Choice, acting: Acting) -> Run:
         footing.rows + sequence.computed,
         [sequence.last_token],
         acting.get(footing.owner or ""),
+        decodes=True,
     )
 
 

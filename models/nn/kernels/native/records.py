@@ -139,7 +139,7 @@ class Group(_Record):
 class Span(_Record):
     """Rows from `first`, which stand at positions from `start` of one slot."""
 
-    _fields_ = [(name, c_int64) for name in ("slot", "first", "count", "start")]
+    _fields_ = [(name, c_int64) for name in ("slot", "first", "count", "start", "decodes")]
 
 
 class Batch(_Record):

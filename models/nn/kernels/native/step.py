@@ -28,6 +28,8 @@ class Run:
     start: int
     ids: Sequence[int]
     adapter: StepAdapter | None = None
+    decodes: bool = False
+    """Whether it is one drawn token, whose attention may be summed in an order of its own."""
 
     @property
     def positions(self) -> range:
@@ -130,7 +132,7 @@ class _Batch:
         """Take where the rows of every run lie."""
         spans, first = (records.Span * len(runs))(), 0
         for index, run in enumerate(runs):
-            spans[index] = records.Span(run.slot, first, len(run.ids), run.start)
+            spans[index] = records.Span(run.slot, first, len(run.ids), run.start, run.decodes)
             first += len(run.ids)
         self._held.append(spans)
         self.record.spans, self.record.span_count = records.address(spans), len(runs)

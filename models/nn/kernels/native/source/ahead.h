@@ -11,6 +11,8 @@ namespace gw {
 class Ahead {
    public:
     Ahead() = default;
+    Ahead(const void* first, index bytes, index calls)
+        : Ahead(static_cast<const bf16*>(first), 0, 1, bytes / 2, calls) {}
     Ahead(const bf16* first, index ld, index rows, index width, index calls)
         : first_(reinterpret_cast<const char*>(first)),
           ld_(2 * ld),

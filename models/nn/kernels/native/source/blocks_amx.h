@@ -55,8 +55,8 @@ struct Amx {
 
     template <int P, class Packed, class Store>
     static void multiply(const bf16* x, index ldx, index rows, const Packed* panels, index inputs,
-                         Store&& store) {
-        const OperandOf<bf16, Packed> all{x, ldx, panels, inputs, panel_width * inputs};
+                         Store&& store, Ahead* ahead = nullptr) {
+        const OperandOf<bf16, Packed> all{x, ldx, panels, inputs, panel_width * inputs, ahead};
         multiply_group(P, rows, all, {}, store);
     }
 
@@ -160,6 +160,7 @@ struct Amx {
                 const bf16* x = rows.x + k / step * rows.next;
                 const Packed* panel = given.panels + k * panel_width;
                 alignas(64) bf16 wide[2][step * panel_width];
+                given.fetch();
                 Tiles::template load<4>(x, rows.ld * 2);
                 Tiles::template load<6>(tile(panel, wide[0]), 64);
                 Tiles::template add<0, 4, 6>();

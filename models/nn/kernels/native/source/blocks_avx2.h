@@ -47,7 +47,7 @@ OperandOf<float, Packed> widen(const OperandOf<bf16, Packed>& given, index rows,
         for (; k + lanes <= ldx; k += lanes) store(room + r * ldx + k, load_bf16(row + k));
         for (; k < ldx; ++k) room[r * ldx + k] = to_float(row[k]);
     }
-    return {room, ldx, given.panels, given.inputs, given.stride};
+    return {room, ldx, given.panels, given.inputs, given.stride, given.ahead};
 }
 
 struct Avx2 {
@@ -60,8 +60,8 @@ struct Avx2 {
 
     template <int P, class Packed, class Store>
     static void multiply(const bf16* x, index ldx, index rows, const Packed* panels, index inputs,
-                         Store&& store) {
-        const OperandOf<bf16, Packed> given{x, ldx, panels, inputs, panel_width * inputs};
+                         Store&& store, Ahead* ahead = nullptr) {
+        const OperandOf<bf16, Packed> given{x, ldx, panels, inputs, panel_width * inputs, ahead};
         multiply<P>(rows, given, {}, store);
     }
 
@@ -96,6 +96,7 @@ struct Avx2 {
         const Packed* panels = given.panels;
         const index ldx = given.ldx, stride = given.stride, inputs = given.inputs;
         for (index k = 0; k < inputs; k += 2) {
+            given.fetch();
             add_input<0, R, P>(x + k, ldx, panels + k * panel_width, stride, sum);
             add_input<1, R, P>(x + k + 1, ldx, panels + k * panel_width, stride, sum);
         }

@@ -30,8 +30,8 @@ struct Avx512 {
 
     template <int P, class Store>
     static void multiply(const bf16* x, index ldx, index rows, const bf16* panels, index inputs,
-                         Store&& store) {
-        multiply<P>(rows, {x, ldx, panels, inputs, panel_width * inputs}, {}, store);
+                         Store&& store, Ahead* ahead = nullptr) {
+        multiply<P>(rows, {x, ldx, panels, inputs, panel_width * inputs, ahead}, {}, store);
     }
 
     // Panels that are packed together: those that fit into registers, for rows are near.
@@ -82,6 +82,7 @@ struct Avx512 {
             __m512bh w[P];
 #pragma GCC unroll 8
             for (int p = 0; p < P; ++p) w[p] = pairs(panels + p * stride + k * panel_width);
+            given.fetch();
 #pragma GCC unroll 8
             for (int r = 0; r < R; ++r) {
                 const __m512bh xs = pair(x + r * ldx + k);

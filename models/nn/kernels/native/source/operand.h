@@ -1,6 +1,7 @@
 // Rows and the packed panels that they are multiplied with.
 #pragma once
 
+#include "ahead.h"
 #include "common.h"
 
 namespace gw {
@@ -12,10 +13,17 @@ struct OperandOf {
     const Packed* panels = nullptr;
     index inputs = 0;
     index stride = 0;  // from one panel to the next, 16 times the inputs or more
+    Ahead* ahead = nullptr;  // what is fetched meanwhile, if anything
 
-    OperandOf from(index row) const { return {x + row * ldx, ldx, panels, inputs, stride}; }
+    OperandOf from(index row) const {
+        return {x + row * ldx, ldx, panels, inputs, stride, ahead};
+    }
     OperandOf panel(index which) const {
-        return {x, ldx, panels + which * stride, inputs, stride};
+        return {x, ldx, panels + which * stride, inputs, stride, ahead};
+    }
+
+    [[gnu::always_inline]] void fetch() const {
+        if (ahead) (*ahead)();
     }
 };
 

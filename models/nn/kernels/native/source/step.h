@@ -14,21 +14,22 @@ namespace gw::stepping {
 template <class Isa>
 void compute_layer(State& state, index l) {
     const auto& [m, b, s, team, thread] = state;
-    const Layer& w = m.layers[l];
     const index query = m.heads * m.head_size;
     normalise_rows(state, l, 0, {place_q, place_v + 1});
     state.low_rank<Isa>(l, 0, s.normed.data(), m.hidden);
     project_heads<Isa>(state, l);
-    team.each(s.tasks.size(), [&](index i) { attend<Isa>(state, l, state.s.tasks[i]); });
+    team.each(thread, s.tasks.size(),
+              [&](index i, bool more) {
+                  const Task* task = &state.s.tasks[i];
+                  attend<Isa>(state, l, *task, more ? task + 1 : nullptr);
+              });
     state.low_rank<Isa>(l, 1, s.attended.data(), query);
-    add_to_residual<Isa>(state, l, 0, {w.o, w.o_bias, m.hidden, query, 1}, place_o,
-                         s.attended.data());
+    add_to_residual<Isa>(state, l, 0, state.o(l), state.gate_up(l), place_o, s.attended.data());
     normalise_rows(state, l, 1, {place_gate, place_up + 1});
     state.low_rank<Isa>(l, 2, s.normed.data(), m.hidden);
     project_feed<Isa>(state, l);
     state.low_rank<Isa>(l, 3, s.inner.data(), m.inner);
-    add_to_residual<Isa>(state, l, 1, {w.down, w.down_bias, m.hidden, m.inner, 1}, place_down,
-                         s.inner.data());
+    add_to_residual<Isa>(state, l, 1, state.down(l), state.after(l), place_down, s.inner.data());
 }
 
 // The logits of the wanted rows.
@@ -45,19 +46,19 @@ void compute_logits(State& state) {
                   state.low(), [](const Adapter& a) -> const Down& { return a.head_down; });
     team.meet();
     linear<Isa>(
-        team, {m.head, m.head_bias, m.vocabulary, m.hidden, 1}, b.wanted,
+        team, thread, state.head(), b.wanted, Coming{},
         [](index panel) { return Output{0, panel * panel_width}; },
         [&](int) { return state.s.normed.data(); },
         [&](Piece& piece, index panel, Range rows, Output output, Rows x) {
             apply_terms(piece, panel, rows, output, x, groups, state.b.wanted_group_count,
                         state.low(), [](const Adapter& a, int) -> const Place& { return a.head; });
         },
-        [&](Piece& piece, Range rows, index first, index panels) {
-            for (index row = rows.first; row < rows.last; ++row)
+        [&](Range, index first, index panels) {
+            return [&, first, panels](Piece& piece, index r, index row) {
+                float* target = state.b.logits + state.b.targets[row] * state.m.vocabulary;
                 for (index p = 0; p < panels; ++p)
-                    store(state.b.logits + state.b.targets[row] * state.m.vocabulary +
-                              (first + p) * panel_width,
-                          piece.load(row - rows.first, p));
+                    store(target + (first + p) * panel_width, piece.load(r, p));
+            };
         });
 }
 

@@ -5,7 +5,7 @@
 // and so are keys, as its outputs; or else the queries are, and keys are read as they lie.
 #pragma once
 
-#include "step_math.h"
+#include "step_attention_few.h"
 
 namespace gw::stepping {
 
@@ -102,6 +102,33 @@ class Attention {
         }
         mix<Isa>(values, inputs);
     }
+
+#ifdef __AVX512BF16__
+    // The same with Q queries, which see all of the `count` keys and values (count, size) as they
+    // lie; what is `ahead` of these is fetched meanwhile.
+    template <int Q>
+    void add_few(const bf16* queries, const bf16* keys, const bf16* values, index count,
+                 index ahead) {
+        for (index n = 0; n < count; n += panel_width) {
+            Floats sums[Q];
+            score_few<Q>(queries, keys + n * size, std::min(panel_width, count - n), size, ahead,
+                         sums);
+            for (int q = 0; q < Q; ++q) store(s.scores + q * block_keys + n, sums[q]);
+        }
+        for (int q = 0; q < Q; ++q) weigh(q, count, padded(count, input_step));
+        const auto put = [&](int q, index n, Floats sum) {
+            float* target = s.sums + q * size + n;
+            store(target, fma(load(target), splat(s.shrink[q]), sum));
+        };
+        for (index n = 0; n < size; n += 2 * input_step) {
+            const auto here = [&](int q, index more, Floats sum) { put(q, n + more, sum); };
+            if (n + input_step < size)
+                mix_few<Q, 2>(s.weights, block_keys, values + n, count, size, ahead, here);
+            else
+                mix_few<Q, 1>(s.weights, block_keys, values + n, count, size, ahead, here);
+        }
+    }
+#endif
 
     // Sixteen outputs of a row.
     Floats output(index r, index n) const {

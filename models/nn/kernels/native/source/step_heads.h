@@ -1,6 +1,8 @@
 // From normed rows to attended ones: queries, keys and values, rotation, the cache, attention.
 #pragma once
 
+#include <array>
+
 #include "step_state.h"
 
 namespace gw::stepping {
@@ -17,45 +19,62 @@ inline Output output_of_qkv(const Model& m, index panel) {
     return {place_v, (head - m.heads - m.key_heads) * m.head_size + within};
 }
 
-// Where a row's half of 16 numbers of a head goes.
-inline bf16* target_of(State& state, index l, index row, Output output) {
-    const auto& [m, b, s, team, thread] = state;
-    const index head = output.first / m.head_size, within = output.first % m.head_size;
-    if (output.place == place_q) {
-        const index group = m.heads / m.key_heads, key_head = head / group;
-        return s.queries.data() +
-               ((key_head * b.rows + row) * group + head % group) * m.head_size + within;
+// Where 16 numbers of a head's first half, and those that they are rotated with, go.
+class HeadPlace {
+   public:
+    HeadPlace() = default;
+    HeadPlace(const State& state, index l, Output output)
+        : rotates(output.place != place_v), within(output.first % state.m.head_size) {
+        const auto& [m, b, s, team, thread] = state;
+        const index head = output.first / m.head_size, group = m.heads / m.key_heads;
+        if (output.place == place_q) {
+            const index first = head / group * b.rows * group + head % group;
+            target = s.queries.data() + first * m.head_size + within;
+            by_row = group * m.head_size;
+        } else {
+            bf16* cache = output.place == place_k ? m.layers[l].keys : m.layers[l].values;
+            target = cache + head * m.positions * m.head_size + within;
+            by_slot = m.key_heads * m.positions * m.head_size;
+            by_position = m.head_size;
+        }
     }
-    bf16* cache = output.place == place_k ? m.layers[l].keys : m.layers[l].values;
-    const index slot = b.slots[row] * m.key_heads + head;
-    return cache + (slot * m.positions + b.positions[row]) * m.head_size + within;
-}
 
-inline void place_heads(State& state, index l, Piece& piece, Range rows, index panel,
-                        Output output) {
-    const Model& m = state.m;
-    const index half = m.head_size / 2, within = output.first % m.head_size;
-    for (index r = 0; r < rows.last - rows.first; ++r) {
-        const index row = rows.first + r;
-        Floats first = piece.load(r, panel), second = piece.load(r, panel + 1);
-        if (output.place != place_v) {
-            const index angle = state.b.positions[row] * half + within;
-            const Floats cosine = load(m.cosines + angle);
-            const Floats sine = load(m.sines + angle);
+    void take(const State& state, index row, Floats first, Floats second) const {
+        const auto& [m, b, s, team, thread] = state;
+        const index half = m.head_size / 2, position = b.positions[row];
+        if (rotates) {
+            const Floats cosine = load(m.cosines + position * half + within);
+            const Floats sine = load(m.sines + position * half + within);
             const Floats turned = fms(first, cosine, second * sine);
             second = fma(second, cosine, first * sine);
             first = turned;
         }
-        bf16* target = target_of(state, l, row, output);
-        store_bf16(target, first);
-        store_bf16(target + half, second);
+        bf16* here = place(state, row);
+        store_bf16(here, first);
+        store_bf16(here + half, second);
     }
-}
+
+    // Asks for where a row's numbers go, which no cache may hold.
+    void expect(const State& state, index row) const {
+        bf16* here = place(state, row);
+        __builtin_prefetch(here, 1, 2);
+        __builtin_prefetch(here + state.m.head_size / 2, 1, 2);
+    }
+
+   private:
+    bf16* place(const State& state, index row) const {
+        const Batch& b = state.b;
+        return target + row * by_row + b.slots[row] * by_slot + b.positions[row] * by_position;
+    }
+
+    bool rotates = false;
+    index within = 0, by_row = 0, by_slot = 0, by_position = 0;
+    bf16* target = nullptr;
+};
 
 template <class Isa>
 void project_heads(State& state, index l) {
     const Model& m = state.m;
-    const Layer& w = m.layers[l];
     const auto output = [&](index panel) { return output_of_qkv(m, panel); };
     const auto input = [&](int place) -> const bf16* {
         const bool own = state.b.scales_inputs && state.any([&](const Adapter& a) {
@@ -64,12 +83,19 @@ void project_heads(State& state, index l) {
         return own ? state.s.scaled.data() + place * state.b.rows * m.hidden
                    : state.s.normed.data();
     };
-    const Weight weight{w.qkv, w.qkv_bias, (m.heads + 2 * m.key_heads) * m.head_size, m.hidden, 2};
-    state.product<Isa>(l, weight, output, input,
-                       [&](Piece& piece, Range rows, index first, index panels) {
-                           for (index p = 0; p < panels; p += 2)
-                               place_heads(state, l, piece, rows, p, output(first + p));
-                       });
+    const auto place = [&](Range rows, index first, index panels) {
+        std::array<HeadPlace, most_panels / 2> places;
+        for (index p = 0; p < panels; p += 2) {
+            places[p / 2] = {state, l, output(first + p)};
+            for (index row = rows.first; row < rows.last; ++row)
+                places[p / 2].expect(state, row);
+        }
+        return [&, places, panels](Piece& piece, index r, index row) {
+            for (index p = 0; p < panels; p += 2)
+                places[p / 2].take(state, row, piece.load(r, p), piece.load(r, p + 1));
+        };
+    };
+    state.product<Isa>(l, state.qkv(l), {}, output, input, place);
 }
 
 // Adds an adapter's second attention, gated, to what the rows of a task have attended.
@@ -95,23 +121,46 @@ void attend_second(const Second& second, const Model& m, const Task& task, const
     }
 }
 
-// Attends with the query rows of one task, over the positions that the last of them sees.
+// Where the keys or values of a task's head begin in a cache.
+inline index cached(const Model& m, const Task& task) {
+    return (task.span->slot * m.key_heads + task.head) * m.positions * m.head_size;
+}
+
+// Lets the queries of a row that decodes see its positions, and fetches those of the next task
+// meanwhile; false if that is not done here.
+template <int Q = few_queries>
+bool attend_few(Attention& attention, const State& state, index l, const bf16* queries,
+                const Task& task, const Task* next) {
+#ifdef __AVX512BF16__
+    const Model& m = state.m;
+    const index size = m.head_size, end = task.span->start + 1, group = m.heads / m.key_heads;
+    if (!task.span->decodes || group > Q) return false;
+    if constexpr (Q > 1)
+        if (group < Q) return attend_few<Q - 1>(attention, state, l, queries, task, next);
+    const bf16* keys = m.layers[l].keys + cached(m, task);
+    const bf16* values = m.layers[l].values + cached(m, task);
+    const index ahead = next ? cached(m, *next) - cached(m, task) : 0;
+    for (index top = 0; top < end; top += block_keys)
+        attention.add_few<Q>(queries, keys + top * size, values + top * size,
+                             std::min(block_keys, end - top), ahead);
+    return true;
+#else
+    return false;
+#endif
+}
+
+// Lets the query rows of a task see the positions up to their own, block by block.
 template <class Isa>
-void attend(State& state, index l, const Task& task) {
-    static thread_local AttentionScratch scratch;
-    static thread_local std::vector<float> attended;
-    const auto& [m, b, s, team, thread] = state;
+void attend_blocks(Attention& attention, AttentionScratch& scratch, const State& state, index l,
+                   const bf16* queries, const Task& task) {
+    const Model& m = state.m;
     const index group = m.heads / m.key_heads, size = m.head_size, rows = task.count * group;
-    const index first = task.span->first + task.first, start = task.span->start + task.first;
-    const index end = start + task.count;
-    const index cached = (task.span->slot * m.key_heads + task.head) * m.positions * size;
-    const bf16* queries = s.queries.data() + (task.head * b.rows + first) * group * size;
-    Attention attention(scratch, rows, size, m.scale);
+    const index start = task.span->start + task.first, end = start + task.count;
     if constexpr (Isa::reads_keys) pack_keys(queries, rows, size, 0, scratch.queries);
     for (index top = 0; top < end; top += block_keys) {
         const index count = std::min(block_keys, end - top);
         const index ahead = std::clamp<index>(end - top - block_keys, 0, block_keys);
-        const index offset = cached + top * size;
+        const index offset = cached(m, task) + top * size;
         const bf16* keys = m.layers[l].keys + offset;
         const auto visible = [&](index r) { return start + r / group - top + 1; };
         pack_values(m.layers[l].values + offset, count, size, ahead, scratch.values);
@@ -123,12 +172,27 @@ void attend(State& state, index l, const Task& task) {
             attention.add<Isa>(queries, scratch.keys, scratch.values, count, visible);
         }
     }
+}
+
+// Attends with the query rows of one task, over the positions that the last of them sees.
+template <class Isa>
+void attend(State& state, index l, const Task& task, const Task* next) {
+    static thread_local AttentionScratch scratch;
+    static thread_local std::vector<float> attended;
+    const auto& [m, b, s, team, thread] = state;
+    const index group = m.heads / m.key_heads, size = m.head_size, rows = task.count * group;
+    const index first = task.span->first + task.first;
+    const bf16* queries = s.queries.data() + (task.head * b.rows + first) * group * size;
+    Attention attention(scratch, rows, size, m.scale);
+    if (!attend_few(attention, state, l, queries, task, next))
+        attend_blocks<Isa>(attention, scratch, state, l, queries, task);
     attended.resize(rows * size);
     for (index r = 0; r < rows; ++r)
         for (index n = 0; n < size; n += 16)
             store(&attended[r * size + n], attention.output(r, n));
     const AdapterLayer* own = state.terms(first, l);
-    if (own && own->second.count) attend_second<Isa>(own->second, m, task, queries, attended.data());
+    if (own && own->second.count)
+        attend_second<Isa>(own->second, m, task, queries, attended.data());
     const float* scale = own ? own->places[place_o].input_scale : nullptr;
     for (index r = 0; r < rows; ++r) {
         const index column = (task.head * group + r % group) * size;

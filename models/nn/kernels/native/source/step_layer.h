@@ -66,23 +66,24 @@ inline void apply_bottlenecks(State& state, index l, int sublayer) {
 
 // Adds a sublayer's last product to the residual, and what bottlenecks make of it.
 template <class Isa>
-void add_to_residual(State& state, index l, int sublayer, const Weight& weight, int place,
-                     const bf16* x) {
+void add_to_residual(State& state, index l, int sublayer, const Weight& weight,
+                     const Weight& following, int place, const bf16* x) {
     const bool narrow = state.any(
         [&](const Adapter& a) { return a.layers[l].bottlenecks[sublayer].width > 0; });
-    const auto add = [&](Piece& piece, Range rows, index first, index panels) {
-        for (index row = rows.first; row < rows.last; ++row)
+    const auto add = [&](Range, index first, index panels) {
+        return [&, first, panels](Piece& piece, index r, index row) {
             for (index p = 0; p < panels; ++p) {
                 const index at = row * state.m.hidden + (first + p) * panel_width;
-                const Floats value = piece.load(row - rows.first, p);
+                const Floats value = piece.load(r, p);
                 float* target = state.s.residual.data() + at;
                 store(target, load(target) + value);
                 if (narrow) store_bf16(state.s.sublayer.data() + at, value);
             }
+        };
     };
     state.product<Isa>(
-        l, weight, [&](index panel) { return Output{place, panel * panel_width}; },
-        [&](int) { return x; }, add);
+        l, weight, state.coming(following),
+        [&](index panel) { return Output{place, panel * panel_width}; }, [&](int) { return x; }, add);
     if (narrow) apply_bottlenecks(state, l, sublayer);
 }
 
@@ -100,21 +101,19 @@ void project_feed(State& state, index l) {
         return own ? state.s.scaled.data() + place * state.b.rows * state.m.hidden
                    : state.s.normed.data();
     };
-    const auto gate = [&](Piece& piece, Range rows, index first, index panels) {
-        for (index row = rows.first; row < rows.last; ++row) {
+    const auto gate = [&](Range, index first, index panels) {
+        return [&, first, panels](Piece& piece, index r, index row) {
             const AdapterLayer* own = state.terms(row, l);
             const float* scale = own ? own->places[place_down].input_scale : nullptr;
             for (index p = 0; p < panels; p += 2) {
-                const index column = (first + p) / 2 * panel_width, r = row - rows.first;
+                const index column = (first + p) / 2 * panel_width;
                 Floats value = silu(piece.load(r, p)) * piece.load(r, p + 1);
                 if (scale) value = value * load(scale + column);
                 store_bf16(state.s.inner.data() + row * state.m.inner + column, value);
             }
-        }
+        };
     };
-    const Layer& w = m.layers[l];
-    state.product<Isa>(l, {w.gate_up, w.gate_up_bias, 2 * m.inner, m.hidden, 2}, output, input,
-                       gate);
+    state.product<Isa>(l, state.gate_up(l), state.coming(state.down(l)), output, input, gate);
 }
 
 }  // namespace gw::stepping

@@ -37,17 +37,12 @@ inline Range common(Range a, Range b) {
 // Calls store(row, panel, sum) for up to `most_panels` panels side by side.
 template <class Isa, class Packed, class Store>
 void multiply_piece(const bf16* x, index ldx, index rows, const Packed* packed, index inputs,
-                    index panels, Store&& store) {
-    if constexpr (Isa::most_panels >= 4) {
-        switch (panels) {
-            case 4: return Isa::template multiply<4>(x, ldx, rows, packed, inputs, store);
-            case 3: return Isa::template multiply<3>(x, ldx, rows, packed, inputs, store);
-            case 2: return Isa::template multiply<2>(x, ldx, rows, packed, inputs, store);
-            default: return Isa::template multiply<1>(x, ldx, rows, packed, inputs, store);
-        }
-    } else {
-        multiply_panels<Isa>(x, ldx, rows, packed, inputs, {0, panels},
-                             [&](index r, index n, Floats sum) { store(r, n / panel_width, sum); });
+                    index panels, Store&& store, Ahead* ahead = nullptr) {
+    switch (panels) {
+        case 4: return Isa::template multiply<4>(x, ldx, rows, packed, inputs, store, ahead);
+        case 3: return Isa::template multiply<3>(x, ldx, rows, packed, inputs, store, ahead);
+        case 2: return Isa::template multiply<2>(x, ldx, rows, packed, inputs, store, ahead);
+        default: return Isa::template multiply<1>(x, ldx, rows, packed, inputs, store, ahead);
     }
 }
 
@@ -149,51 +144,92 @@ inline const bf16* widened(const std::int8_t* packed, index count) {
 // Calls store(row, panel, sum) for up to `most_panels` panels of a weight, before its scales.
 template <class Isa, class Store>
 void multiply_weight(const bf16* x, index rows, const Weight& weight, index first, index panels,
-                     Store&& store) {
+                     Ahead& ahead, Store&& store) {
     const auto multiply = [&](const auto* packed) {
-        multiply_piece<Isa>(x, weight.inputs, rows, packed, weight.inputs, panels, store);
+        multiply_piece<Isa>(x, weight.inputs, rows, packed, weight.inputs, panels, store, &ahead);
     };
     if (!weight.matrix.scales)
         multiply(weight.panels<bf16>(first));
     else if constexpr (Isa::reads_int8)
         multiply(weight.panels<std::int8_t>(first));
     else
-        multiply(widened(weight.panels<std::int8_t>(first),
-                         panels * panel_width * weight.inputs));
+        multiply(widened(weight.panels<std::int8_t>(first), panels * panel_width * weight.inputs));
 }
 
-// Computes all pieces; `input_of(place)` gives the rows that a place reads, `finish(piece, rows,
-// first panel, panels)` takes each result.
+// Panels of a weight that are computed together, and read at one go.
+struct Cut {
+    Cut(const Weight& weight, int threads)
+        : units(weight.outputs / panel_width / weight.unit),
+          pieces(std::min(units, padded((units + most_panels / weight.unit - 1) /
+                                            (most_panels / weight.unit), threads))) {}
+
+    const index units, pieces;
+
+    Range panels(const Weight& weight, index piece) const {
+        const Range own = share(units, piece, pieces);
+        return {own.first * weight.unit, own.last * weight.unit};
+    }
+};
+
+// Memory that is read soon.
+struct Coming {
+    const void* first = nullptr;
+    index bytes = 0;
+
+    static Coming piece(const Weight& weight, const Cut& cut, index which) {
+        const Range panels = cut.panels(weight, which);
+        const index width = weight.matrix.scales ? 1 : 2, row = panel_width * weight.inputs * width;
+        return {static_cast<const char*>(weight.matrix.panels) + panels.first * row,
+                (panels.last - panels.first) * row};
+    }
+
+    // What this thread reads first of a weight.
+    static Coming of(const Weight& weight, int thread, int threads) {
+        const Cut cut(weight, threads);
+        return piece(weight, cut, share(cut.pieces, thread, threads).first);
+    }
+};
+
+// Computes all pieces; `input_of(place)` gives the rows that a place reads, `finish(rows, first
+// panel, panels)` what takes a piece, a row's number in it, and the row's own. The thread's next
+// piece is fetched meanwhile, and with its last one what is `coming`.
 template <class Isa, class OutputOf, class InputOf, class Adapt, class Finish>
-void linear(Team& team, const Weight& weight, index rows, OutputOf&& output_of, InputOf&& input_of,
-            Adapt&& adapt, Finish&& finish) {
-    const index units = weight.outputs / panel_width / weight.unit;
-    const index wide = most_panels / weight.unit;
-    const index pieces = std::min(units, padded((units + wide - 1) / wide, team.size));
+void linear(Team& team, int thread, const Weight& weight, index rows, Coming coming,
+            OutputOf&& output_of, InputOf&& input_of, Adapt&& adapt, Finish&& finish) {
+    const Cut cut(weight, team.size);
     const index blocks = (rows + most_block - 1) / most_block;
-    team.each(pieces * blocks, [&](index which) {
+    team.each(thread, cut.pieces, [&](index which, bool more) {
         static thread_local Piece piece;
-        const Range here = share(rows, which / pieces, blocks);
-        const Range own = share(units, which % pieces, pieces);
-        const index first = own.first * weight.unit, last = own.last * weight.unit;
-        for (index p = first; p < last;) {
-            const bf16* x = input_of(output_of(p).place);
-            index q = p + 1;
-            while (q < last && input_of(output_of(q).place) == x) ++q;
-            multiply_weight<Isa>(x + here.first * weight.inputs, here.last - here.first, weight, p,
-                                 q - p, [&](index r, index n, Floats sum) {
-                                     store(piece.at(r, p - first + n), sum);
-                                 });
-            p = q;
+        const auto [first, last] = cut.panels(weight, which);
+        const Coming next = more ? Coming::piece(weight, cut, which + 1) : coming;
+        const index passes = ((last - first + Isa::most_panels - 1) / Isa::most_panels) *
+                             ((rows + Isa::most_rows - 1) / Isa::most_rows);
+        Ahead ahead(next.first, next.bytes, passes * (weight.inputs / Isa::step) + rows);
+        for (index block = 0; block < blocks; ++block) {
+            const Range here = share(rows, block, blocks);
+            const auto take = finish(here, first, last - first);
+            for (index p = first; p < last;) {
+                const bf16* x = input_of(output_of(p).place);
+                index q = p + 1;
+                while (q < last && input_of(output_of(q).place) == x) ++q;
+                multiply_weight<Isa>(x + here.first * weight.inputs, here.last - here.first, weight,
+                                     p, q - p, ahead, [&](index r, index n, Floats sum) {
+                                         store(piece.at(r, p - first + n), sum);
+                                     });
+                p = q;
+            }
+            for (index p = first; p < last; ++p) {
+                if (weight.bias || weight.matrix.scales)
+                    for (index r = 0; r < here.last - here.first; ++r)
+                        store(piece.at(r, p - first), weight.finish(piece.load(r, p - first), p));
+                const Output output = output_of(p);
+                adapt(piece, p - first, here, output, Rows{input_of(output.place), weight.inputs});
+            }
+            for (index row = here.first; row < here.last; ++row) {
+                take(piece, row - here.first, row);
+                ahead();
+            }
         }
-        for (index p = first; p < last; ++p) {
-            if (weight.bias || weight.matrix.scales)
-                for (index r = 0; r < here.last - here.first; ++r)
-                    store(piece.at(r, p - first), weight.finish(piece.load(r, p - first), p));
-            const Output output = output_of(p);
-            adapt(piece, p - first, here, output, Rows{input_of(output.place), weight.inputs});
-        }
-        finish(piece, here, first, last - first);
     });
 }
 

@@ -77,13 +77,33 @@ struct State {
         team.meet();
     }
 
+    Weight qkv(index l) const {
+        const Layer& w = m.layers[l];
+        return {w.qkv, w.qkv_bias, (m.heads + 2 * m.key_heads) * m.head_size, m.hidden, 2};
+    }
+    Weight o(index l) const {
+        return {m.layers[l].o, m.layers[l].o_bias, m.hidden, m.heads * m.head_size, 1};
+    }
+    Weight gate_up(index l) const {
+        return {m.layers[l].gate_up, m.layers[l].gate_up_bias, 2 * m.inner, m.hidden, 2};
+    }
+    Weight down(index l) const {
+        return {m.layers[l].down, m.layers[l].down_bias, m.hidden, m.inner, 1};
+    }
+    Weight head() const { return {m.head, m.head_bias, m.vocabulary, m.hidden, 1}; }
+
+    // What follows the last product of a layer.
+    Weight after(index l) const { return l + 1 < m.depth ? qkv(l + 1) : head(); }
+
+    Coming coming(const Weight& weight) const { return Coming::of(weight, thread, team.size); }
+
     template <class Isa, class OutputOf, class InputOf, class Finish>
-    void product(index l, const Weight& weight, OutputOf&& output_of, InputOf&& input_of,
-                 Finish&& finish) {
+    void product(index l, const Weight& weight, Coming next, OutputOf&& output_of,
+                 InputOf&& input_of, Finish&& finish) {
         const auto place = [&](const Adapter& a, int which) -> const Place& {
             return a.layers[l].places[which];
         };
-        linear<Isa>(team, weight, b.rows, output_of, input_of,
+        linear<Isa>(team, thread, weight, b.rows, next, output_of, input_of,
                     [&](Piece& piece, index panel, Range rows, Output output, Rows x) {
                         apply_terms(piece, panel, rows, output, x, b.groups, b.group_count, low(),
                                     place);

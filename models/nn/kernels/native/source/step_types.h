@@ -84,6 +84,7 @@ struct Group {  // rows [first, last) of one adapter
 
 struct Span {  // rows from `first` stand at positions from `start` of one slot
     index slot, first, count, start;
+    index decodes;  // whether it is a row that decodes, which attends in a way of its own
 };
 
 struct Batch {

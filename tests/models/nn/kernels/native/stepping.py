@@ -23,6 +23,14 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
         {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True},
     ),
     "long heads": ("MistralConfig", {"head_dim": 64, "sliding_window": None}),
+    "three heads a key": (
+        "MistralConfig",
+        {"num_attention_heads": 6, "head_dim": 96, "sliding_window": None},
+    ),
+    "five heads a key": (
+        "MistralConfig",
+        {"num_attention_heads": 10, "head_dim": 32, "sliding_window": None},
+    ),
     "qwen2": ("Qwen2Config", {"num_key_value_heads": 4}),
     "scaled angles": (
         "LlamaConfig",
@@ -99,11 +107,14 @@ class Row:
     ids: list[int]
     adapter: StepAdapter | None = None
     before: int = 0
+    decodes: bool = False
+    """Whether pieces of one token are computed as those that were drawn."""
     pieces: list[Tensor] = field(default_factory=list)
 
     def runs(self, bounds: Sequence[int]) -> Iterator[Run]:
         for start, stop in pairwise(bounds):
-            yield Run(self.slot, self.before + start, self.ids[start:stop], self.adapter)
+            decodes = self.decodes and stop - start == 1
+            yield Run(self.slot, self.before + start, self.ids[start:stop], self.adapter, decodes)
 
 
 def advance(world: World, rows: Sequence[Row], bounds: Sequence[Sequence[int]]) -> list[Tensor]:

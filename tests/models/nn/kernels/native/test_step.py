@@ -64,6 +64,28 @@ def test_chunks_are_the_whole_to_the_bit(world: World) -> None:
     assert torch.equal(whole, cut)
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+def test_drawn_tokens_attend_by_vectors_as_chunks_do_to_the_bit(shape: str) -> None:
+    world = World.of(make_backbone(shape))
+    whole = advance(world, [Row(0, IDS)], [[0, 150]])[0]
+    drawn = advance(world, [Row(2, IDS, decodes=True)], [[0, 1, 60, *range(61, 151)]])[0]
+    assert torch.equal(whole, drawn)
+
+
+@needs_avx512
+def test_drawn_tokens_among_tiles_depend_neither_on_company_nor_on_chunks() -> None:
+    world = World.of(make_backbone(), form="emulated")
+    rows = [Row(slot, drawn_ids(50 + 9 * slot, seed=slot), decodes=True) for slot in range(3)]
+    last = [[*range(len(row.ids) - 4, len(row.ids) + 1)] for row in rows]
+    together = advance(world, rows, [[0, 33, *bounds] for bounds in last])
+    for row, bounds, found in zip(rows, last, together, strict=True):
+        again = Row(3, row.ids, decodes=True)
+        alone = advance(world, [again], [[0, *bounds]])[0]
+        chunk = advance(world, [Row(3, row.ids)], [[0, len(row.ids)]])[0]
+        assert torch.equal(found, alone)
+        assert distance(found, chunk) < 0.01
+
+
 def test_row_does_not_depend_on_its_company(world: World) -> None:
     rows = [Row(slot, drawn_ids(90 + 9 * slot, seed=slot)) for slot in range(4)]
     bounds = [[0, 64, 80, *range(81, len(row.ids) + 1)] for row in rows]
