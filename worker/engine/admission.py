@@ -94,7 +94,7 @@ class _Probe:
         for turn in range(max(map(len, parts))):
             runs = [part[turn] for part in parts if turn < len(part)]
             rows = sum(len(run.ids) for run in runs)
-            _, logits_tv = step(runs, wanted=range(rows))
+            logits_tv = step(runs).logits(range(rows))
             pieces = torch.split(logits_tv.clone(), [len(run.ids) for run in runs])
             for run, piece in zip(runs, pieces, strict=True):
                 found[run.slot].append(piece)

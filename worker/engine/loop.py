@@ -187,7 +187,10 @@ class Loop:
         digests = {item.adapter.digest for item in step.sequences if item.adapter}
         outcome = self._runner.run(step, terms=self.adapters.terms(digests))
         draws = [self._writer.draw(choice) for choice in outcome.rows]
-        return outcome, sample(outcome.logits_nv, draws=draws) if draws else []
+        if all(draw.is_likeliest for draw in draws):
+            tokens = outcome.likeliest() if draws else []
+            return outcome, [Drawn(max(token, 0), finite=token >= 0) for token in tokens]
+        return outcome, sample(outcome.logits(), draws=draws)
 
     def _apply(self, step: Step, outcome: Outcome, drawn: list[Drawn]) -> None:
         for choice in step.decodes:

@@ -5,6 +5,7 @@ They share the cache with the eager forward, so steps of both kinds may take tur
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from models.nn.kernels.native import Library
 from models.nn.kernels.native.adapter import StepAdapter, prepare
@@ -63,10 +64,11 @@ class NativeRunner:
         parts = sorted(_parts(step, acting), key=lambda part: id(part.run.adapter))
         places = _places(step, parts)
         rows, wanted = drawing(step, places)
-        hidden, logits_nv = self._step([part.run for part in parts], wanted=wanted)
+        hidden = self._step([part.run for part in parts])
         return Outcome(
             rows,
-            logits_nv,
+            partial(hidden.logits, wanted),
+            partial(hidden.likeliest, wanted),
             score_chunks(hidden.logits, step, places),
             pool_chunks(step, places, hidden.hidden_td),
         )

@@ -24,10 +24,13 @@ SCORED_AT_ONCE = 64
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a step gives: logits, float32, of every row that draws a token, and what was read."""
+    """What a step gives: rows that draw a token, and what was read."""
 
     rows: list[Choice]
-    logits_nv: Tensor
+    logits: Callable[[], Tensor]
+    """Computes their logits, (N, V) float32."""
+    likeliest: Callable[[], list[int]]
+    """Or, cheaper, finds the first of the largest of each; -1 where not all are numbers."""
     scores: list[tuple[Chunk, list[Drawn]]]
     """Of each chunk with something to score, that, in order."""
     pooled: list[tuple[Chunk, Tensor]]

@@ -5,6 +5,7 @@ Shapes: T rows of the stream, d hidden, N rows whose logits are wanted, V vocabu
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from worker.engine.graphs import Graphs
 from worker.engine.layout import Layout, bucket, lay_out
 from worker.engine.native import NativeRunner
 from worker.engine.outcome import Outcome, Places, drawing, pool_chunks, score_chunks
+from worker.engine.sampler import likeliest
 from worker.engine.scheduler import Step
 
 
@@ -62,7 +64,8 @@ class Runner:
         rows, wanted = drawing(step, places)
         return Outcome(
             rows,
-            call.logits(wanted),
+            partial(call.logits, wanted),
+            partial(call.likeliest, wanted),
             score_chunks(call.logits, step, places),
             pool_chunks(step, places, hidden_td),
         )
@@ -138,6 +141,10 @@ class _Call:
         executor = self.executor.at(padded)
         logits_nv = self.backbone.logits(self.hidden_td[padded], executor=executor)
         return logits_nv[: len(wanted)].float()
+
+    def likeliest(self, wanted: list[int]) -> list[int]:
+        """Return the first of the largest of each, -1 where not all are numbers."""
+        return likeliest(self.logits(wanted))
 
 
 def _repeats(executor: Executor) -> bool:

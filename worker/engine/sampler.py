@@ -27,6 +27,11 @@ class Draw:
     """How many alternatives to report; None reports no logprob at all."""
     banned: tuple[int, ...] = ()
 
+    @property
+    def is_likeliest(self) -> bool:
+        """Whether the largest logit decides, and nothing else is to be said of any."""
+        return self.temperature <= 0 and self.top_logprobs is None and not self.banned
+
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
@@ -66,6 +71,13 @@ def sample(logits_nv: Tensor, *, draws: Sequence[Draw]) -> list[Drawn]:
         logprob, top = logprobs.get(row, (None, ()))
         drawn.append(Drawn(token, logprob, top, finite[row]))
     return drawn
+
+
+def likeliest(logits_nv: Tensor) -> list[int]:
+    """Return the first token of the largest logit of each row, -1 where not all are numbers."""
+    finite_n = torch.isfinite(logits_nv.sum(-1))
+    tokens: list[int] = torch.where(finite_n, _likeliest(logits_nv), -1).tolist()
+    return tokens
 
 
 def score(logits_rv: Tensor, *, asked: Sequence[Asked]) -> list[Drawn]:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from models.wire import GenerateEnd, GenerateRequest
 from tests.worker.engine.conftest import World, ask, ask_all, order, until
 from worker.engine.engine import Engine
 from worker.engine.runner import Runner
+from worker.engine.sampler import likeliest
 from worker.engine.scheduler import Step
 
 PROMPT = list(range(10, 30))
@@ -220,8 +222,14 @@ def fault(_: Any) -> Any:
 
 
 def not_a_number(case: Any) -> Any:
-    case[0].logits_nv[case[1], 3] = torch.nan
-    return case[0]
+    outcome, index = case
+
+    def spoilt() -> torch.Tensor:
+        logits_nv: torch.Tensor = outcome.logits()
+        logits_nv[index, 3] = torch.nan
+        return logits_nv
+
+    return replace(outcome, logits=spoilt, likeliest=lambda: likeliest(spoilt()))
 
 
 @pytest.mark.parametrize("act", [fault, not_a_number])

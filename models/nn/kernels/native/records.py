@@ -156,6 +156,7 @@ class Batch(_Record):
         *((name, c_void_p) for name in ("wanted_rows", "targets", "wanted_groups")),
         ("wanted_group_count", c_int64),
         ("logits", c_void_p),
+        ("likeliest", c_void_p),
         ("most_ranks", c_int64),
         ("most_width", c_int64),
         ("scales_inputs", c_int64),

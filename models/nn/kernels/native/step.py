@@ -38,18 +38,28 @@ class Run:
 
 
 class Hidden:
-    """The final-normed hidden states of a step, from which more logits can be taken."""
+    """The final-normed hidden states (T, d) bfloat16 of a step, from which tokens are told."""
 
-    def __init__(
-        self, step: "NativeStep", hidden_td: Tensor, owners: list[StepAdapter | None]
-    ) -> None:
+    def __init__(self, step: "NativeStep", hidden_td: Tensor, batch: "_Batch") -> None:
         self.hidden_td = hidden_td
-        self.owners = owners
         self._step = step
+        self._batch = batch
 
     def logits(self, rows: Sequence[int]) -> Tensor:
-        """Return (N, V) float32 of these rows, which the next call overwrites."""
-        return self._step.logits(self, rows)
+        """Return (N, V) float32 of these rows, which the next call overwrites, of any step too."""
+        logits_nv = self._step.room(len(rows))
+        self._batch.want(rows)
+        self._batch.record.logits, self._batch.record.likeliest = logits_nv.data_ptr(), None
+        self._step.tell(self._batch)
+        return logits_nv
+
+    def likeliest(self, rows: Sequence[int]) -> list[int]:
+        """Return the first token of the largest logit of each row, -1 if not all are numbers."""
+        tokens = (ctypes.c_int64 * len(rows))()
+        self._batch.want(rows)
+        self._batch.record.logits, self._batch.record.likeliest = None, records.address(tokens)
+        self._step.tell(self._batch)
+        return list(tokens)
 
 
 class NativeStep:
@@ -61,31 +71,37 @@ class NativeStep:
         self._library = library
         self._run = getattr(library.handle, f"gw_step_{form}")
         self._logits = getattr(library.handle, f"gw_logits_{form}")
-        self._drawn, self._scored = _Kept(), _Kept()
+        self._buffer = torch.empty(0)
 
-    def __call__(self, runs: Sequence[Run], *, wanted: Sequence[int] = ()) -> tuple[Hidden, Tensor]:
-        """Return the hidden states (T, d) bfloat16 and the logits (N, V) float32 of wanted rows.
+    def __call__(self, runs: Sequence[Run]) -> Hidden:
+        """Compute the rows of the runs, one behind the other; runs of one adapter best adjacent.
 
-        Rows are those of the runs, one behind the other; runs of one adapter are best adjacent.
-        Keys and values are written to the cache. The logits are overwritten by the next call.
+        Keys and values are written to the cache.
         ValueError for a token, slot or position that there is not.
         """
         for run in runs:
             self._check(run)
-        record = self.model.record
         owners = list(chain.from_iterable([run.adapter] * len(run.ids) for run in runs))
-        hidden_td = torch.empty(len(owners), record.hidden, dtype=torch.bfloat16)
-        logits_nv = self._drawn.take(len(wanted), record.vocabulary)
-        order = sorted(range(len(wanted)), key=wanted.__getitem__)
+        hidden_td = torch.empty(len(owners), self.model.record.hidden, dtype=torch.bfloat16)
         batch = _Batch(owners)
         batch.integers("ids", chain.from_iterable(run.ids for run in runs))
         batch.integers("slots", chain.from_iterable([run.slot] * len(run.ids) for run in runs))
         batch.integers("positions", chain.from_iterable(run.positions for run in runs))
         batch.spans(runs)
-        batch.want(wanted, order)
-        batch.outputs(hidden_td, logits_nv)
-        self._run(ctypes.byref(record), ctypes.byref(batch.record))
-        return Hidden(self, hidden_td, owners), logits_nv
+        batch.record.hidden = hidden_td.data_ptr()
+        self._run(ctypes.byref(self.model.record), ctypes.byref(batch.record))
+        return Hidden(self, hidden_td, batch)
+
+    def tell(self, batch: "_Batch") -> None:
+        """Compute what a batch wants of its hidden states."""
+        self._logits(ctypes.byref(self.model.record), ctypes.byref(batch.record))
+
+    def room(self, rows: int) -> Tensor:
+        """Return (N, V) float32, not cleared; fresh pages would cost more than what is written."""
+        columns = self.model.record.vocabulary
+        if len(self._buffer) < rows * columns:
+            self._buffer = torch.empty(rows * columns)
+        return self._buffer[: rows * columns].view(rows, columns)
 
     def _check(self, run: Run) -> None:
         record = self.model.record
@@ -94,17 +110,6 @@ class NativeStep:
             raise ValueError(f"Slot {run.slot} has no {len(run.ids)} positions from {run.start}.")
         if not run.ids or min(run.ids) < 0 or max(run.ids) >= record.vocabulary:
             raise ValueError(f"Token ids are those below {record.vocabulary}, and at least one.")
-
-    def logits(self, hidden: Hidden, rows: Sequence[int]) -> Tensor:
-        """See `Hidden.logits`."""
-        record = self.model.record
-        logits_nv = self._scored.take(len(rows), record.vocabulary)
-        batch = _Batch(hidden.owners)
-        batch.record.rows = 0
-        batch.want(rows, sorted(range(len(rows)), key=rows.__getitem__))
-        batch.outputs(hidden.hidden_td, logits_nv)
-        self._logits(ctypes.byref(record), ctypes.byref(batch.record))
-        return logits_nv
 
 
 class _Batch:
@@ -137,18 +142,15 @@ class _Batch:
         self._held.append(spans)
         self.record.spans, self.record.span_count = records.address(spans), len(runs)
 
-    def want(self, rows: Sequence[int], order: Sequence[int]) -> None:
-        """Take the rows whose logits are wanted; `order` sorts them."""
+    def want(self, rows: Sequence[int]) -> None:
+        """Take the rows whose logits are wanted; they are computed in the stream's order."""
+        order = sorted(range(len(rows)), key=rows.__getitem__)
         in_order = [rows[place] for place in order]
         self.record.wanted = len(rows)
         self.integers("wanted_rows", in_order)
         self.integers("targets", order)
         owners = [self._owners[row] for row in in_order]
         self.record.wanted_groups, self.record.wanted_group_count = self._groups(owners)
-
-    def outputs(self, hidden_td: Tensor, logits_nv: Tensor) -> None:
-        """Say where results go."""
-        self.record.hidden, self.record.logits = hidden_td.data_ptr(), logits_nv.data_ptr()
 
     def _groups(self, owners: Sequence[StepAdapter | None]) -> tuple[int, int]:
         """Return address and length of the groups of adjacent rows that have one adapter."""
@@ -163,16 +165,3 @@ class _Batch:
         groups = (records.Group * len(found))(*found)
         self._held.append(groups)
         return records.address(groups), len(found)
-
-
-class _Kept:
-    """A float32 buffer that grows: fresh pages would cost more than what is written to them."""
-
-    def __init__(self) -> None:
-        self._buffer = torch.empty(0)
-
-    def take(self, rows: int, columns: int) -> Tensor:
-        """Return (rows, columns), not cleared."""
-        if len(self._buffer) < rows * columns:
-            self._buffer = torch.empty(rows * columns)
-        return self._buffer[: rows * columns].view(rows, columns)

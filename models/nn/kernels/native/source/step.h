@@ -32,10 +32,12 @@ void compute_layer(State& state, index l) {
     add_to_residual<Isa>(state, l, 1, state.down(l), state.after(l), place_down, s.inner.data());
 }
 
-// The logits of the wanted rows.
+// The logits of the wanted rows, or of each the likeliest token.
 template <class Isa>
 void compute_logits(State& state) {
     const auto& [m, b, s, team, thread] = state;
+    Leader* leaders = s.leaders.data() + thread * b.wanted;
+    if (b.likeliest) std::for_each_n(leaders, b.wanted, [](Leader& leader) { leader.clear(); });
     const Range own = share(b.wanted, thread, team.size);
     for (index n = own.first; n < own.last; ++n)
         std::copy_n(b.hidden + b.wanted_rows[n] * m.hidden, m.hidden,
@@ -43,7 +45,7 @@ void compute_logits(State& state) {
     team.meet();
     const Group* groups = b.wanted_groups;
     compute_inner<Isa>(thread, team.size, groups, b.wanted_group_count, s.normed.data(), m.hidden,
-                  state.low(), [](const Adapter& a) -> const Down& { return a.head_down; });
+                       state.low(), [](const Adapter& a) -> const Down& { return a.head_down; });
     team.meet();
     linear<Isa>(
         team, thread, state.head(), b.wanted, Coming{},
@@ -57,9 +59,15 @@ void compute_logits(State& state) {
             return [&, first, panels](Piece& piece, index r, index row) {
                 float* target = state.b.logits + state.b.targets[row] * state.m.vocabulary;
                 for (index p = 0; p < panels; ++p)
-                    store(target + (first + p) * panel_width, piece.load(r, p));
+                    if (const index output = (first + p) * panel_width; state.b.likeliest)
+                        leaders[row].take(piece.load(r, p), output);
+                    else
+                        store(target + output, piece.load(r, p));
             };
         });
+    if (b.likeliest)
+        for (index n = own.first; n < own.last; ++n)
+            b.likeliest[b.targets[n]] = likeliest(s.leaders.data() + n, b.wanted, team.size);
 }
 
 template <class Isa>
@@ -98,10 +106,7 @@ void in_parallel(const Model& model, const Batch& batch, Work&& work) {
 
 template <class Isa>
 void step(const Model& model, const Batch& batch) {
-    in_parallel(model, batch, [](State& state) {
-        compute_hidden<Isa>(state);
-        if (state.b.wanted) compute_logits<Isa>(state);
-    });
+    in_parallel(model, batch, [](State& state) { compute_hidden<Isa>(state); });
 }
 
 template <class Isa>

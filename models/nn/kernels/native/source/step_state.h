@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "step_attention.h"
+#include "step_likeliest.h"
 #include "step_linear.h"
 
 namespace gw::stepping {
@@ -26,6 +27,7 @@ struct Scratch {
     std::vector<bf16> sublayer;                       // (rows, hidden), for bottlenecks
     std::vector<bf16> narrow;                         // (rows, most width)
     std::vector<bf16> low;                            // (rows, most ranks)
+    std::vector<Leader> leaders;                      // (threads, wanted)
     std::vector<Task> tasks;
 
     void fit(const Model& m, const Batch& b) {
@@ -38,6 +40,7 @@ struct Scratch {
         sublayer.resize(b.most_width ? b.rows * m.hidden : 0);
         narrow.resize(b.rows * b.most_width);
         low.resize(std::max(b.rows, b.wanted) * b.most_ranks);
+        leaders.resize(b.likeliest ? omp_get_max_threads() * b.wanted : 0);
     }
 };
 

@@ -100,7 +100,8 @@ struct Batch {
     const index *wanted_rows, *targets;  // rows of the stream, and of `logits`
     const Group* wanted_groups;          // over the wanted rows
     index wanted_group_count;
-    float* logits;  // (wanted, vocabulary)
+    float* logits;     // (wanted, vocabulary); or else
+    index* likeliest;  // (wanted), the first token of the largest logit, or -1: see `likeliest`
     index most_ranks, most_width;
     index scales_inputs;  // whether any adapter scales what q, k, v, gate or up read
 };

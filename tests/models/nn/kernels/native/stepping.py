@@ -95,7 +95,7 @@ class World:
     def logits(self, runs: Sequence[Run]) -> list[Tensor]:
         """Return (T, V) of every run of one step."""
         counts = [len(run.ids) for run in runs]
-        _, logits_tv = self.step(runs, wanted=range(sum(counts)))
+        logits_tv = self.step(runs).logits(range(sum(counts)))
         return list(logits_tv.clone().split(counts))
 
 

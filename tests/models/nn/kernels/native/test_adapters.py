@@ -157,10 +157,10 @@ def test_tiles_carry_adapters_too(world: World, prepared: dict[str, Prepared], c
 def test_later_logits_are_the_adapters(world: World, prepared: dict[str, Prepared]) -> None:
     one = prepared["low rank, head"]
     row = one.row(world, 0)
-    hidden, logits_nv = world.step(
-        [Run(1, 0, IDS[:3]), Run(0, 0, IDS, row.adapter)], wanted=range(43)
-    )
+    hidden = world.step([Run(1, 0, IDS[:3]), Run(0, 0, IDS, row.adapter)])
+    logits_nv = hidden.logits(range(43)).clone()
     assert torch.equal(hidden.logits([42, 1, 7]), logits_nv[[42, 1, 7]])
+    assert hidden.likeliest([42, 1, 7]) == logits_nv[[42, 1, 7]].argmax(-1).tolist()
 
 
 def test_weights_of_an_adapters_own_stand_for_the_bases(world: World, exact: Backbone) -> None:

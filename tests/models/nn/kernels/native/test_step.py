@@ -109,10 +109,30 @@ def test_threads_do_not_change_a_bit(world: World) -> None:
 def test_logits_come_in_the_order_asked_for_then_and_later(world: World) -> None:
     wanted = [7, 0, 29, 3]
     all_rows = world.logits([Run(0, 0, IDS[:30])])[0]
-    hidden, logits_nv = world.step([Run(0, 0, IDS[:30])], wanted=wanted)
-    assert torch.equal(logits_nv, all_rows[wanted])
+    hidden = world.step([Run(0, 0, IDS[:30])])
+    assert torch.equal(hidden.logits(wanted), all_rows[wanted])
     assert torch.equal(hidden.logits([5, 2]), all_rows[[5, 2]])
-    assert torch.equal(logits_nv, all_rows[wanted])
+    assert torch.equal(hidden.logits(wanted), all_rows[wanted])
+
+
+@pytest.mark.parametrize("form", ["vectors", pytest.param("emulated", marks=needs_avx512)])
+def test_likeliest_tokens_are_the_first_of_the_largest_logits(form: str) -> None:
+    backbone = make_backbone()
+    head = backbone.network.get_output_embeddings().weight
+    with torch.no_grad():
+        head[80:] = head[:80]  # every logit has an equal
+    world = World.of(backbone, form="emulated" if form == "emulated" else None)
+    hidden = world.step([Run(0, 0, IDS[:90])])
+    rows = [*range(89, 40, -1), 3]
+    expected: list[int] = hidden.logits(rows).argmax(-1).tolist()
+    assert hidden.likeliest(rows) == expected
+    assert max(expected) < 80
+    hidden.hidden_td[60] = torch.nan
+    found = hidden.likeliest(rows)
+    assert found[rows.index(60)] == -1
+    assert [token for row, token in zip(rows, found, strict=True) if row != 60] == [
+        token for row, token in zip(rows, expected, strict=True) if row != 60
+    ]
 
 
 def test_what_a_slot_held_before_does_not_matter(world: World) -> None:
