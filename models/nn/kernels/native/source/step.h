@@ -51,8 +51,8 @@ void compute_logits(State& state) {
         team, thread, state.head(), b.wanted, Coming{},
         [](index panel) { return Output{0, panel * panel_width}; },
         [&](int) { return state.s.normed.data(); },
-        [&](Piece& piece, index panel, Range rows, Output output, Rows x) {
-            apply_terms(piece, panel, rows, output, x, groups, state.b.wanted_group_count,
+        [&](Piece& piece, index panel, Range rows, Output output, Output later, Rows x) {
+            apply_terms(piece, panel, rows, output, later, x, groups, state.b.wanted_group_count,
                         state.low(), [](const Adapter& a, int) -> const Place& { return a.head; });
         },
         [&](Range, index first, index panels) {

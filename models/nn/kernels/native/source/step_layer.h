@@ -83,7 +83,8 @@ void add_to_residual(State& state, index l, int sublayer, const Weight& weight,
     };
     state.product<Isa>(
         l, weight, state.coming(following),
-        [&](index panel) { return Output{place, panel * panel_width}; }, [&](int) { return x; }, add);
+        [&](index panel) { return Output{place, panel * panel_width}; }, [&](int) { return x; },
+        add);
     if (narrow) apply_bottlenecks(state, l, sublayer);
 }
 

@@ -30,6 +30,8 @@ struct Output {  // what 16 outputs of a packed weight are
     index first;  // among the outputs of that place
 };
 
+constexpr Output no_output{-1, 0};
+
 inline Range common(Range a, Range b) {
     return {std::max(a.first, b.first), std::min(a.last, b.last)};
 }
@@ -82,13 +84,21 @@ struct Rows {  // of bfloat16 numbers, one behind the other
     const bf16* at(index row) const { return values + row * size; }
 };
 
-// Applies the terms of the groups' adapters to one panel of a piece of these rows, which read x.
+// Asks for what a term adds to 16 outputs.
+inline void fetch_term(const Place& term, index first) {
+    for (index n = 0; n < term.rank * panel_width; n += 32)
+        _mm_prefetch(term.up + first * term.rank + n, _MM_HINT_T1);
+}
+
+// Applies the terms of the groups' adapters to one panel of a piece of these rows, which read x,
+// and fetches what they add to some outputs later.
 template <class PlaceOf>
-void apply_terms(Piece& piece, index panel, Range rows, Output output, Rows x, const Group* groups,
-                 index count, Inner inner, PlaceOf&& place_of) {
+void apply_terms(Piece& piece, index panel, Range rows, Output output, Output later, Rows x,
+                 const Group* groups, index count, Inner inner, PlaceOf&& place_of) {
     for (index g = 0; g < count; ++g) {
         const Range own = common(rows, {groups[g].first, groups[g].last});
         if (own.first >= own.last) continue;
+        if (later.place >= 0) fetch_term(place_of(*groups[g].adapter, later.place), later.first);
         const Place& term = place_of(*groups[g].adapter, output.place);
         const index skipped = own.first - rows.first;
         if (term.weight)
@@ -171,24 +181,18 @@ struct Cut {
     }
 };
 
-// Memory that is read soon.
-struct Coming {
+struct Coming {  // memory that is read soon
     const void* first = nullptr;
     index bytes = 0;
-
-    static Coming piece(const Weight& weight, const Cut& cut, index which) {
-        const Range panels = cut.panels(weight, which);
-        const index width = weight.matrix.scales ? 1 : 2, row = panel_width * weight.inputs * width;
-        return {static_cast<const char*>(weight.matrix.panels) + panels.first * row,
-                (panels.last - panels.first) * row};
-    }
-
-    // What this thread reads first of a weight.
-    static Coming of(const Weight& weight, int thread, int threads) {
-        const Cut cut(weight, threads);
-        return piece(weight, cut, share(cut.pieces, thread, threads).first);
-    }
 };
+
+// A piece of a weight, as memory that is read soon.
+inline Coming coming_piece(const Weight& weight, const Cut& cut, index which) {
+    const Range panels = cut.panels(weight, which);
+    const index width = weight.matrix.scales ? 1 : 2, row = panel_width * weight.inputs * width;
+    return {static_cast<const char*>(weight.matrix.panels) + panels.first * row,
+            (panels.last - panels.first) * row};
+}
 
 // Computes all pieces; `input_of(place)` gives the rows that a place reads, `finish(rows, first
 // panel, panels)` what takes a piece, a row's number in it, and the row's own. The thread's next
@@ -201,7 +205,7 @@ void linear(Team& team, int thread, const Weight& weight, index rows, Coming com
     team.each(thread, cut.pieces, [&](index which, bool more) {
         static thread_local Piece piece;
         const auto [first, last] = cut.panels(weight, which);
-        const Coming next = more ? Coming::piece(weight, cut, which + 1) : coming;
+        const Coming next = more ? coming_piece(weight, cut, which + 1) : coming;
         const index passes = ((last - first + Isa::most_panels - 1) / Isa::most_panels) *
                              ((rows + Isa::most_rows - 1) / Isa::most_rows);
         Ahead ahead(next.first, next.bytes, passes * (weight.inputs / Isa::step) + rows);
@@ -223,7 +227,9 @@ void linear(Team& team, int thread, const Weight& weight, index rows, Coming com
                     for (index r = 0; r < here.last - here.first; ++r)
                         store(piece.at(r, p - first), weight.finish(piece.load(r, p - first), p));
                 const Output output = output_of(p);
-                adapt(piece, p - first, here, output, Rows{input_of(output.place), weight.inputs});
+                const Output later = more && block == 0 ? output_of(p + last - first) : no_output;
+                adapt(piece, p - first, here, output, later,
+                      Rows{input_of(output.place), weight.inputs});
             }
             for (index row = here.first; row < here.last; ++row) {
                 take(piece, row - here.first, row);

@@ -98,7 +98,11 @@ struct State {
     // What follows the last product of a layer.
     Weight after(index l) const { return l + 1 < m.depth ? qkv(l + 1) : head(); }
 
-    Coming coming(const Weight& weight) const { return Coming::of(weight, thread, team.size); }
+    // What this thread reads first of a weight.
+    Coming coming(const Weight& weight) const {
+        const Cut cut(weight, team.size);
+        return coming_piece(weight, cut, share(cut.pieces, thread, team.size).first);
+    }
 
     template <class Isa, class OutputOf, class InputOf, class Finish>
     void product(index l, const Weight& weight, Coming next, OutputOf&& output_of,
@@ -107,9 +111,9 @@ struct State {
             return a.layers[l].places[which];
         };
         linear<Isa>(team, thread, weight, b.rows, next, output_of, input_of,
-                    [&](Piece& piece, index panel, Range rows, Output output, Rows x) {
-                        apply_terms(piece, panel, rows, output, x, b.groups, b.group_count, low(),
-                                    place);
+                    [&](Piece& piece, index panel, Range rows, Output output, Output later, Rows x) {
+                        apply_terms(piece, panel, rows, output, later, x, b.groups, b.group_count,
+                                    low(), place);
                     },
                     finish);
     }
