@@ -77,12 +77,16 @@ class Optimizer:
         )
 
     def normalise(self, labelled_tokens: int) -> Tensor:
-        """Turn gradients of a sum into those of a mean, clip them; return their norm before that.
+        """Have the next step take the gradients of a sum as those of a mean, and clip these.
 
-        The division comes last and in float32: folded into bfloat16 gradients it would bias them.
+        Returns the norm of the mean's. The division is part of the step, in float32: folded into
+        bfloat16 gradients it would bias them, and apart it would be passes over all memory.
         """
-        self._gradients.div_(labelled_tokens)
-        return nn.utils.clip_grad_norm_(self._groups, self._loop.max_grad_norm)
+        gradients = [group.grad for group in self._groups if group.grad is not None]
+        norm = nn.utils.get_total_norm(gradients) / labelled_tokens
+        shrink = (norm / self._loop.max_grad_norm).clamp(min=1.0)
+        self._adamw.grad_scale = shrink * labelled_tokens  # type: ignore[attr-defined]  # as of GradScaler
+        return norm
 
     def step(self, rate: float) -> None:
         """Move the tensors at this learning rate and forget the gradients."""

@@ -23,15 +23,15 @@ from models.nn.kernels.table import Update, Weight
 def project(x_ti: Tensor, *, weight: Weight, updates: Sequence[Update] = ()) -> Tensor:
     """See `reference.project`; a job's rows and gradients do not depend on other rows' bits.
 
-    Updates with dropout are added in plain torch.
+    Updates with dropout are added in plain torch, and so is the gradient of a weight that trains.
     """
-    frozen = [weight.weight_oi, *([] if weight.bias_o is None else [weight.bias_o])]
-    trains = any(tensor.requires_grad for tensor in frozen)
+    weight_oi, bias_o = weight.weight_oi, weight.bias_o
+    given = [weight_oi, *([] if bias_o is None else [bias_o])]
     own = sorted((update for update in updates if update.keep_ti is None), key=_place)
-    if trains or not (takes(x_ti, *frozen) and packs(*weight.weight_oi.shape) and _fit(own)):
+    if not (takes(x_ti, *given) and packs(*weight_oi.shape) and _fit(own)):
         return PLAIN.project(x_ti, weight=weight, updates=updates)
     matrices = [matrix for update in own for matrix in (update.down_ri, update.up_or)]
-    y_to: Tensor = apply(_Project, x_ti, weight, own, *matrices)
+    y_to: Tensor = apply(_Project, x_ti, weight_oi, bias_o, own, *matrices)
     dropped = [update for update in updates if update.keep_ti is not None]
     return _add(y_to, x_ti, dropped) if dropped else y_to
 
@@ -119,29 +119,33 @@ def _place_abreast(rectangles: tuple[tuple[int, int, int, int, int], ...]) -> _L
 class _Project(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x_ti: Tensor, weight: Weight, updates: Sequence[Update], *matrices: Tensor
+        ctx: Any,
+        x_ti: Tensor,
+        weight_oi: Tensor,
+        bias_o: Tensor | None,
+        updates: Sequence[Update],
+        *matrices: Tensor,
     ) -> Tensor:
-        layout = _lay_out(updates)
-        weight_oi, matrices = weight.weight_oi, tuple(matrix.contiguous() for matrix in matrices)
+        layout, matrices = _lay_out(updates), tuple(matrix.contiguous() for matrix in matrices)
         inner = torch.empty(layout.size, dtype=x_ti.dtype)
         y_to = torch.empty(len(x_ti), len(weight_oi), dtype=x_ti.dtype)
         find().call(
             "project_forward",
-            *(weight_oi, weight_oi.stride(0), *weight_oi.shape, weight.bias_o),
+            *(weight_oi, weight_oi.stride(0), *weight_oi.shape, bias_o),
             *(layout.records(updates, matrices, [None] * len(matrices)), len(updates)),
             *(x_ti, x_ti.stride(0), len(x_ti), inner, y_to),
         )
-        ctx.layout, ctx.updates, ctx.weight_oi = layout, updates, weight_oi
-        ctx.save_for_backward(x_ti, inner, *matrices)
+        ctx.layout, ctx.updates = layout, updates
+        ctx.save_for_backward(x_ti, weight_oi, inner, *matrices)
         return y_to
 
     @staticmethod
     def backward(ctx: Any, grad_to: Tensor) -> tuple[Tensor | None, ...]:
-        x_ti, inner, *matrices = ctx.saved_tensors
+        x_ti, weight_oi, inner, *matrices = ctx.saved_tensors
         grad_to = grad_to if grad_to.stride(1) == 1 else grad_to.contiguous()
-        wanted, weight_oi, updates = ctx.needs_input_grad, ctx.weight_oi, ctx.updates
+        wanted, updates = ctx.needs_input_grad, ctx.updates
         grads = [
-            torch.empty(matrix.shape, dtype=matrix.dtype) if wanted[3 + i] else None
+            torch.empty(matrix.shape, dtype=matrix.dtype) if wanted[4 + i] else None
             for i, matrix in enumerate(matrices)
         ]
         result_ti = torch.empty(x_ti.shape, dtype=x_ti.dtype) if wanted[0] else None
@@ -152,4 +156,6 @@ class _Project(torch.autograd.Function):
             *(x_ti, x_ti.stride(0), grad_to, grad_to.stride(0), len(x_ti)),
             *(inner, torch.empty_like(inner), result_ti),
         )
-        return result_ti, None, None, *grads
+        weight_grad_oi = grad_to.T @ x_ti if wanted[1] else None
+        bias_grad_o = grad_to.sum(0) if wanted[2] else None
+        return result_ti, weight_grad_oi, bias_grad_o, None, *grads

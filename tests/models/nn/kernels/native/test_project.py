@@ -124,7 +124,14 @@ def test_dropped_inputs_are_those_of_the_plain_form() -> None:
     assert_close_to_exact(native, plain, (drawn(33, INPUTS, seed=1), *given))
 
 
-def test_weights_that_train_are_computed_plainly() -> None:
-    weight = Weight(drawn(32, 32, seed=1).requires_grad_())
-    project.project(drawn(3, 32, seed=2), weight=weight).sum().backward()
-    assert weight.weight_oi.grad is not None
+@pytest.mark.parametrize("bias", [True, False])
+def test_weights_that_train_get_their_gradients(bias: bool) -> None:
+    def apply_trained(form, x: Tensor, weight: Tensor, *rest: Tensor) -> Tensor:
+        shift, given = (rest[0], rest[1:]) if bias else (None, rest)
+        update = Update((0, 33), (0, 96), given[0], given[1], 2.0)
+        return form.project(x, weight=Weight(weight, shift), updates=[update])
+
+    native, plain = (partial(apply_trained, form) for form in (project, reference))
+    trained = [drawn(OUTPUTS, INPUTS, seed=2, scale=0.2), *([drawn(OUTPUTS, seed=3)] * bias)]
+    inputs = (drawn(33, INPUTS, seed=1), *trained, *matrices(ONE_JOB)[:2])
+    assert_close_to_exact(native, plain, inputs)
