@@ -13,7 +13,7 @@ struct OperandOf {
     const Packed* panels = nullptr;
     index inputs = 0;
     index stride = 0;  // from one panel to the next, 16 times the inputs or more
-    Ahead* ahead = nullptr;  // what is fetched meanwhile, if anything
+    Ahead* ahead = nullptr;  // what is fetched meanwhile, if anything is
 
     OperandOf from(index row) const {
         return {x + row * ldx, ldx, panels, inputs, stride, ahead};

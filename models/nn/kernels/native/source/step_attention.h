@@ -1,8 +1,9 @@
 // Attention of a few query rows to one head's keys, block by block with a running softmax.
 //
 // Blocks begin at multiples of `block_keys` from the slot's first position, so what a row gets does
-// not depend on the rows computed beside it. Values are packed as a weight is, keys as its inputs,
-// and so are keys, as its outputs; or else the queries are, and keys are read as they lie.
+// not depend on the rows computed beside it. Values are packed as a weight of which keys are the
+// inputs. Keys are packed as one of which they are the outputs; or the queries are, and keys are
+// read as they lie.
 #pragma once
 
 #include "step_attention_few.h"

@@ -128,10 +128,10 @@ inline index cached(const Model& m, const Task& task) {
 
 // Lets the queries of a row that decodes see its positions, and fetches those of the next task
 // meanwhile; false if that is not done here.
+#ifdef __AVX512BF16__
 template <int Q = few_queries>
 bool attend_few(Attention& attention, const State& state, index l, const bf16* queries,
                 const Task& task, const Task* next) {
-#ifdef __AVX512BF16__
     const Model& m = state.m;
     const index size = m.head_size, end = task.span->start + 1, group = m.heads / m.key_heads;
     if (!task.span->decodes || group > Q) return false;
@@ -144,10 +144,12 @@ bool attend_few(Attention& attention, const State& state, index l, const bf16* q
         attention.add_few<Q>(queries, keys + top * size, values + top * size,
                              std::min(block_keys, end - top), ahead);
     return true;
-#else
-    return false;
-#endif
 }
+#else
+inline bool attend_few(Attention&, const State&, index, const bf16*, const Task&, const Task*) {
+    return false;
+}
+#endif
 
 // Lets the query rows of a task see the positions up to their own, block by block.
 template <class Isa>

@@ -8,6 +8,7 @@
 #include "step_attention.h"
 #include "step_likeliest.h"
 #include "step_linear.h"
+#include "step_terms.h"
 
 namespace gw::stepping {
 
@@ -111,8 +112,8 @@ struct State {
             return a.layers[l].places[which];
         };
         linear<Isa>(team, thread, weight, b.rows, next, output_of, input_of,
-                    [&](Piece& piece, index panel, Range rows, Output output, Output later, Rows x) {
-                        apply_terms(piece, panel, rows, output, later, x, b.groups, b.group_count,
+                    [&](Piece& piece, index panel, Range rows, Output own, Output later, Rows x) {
+                        apply_terms(piece, panel, rows, own, later, x, b.groups, b.group_count,
                                     low(), place);
                     },
                     finish);
