@@ -68,7 +68,6 @@ class NativeStep:
     def __init__(self, model: StepModel, library: Library, *, form: Form) -> None:
         self.model = model
         self.form = form
-        self._library = library
         self._run = getattr(library.handle, f"gw_step_{form}")
         self._logits = getattr(library.handle, f"gw_logits_{form}")
         self._buffer = torch.empty(0)

@@ -76,13 +76,7 @@ template <class Isa>
 void project_heads(State& state, index l) {
     const Model& m = state.m;
     const auto output = [&](index panel) { return output_of_qkv(m, panel); };
-    const auto input = [&](int place) -> const bf16* {
-        const bool own = state.b.scales_inputs && state.any([&](const Adapter& a) {
-            return a.layers[l].places[place].input_scale != nullptr;
-        });
-        return own ? state.s.scaled.data() + place * state.b.rows * m.hidden
-                   : state.s.normed.data();
-    };
+    const auto input = [&](int place) { return state.input(l, place); };
     const auto place = [&](Range rows, index first, index panels) {
         std::array<HeadPlace, most_panels / 2> places;
         for (index p = 0; p < panels; p += 2) {

@@ -91,17 +91,10 @@ void add_to_residual(State& state, index l, int sublayer, const Weight& weight,
 // The gated product: panels of gate and up take turns.
 template <class Isa>
 void project_feed(State& state, index l) {
-    const auto& [m, b, s, team, thread] = state;
     const auto output = [](index panel) {
         return Output{panel % 2 ? place_up : place_gate, panel / 2 * panel_width};
     };
-    const auto input = [&](int place) -> const bf16* {
-        const bool own = state.b.scales_inputs && state.any([&](const Adapter& a) {
-            return a.layers[l].places[place].input_scale != nullptr;
-        });
-        return own ? state.s.scaled.data() + place * state.b.rows * state.m.hidden
-                   : state.s.normed.data();
-    };
+    const auto input = [&](int place) { return state.input(l, place); };
     const auto gate = [&](Range, index first, index panels) {
         return [&, first, panels](Piece& piece, index r, index row) {
             const AdapterLayer* own = state.terms(row, l);

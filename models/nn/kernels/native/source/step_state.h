@@ -70,6 +70,14 @@ struct State {
                            [&](const Group& group) { return test(*group.adapter); });
     }
 
+    // What a place of q, k, v, gate or up reads: the normed rows, or a copy scaled for it.
+    const bf16* input(index l, int place) const {
+        const bool own = b.scales_inputs && any([&](const Adapter& a) {
+            return a.layers[l].places[place].input_scale != nullptr;
+        });
+        return own ? s.scaled.data() + place * b.rows * m.hidden : s.normed.data();
+    }
+
     Inner low() const { return {s.low.data(), b.most_ranks}; }
 
     // The low-rank inputs of a site, where any adapter has some there.
