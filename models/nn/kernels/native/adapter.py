@@ -33,6 +33,8 @@ class StepAdapter:
     """Of a bottleneck."""
     scales_inputs: bool
     """Whether it scales what q, k, v, gate or up read."""
+    replaces_weights: bool
+    """Whether a place has a weight of its own instead of the base's."""
 
     @property
     def address(self) -> int:
@@ -60,7 +62,13 @@ def prepare(terms: Terms, shape: Shape, library: Library) -> StepAdapter:
     if (final := terms.norms.get("norm")) is not None:
         record.final_gain = arena.put(final.gain)
     return StepAdapter(
-        record, layers, arena, writer.most_ranks, writer.most_width, writer.scales_inputs
+        record,
+        layers,
+        arena,
+        most_ranks=writer.most_ranks,
+        most_width=writer.most_width,
+        scales_inputs=writer.scales_inputs,
+        replaces_weights=writer.replaces_weights,
     )
 
 
@@ -77,7 +85,7 @@ class _Writer:
         self._arena = arena
         self._library = library
         self.most_ranks = self.most_width = 0
-        self.scales_inputs = False
+        self.scales_inputs = self.replaces_weights = False
 
     def layer(self, record: records.AdapterLayer, index: int) -> None:
         """Fill the record of one layer."""
@@ -142,6 +150,7 @@ class _Writer:
         )
         if term.weight is not None:
             record.weight = self._arena.pack(term.weight)
+            self.replaces_weights = True
         if term.up is not None:
             rank = term.up.shape[1] + term.up.shape[1] % _PAIR
             record.up, record.rank = self._arena.pack(term.up, inputs=rank), rank

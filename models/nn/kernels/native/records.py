@@ -131,9 +131,9 @@ class Model(_Record):
 
 
 class Group(_Record):
-    """Rows [first, last) of one adapter."""
+    """Rows [first, last) of one adapter, which decode or do not."""
 
-    _fields_ = [("adapter", c_void_p), ("first", c_int64), ("last", c_int64)]
+    _fields_ = [("adapter", c_void_p), *((name, c_int64) for name in ("first", "last", "decodes"))]
 
 
 class Span(_Record):
@@ -160,6 +160,7 @@ class Batch(_Record):
         ("most_ranks", c_int64),
         ("most_width", c_int64),
         ("scales_inputs", c_int64),
+        ("replaces_weights", c_int64),
     ]
 
 

@@ -7,7 +7,7 @@ import ctypes
 from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, groupby
 from typing import Any, Literal
 
 import torch
@@ -82,7 +82,8 @@ class NativeStep:
             self._check(run)
         owners = list(chain.from_iterable([run.adapter] * len(run.ids) for run in runs))
         hidden_td = torch.empty(len(owners), self.model.record.hidden, dtype=torch.bfloat16)
-        batch = _Batch(owners)
+        decodes = list(chain.from_iterable([run.decodes] * len(run.ids) for run in runs))
+        batch = _Batch(owners, decodes)
         batch.integers("ids", chain.from_iterable(run.ids for run in runs))
         batch.integers("slots", chain.from_iterable([run.slot] * len(run.ids) for run in runs))
         batch.integers("positions", chain.from_iterable(run.positions for run in runs))
@@ -114,7 +115,7 @@ class NativeStep:
 class _Batch:
     """A `Batch` being filled, with what its addresses point to."""
 
-    def __init__(self, owners: list[StepAdapter | None]) -> None:
+    def __init__(self, owners: list[StepAdapter | None], decodes: list[bool]) -> None:
         self.record = records.Batch(rows=len(owners))
         self._owners = owners
         self._held: list[Any] = []
@@ -122,9 +123,10 @@ class _Batch:
         self.record.most_ranks = max((owner.most_ranks for owner in acting), default=0)
         self.record.most_width = max((owner.most_width for owner in acting), default=0)
         self.record.scales_inputs = any(owner.scales_inputs for owner in acting)
+        self.record.replaces_weights = any(owner.replaces_weights for owner in acting)
         pointers = [owner.address if owner else 0 for owner in owners]
         self.integers("owners", pointers)
-        self.record.groups, self.record.group_count = self._groups(owners)
+        self.record.groups, self.record.group_count = self._groups(owners, decodes)
 
     def integers(self, name: str, values: Iterable[int]) -> None:
         """Fill an array."""
@@ -149,18 +151,20 @@ class _Batch:
         self.integers("wanted_rows", in_order)
         self.integers("targets", order)
         owners = [self._owners[row] for row in in_order]
-        self.record.wanted_groups, self.record.wanted_group_count = self._groups(owners)
+        self.record.wanted_groups, self.record.wanted_group_count = self._groups(
+            owners, [True] * len(owners)
+        )
 
-    def _groups(self, owners: Sequence[StepAdapter | None]) -> tuple[int, int]:
-        """Return address and length of the groups of adjacent rows that have one adapter."""
-        found: list[records.Group] = []
-        previous: StepAdapter | None = None
-        for row, owner in enumerate(owners):
-            if owner is not None and owner is previous:
-                found[-1].last = row + 1
-            elif owner is not None:
-                found.append(records.Group(owner.address, row, row + 1))
-            previous = owner
+    def _groups(
+        self, owners: Sequence[StepAdapter | None], decodes: Sequence[bool]
+    ) -> tuple[int, int]:
+        """Return address and length of the groups of adjacent rows alike that have an adapter."""
+        found, first = [], 0
+        for (owner, decoding), rows in groupby(zip(owners, decodes, strict=True)):
+            last = first + sum(1 for _ in rows)
+            if owner is not None:
+                found.append(records.Group(owner.address, first, last, decoding))
+            first = last
         groups = (records.Group * len(found))(*found)
         self._held.append(groups)
         return records.address(groups), len(found)

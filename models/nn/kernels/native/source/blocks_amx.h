@@ -24,7 +24,7 @@ struct TileShape {  // palette 1 of LDTILECFG
 
 // The sums of a block, waiting to be handed on.
 struct Done {
-    const float (*sums)[2][16][16] = nullptr;  // two of rows by two of panels
+    const float* sums = nullptr;  // rows of 32, of which a panel has 16
     index top = 0, panel = 0, rows = 0, panels = 0, next = 0;
 
     index left() const { return rows - next; }
@@ -34,7 +34,7 @@ struct Done {
     void hand_on(index count, Store& store) {
         for (const index last = std::min(rows, next + count); next < last; ++next)
             for (index p = 0; p < panels; ++p)
-                store(top + next, panel + p, _mm512_load_ps(sums[next / 16][p][next % 16]));
+                store(top + next, panel + p, _mm512_load_ps(sums + next * 32 + p * panel_width));
     }
 };
 
@@ -45,6 +45,7 @@ struct Amx {
     static constexpr index step = 32;  // inputs of an operand must be a multiple of this
     static constexpr bool reads_int8 = true;
     static constexpr bool reads_keys = true;  // of a cache as they lie
+    static constexpr bool works_aside = true;  // leaving vectors to others
     static constexpr index group_bytes = 512 * 1024;  // a quarter of a core's second cache
     static constexpr index worth_copying = 8;         // panels that read the same rows
 
@@ -55,9 +56,41 @@ struct Amx {
 
     template <int P, class Packed, class Store>
     static void multiply(const bf16* x, index ldx, index rows, const Packed* panels, index inputs,
-                         Store&& store, Ahead* ahead = nullptr) {
-        const OperandOf<bf16, Packed> all{x, ldx, panels, inputs, panel_width * inputs, ahead};
+                         Store&& store) {
+        const OperandOf<bf16, Packed> all{x, ldx, panels, inputs, panel_width * inputs};
         multiply_group(P, rows, all, {}, store);
+    }
+
+    // Remembers how tiles are shaped, as long as nobody else uses them on this thread.
+    class Shaped {
+       public:
+        void fit(index rows) {
+            if (rows != rows_) configure(rows);
+            rows_ = rows;
+        }
+
+       private:
+        index rows_ = 0;
+    };
+
+    // The sums (rows, ld) of at most `most_rows` rows; calls meanwhile() for every `step` inputs,
+    // and for every one or two panels more(first, panels, add), which may add(operand) to their
+    // sums. Panels that come from memory, `Far`, are fetched a little ahead, and what follows them.
+    template <bool Far, class Packed, class Meanwhile, class More>
+    static void multiply_into(Shaped& shaped, float* sums, index ld, index panels, index rows,
+                              const OperandOf<bf16, Packed>& given, Meanwhile&& meanwhile,
+                              More&& more) {
+        shaped.fit(rows);
+        const Rows all = as_they_lie(given);
+        for (index p = 0; p < panels; p += most_panels) {
+            const index wide = std::min<index>(most_panels, panels - p);
+            block(wide, rows, sums + p * panel_width, ld, [&](auto add) {
+                add(std::bool_constant<Far>{}, all, given.panel(p), meanwhile);
+                more(p, wide, [&](const Operand& extra) {
+                    add(std::false_type{}, as_they_lie(extra), extra, Nothing{});
+                });
+            });
+        }
     }
 
     // Calls store(row, panel, sum) with the sums over the inputs of two operands, `more` after
@@ -67,32 +100,27 @@ struct Amx {
     static void multiply_group(index panels, index rows, const OperandOf<bf16, Packed>& first,
                                const std::type_identity_t<OperandOf<bf16, Packed>>& more,
                                Store&& store) {
-        alignas(64) float sums[2][2][2][16][16];
+        alignas(64) float sums[2][most_rows * most_panels * panel_width];
         Done done;
-        index shaped = 0, turn = 0;
+        Shaped shaped;
+        index turn = 0;
         for (index top = 0; top < rows; top += most_rows) {
             const index here = std::min(most_rows, rows - top);
-            if (here != shaped) configure(here);
-            shaped = here;
+            shaped.fit(here);
             const Rows one = panels < worth_copying ? as_they_lie(first.from(top))
                                                     : copy(first.from(top), here);
             const Rows two = as_they_lie(more.from(top));
             for (index p = 0; p < panels; p += most_panels, turn = 1 - turn) {
-                const Part<Packed> parts[2] = {{one, first.panel(p)}, {two, more.panel(p)}};
                 const index steps = std::max<index>(1, (first.inputs + more.inputs) / step);
                 const index count = (done.left() + steps - 1) / steps;
                 const auto meanwhile = [&] { done.hand_on(count, store); };
-                const bool both = p + 1 < panels;
-                if (both && here > 16)
-                    block<2, true>(parts, sums[turn], meanwhile);
-                else if (both)
-                    block<2, false>(parts, sums[turn], meanwhile);
-                else if (here > 16)
-                    block<1, true>(parts, sums[turn], meanwhile);
-                else
-                    block<1, false>(parts, sums[turn], meanwhile);
+                const index wide = std::min<index>(most_panels, panels - p);
+                block(wide, here, sums[turn], 32, [&](auto add) {
+                    add(std::false_type{}, one, first.panel(p), meanwhile);
+                    add(std::false_type{}, two, more.panel(p), meanwhile);
+                });
                 done.hand_on(done.left(), store);
-                done = {sums[turn], top, p, here, both ? 2 : 1};
+                done = {sums[turn], top, p, here, wide};
             }
         }
         done.hand_on(done.left(), store);
@@ -102,12 +130,6 @@ struct Amx {
     struct Rows {
         const bf16* x;
         index ld, next;  // from one row to the next, and from some inputs to the next ones
-    };
-
-    template <class Packed>
-    struct Part {  // of the inputs
-        Rows rows;
-        OperandOf<bf16, Packed> panels;
     };
 
     template <class Given>
@@ -148,36 +170,67 @@ struct Amx {
         Tiles::configure(shape);
     }
 
+    // The sums of one or two panels, to which act(add) adds.
+    template <class Act>
+    static void block(index panels, index rows, float* sums, index ld, Act&& act) {
+        if (panels > 1 && rows > 16)
+            block<2, true>(sums, ld, act);
+        else if (panels > 1)
+            block<2, false>(sums, ld, act);
+        else if (rows > 16)
+            block<1, true>(sums, ld, act);
+        else
+            block<1, false>(sums, ld, act);
+    }
+
     // Tiles 0 to 3 hold sums (two of rows by two of panels), 4 and 5 rows, 6 and 7 panels.
-    template <int P, bool Lower, class Packed, class Meanwhile>
-    static void block(const Part<Packed> (&parts)[2], float (&sums)[2][2][16][16], Meanwhile&& meanwhile) {
+    template <int P, bool Lower, class Act>
+    static void block(float* sums, index ld, Act& act) {
         Tiles::template zero<0>();
         if constexpr (P > 1) Tiles::template zero<1>();
         if constexpr (Lower) Tiles::template zero<2>();
         if constexpr (Lower && P > 1) Tiles::template zero<3>();
-        for (const auto& [rows, given] : parts)
-            for (index k = 0; k < given.inputs; k += step) {
-                const bf16* x = rows.x + k / step * rows.next;
-                const Packed* panel = given.panels + k * panel_width;
-                alignas(64) bf16 wide[2][step * panel_width];
-                given.fetch();
-                Tiles::template load<4>(x, rows.ld * 2);
-                Tiles::template load<6>(tile(panel, wide[0]), 64);
-                Tiles::template add<0, 4, 6>();
-                if constexpr (P > 1)
-                    Tiles::template load<7>(tile(panel + given.stride, wide[1]), 64);
-                if constexpr (P > 1) Tiles::template add<1, 4, 7>();
-                if constexpr (Lower) {
-                    Tiles::template load<5>(x + 16 * rows.ld, rows.ld * 2);
-                    Tiles::template add<2, 5, 6>();
-                    if constexpr (P > 1) Tiles::template add<3, 5, 7>();
-                }
-                meanwhile();
+        act([](auto far, const Rows& rows, const auto& panels, auto&& meanwhile) {
+            add<P, Lower, far>(rows, panels, meanwhile);
+        });
+        Tiles::template store<0>(sums, ld * 4);
+        if constexpr (P > 1) Tiles::template store<1>(sums + panel_width, ld * 4);
+        if constexpr (Lower) Tiles::template store<2>(sums + 16 * ld, ld * 4);
+        if constexpr (Lower && P > 1)
+            Tiles::template store<3>(sums + 16 * ld + panel_width, ld * 4);
+    }
+
+    // Asks for what is read two steps later of one or two panels; behind their last inputs, that is
+    // of the next ones. Nearer or farther, a core gets less of the memory's bandwidth.
+    template <int P, class Packed>
+    static void fetch(const OperandOf<bf16, Packed>& given, index k) {
+        const index ahead = k + 2 * step;
+        const Packed* next = given.panels + ahead * panel_width;
+        if (ahead >= given.inputs) next += (P - 1) * given.stride;
+        for (int p = 0; p < P; ++p, next += given.stride)
+            for (index i = 0; i < step * panel_width; i += 64 / sizeof(Packed))
+                _mm_prefetch(next + i, _MM_HINT_T0);
+    }
+
+    template <int P, bool Lower, bool Far, class Packed, class Meanwhile>
+    static void add(const Rows& rows, const OperandOf<bf16, Packed>& given, Meanwhile& meanwhile) {
+        for (index k = 0; k < given.inputs; k += step) {
+            const bf16* x = rows.x + k / step * rows.next;
+            const Packed* panel = given.panels + k * panel_width;
+            alignas(64) bf16 wide[2][step * panel_width];
+            if constexpr (Far) fetch<P>(given, k);
+            Tiles::template load<4>(x, rows.ld * 2);
+            Tiles::template load<6>(tile(panel, wide[0]), 64);
+            Tiles::template add<0, 4, 6>();
+            if constexpr (P > 1) Tiles::template load<7>(tile(panel + given.stride, wide[1]), 64);
+            if constexpr (P > 1) Tiles::template add<1, 4, 7>();
+            if constexpr (Lower) {
+                Tiles::template load<5>(x + 16 * rows.ld, rows.ld * 2);
+                Tiles::template add<2, 5, 6>();
+                if constexpr (P > 1) Tiles::template add<3, 5, 7>();
             }
-        Tiles::template store<0>(sums[0][0], 64);
-        if constexpr (P > 1) Tiles::template store<1>(sums[0][1], 64);
-        if constexpr (Lower) Tiles::template store<2>(sums[1][0], 64);
-        if constexpr (Lower && P > 1) Tiles::template store<3>(sums[1][1], 64);
+            meanwhile();
+        }
     }
 };
 

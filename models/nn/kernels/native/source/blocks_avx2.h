@@ -47,7 +47,7 @@ OperandOf<float, Packed> widen(const OperandOf<bf16, Packed>& given, index rows,
         for (; k + lanes <= ldx; k += lanes) store(room + r * ldx + k, load_bf16(row + k));
         for (; k < ldx; ++k) room[r * ldx + k] = to_float(row[k]);
     }
-    return {room, ldx, given.panels, given.inputs, given.stride, given.ahead};
+    return {room, ldx, given.panels, given.inputs, given.stride};
 }
 
 struct Avx2 {
@@ -57,25 +57,27 @@ struct Avx2 {
 
     static constexpr bool reads_int8 = true;
     static constexpr bool reads_keys = false;  // of a cache as they lie
+    static constexpr bool works_aside = false;  // leaving vectors to others
+    struct Shaped {};
 
-    template <int P, class Packed, class Store>
+    template <int P, class Packed, class Store, class Meanwhile = Nothing>
     static void multiply(const bf16* x, index ldx, index rows, const Packed* panels, index inputs,
-                         Store&& store, Ahead* ahead = nullptr) {
-        const OperandOf<bf16, Packed> given{x, ldx, panels, inputs, panel_width * inputs, ahead};
-        multiply<P>(rows, given, {}, store);
+                         Store&& store, Meanwhile&& meanwhile = {}) {
+        const OperandOf<bf16, Packed> given{x, ldx, panels, inputs, panel_width * inputs};
+        multiply<P>(rows, given, {}, store, meanwhile);
     }
 
     // The sum over the inputs of two operands, `more` after `first`.
-    template <int P, class Packed, class Store>
+    template <int P, class Packed, class Store, class Meanwhile = Nothing>
     static void multiply(index rows, const OperandOf<bf16, Packed>& first, const Operand& more,
-                         Store&& store) {
+                         Store&& store, Meanwhile&& meanwhile = {}) {
         static thread_local Scratch room;
         float* wide = room.room<float>(most_rows * (first.inputs + more.inputs));
         for_blocks(rows, [&](index top, index count) {
             const auto one = widen(first.from(top), count, wide);
             const auto two = widen(more.from(top), count, wide + most_rows * first.inputs);
             multiply_block<P>(count, one, two,
-                              [&](int r, int p, Floats sum) { store(top + r, p, sum); });
+                              [&](int r, int p, Floats sum) { store(top + r, p, sum); }, meanwhile);
         });
     }
 
@@ -84,19 +86,19 @@ struct Avx2 {
     static void multiply(index rows, const OperandOf<float, Packed>& given, Store&& store) {
         for_blocks(rows, [&](index top, index count) {
             multiply_block<P>(count, given.from(top), OperandOf<float, bf16>{},
-                              [&](int r, int p, Floats sum) { store(top + r, p, sum); });
+                              [&](int r, int p, Floats sum) { store(top + r, p, sum); }, Nothing{});
         });
     }
 
     // What `sum_block` calls.
-    template <int R, int P, class Packed>
+    template <int R, int P, class Packed, class Meanwhile>
     [[gnu::always_inline]] static inline void add(const OperandOf<float, Packed>& given,
-                                                  Floats (&sum)[R][P]) {
+                                                  Floats (&sum)[R][P], Meanwhile& meanwhile) {
         const float* x = given.x;
         const Packed* panels = given.panels;
         const index ldx = given.ldx, stride = given.stride, inputs = given.inputs;
         for (index k = 0; k < inputs; k += 2) {
-            given.fetch();
+            meanwhile();
             add_input<0, R, P>(x + k, ldx, panels + k * panel_width, stride, sum);
             add_input<1, R, P>(x + k + 1, ldx, panels + k * panel_width, stride, sum);
         }
@@ -115,20 +117,21 @@ struct Avx2 {
 
     // A single row takes all panels at once, for enough sums at a time; of more rows, a few take
     // one panel after another.
-    template <int P, class Packed, class Put>
+    template <int P, class Packed, class Put, class Meanwhile>
     static void multiply_block(index rows, const OperandOf<float, Packed>& first,
-                               const OperandOf<float, bf16>& more, const Put& put) {
-        if (rows == 1) return sum_block<Avx2, 1, P>(first, more, put);
+                               const OperandOf<float, bf16>& more, const Put& put,
+                               Meanwhile&& meanwhile) {
+        if (rows == 1) return sum_block<Avx2, 1, P>(first, more, put, meanwhile);
         for (int p = 0; p < P; ++p) {
             const auto one = first.panel(p);
             const auto two = more.panel(p);
             const auto put_here = [&](int r, int, Floats sum) { put(r, p, sum); };
             switch (rows) {
-                case 6: sum_block<Avx2, 6, 1>(one, two, put_here); break;
-                case 5: sum_block<Avx2, 5, 1>(one, two, put_here); break;
-                case 4: sum_block<Avx2, 4, 1>(one, two, put_here); break;
-                case 3: sum_block<Avx2, 3, 1>(one, two, put_here); break;
-                case 2: sum_block<Avx2, 2, 1>(one, two, put_here); break;
+                case 6: sum_block<Avx2, 6, 1>(one, two, put_here, meanwhile); break;
+                case 5: sum_block<Avx2, 5, 1>(one, two, put_here, meanwhile); break;
+                case 4: sum_block<Avx2, 4, 1>(one, two, put_here, meanwhile); break;
+                case 3: sum_block<Avx2, 3, 1>(one, two, put_here, meanwhile); break;
+                case 2: sum_block<Avx2, 2, 1>(one, two, put_here, meanwhile); break;
             }
         }
     }

@@ -27,11 +27,13 @@ struct Avx512 {
     static constexpr index step = 2;  // inputs of an operand must be a multiple of this
     static constexpr bool reads_int8 = false;
     static constexpr bool reads_keys = false;  // of a cache as they lie
+    static constexpr bool works_aside = false;  // leaving vectors to others
+    struct Shaped {};
 
-    template <int P, class Store>
+    template <int P, class Store, class Meanwhile = Nothing>
     static void multiply(const bf16* x, index ldx, index rows, const bf16* panels, index inputs,
-                         Store&& store, Ahead* ahead = nullptr) {
-        multiply<P>(rows, {x, ldx, panels, inputs, panel_width * inputs, ahead}, {}, store);
+                         Store&& store, Meanwhile&& meanwhile = {}) {
+        multiply<P>(rows, {x, ldx, panels, inputs, panel_width * inputs}, {}, store, meanwhile);
     }
 
     // Panels that are packed together: those that fit into registers, for rows are near.
@@ -55,34 +57,36 @@ struct Avx512 {
 
     // The sum over the inputs of two operands, `more` after `first`. Rows beyond a multiple of
     // `most_rows` are spread, so that no block is much smaller.
-    template <int P, class Store>
-    static void multiply(index rows, const Operand& first, const Operand& more, Store&& store) {
+    template <int P, class Store, class Meanwhile = Nothing>
+    static void multiply(index rows, const Operand& first, const Operand& more, Store&& store,
+                         Meanwhile&& meanwhile = {}) {
         const index blocks = (rows + most_rows - 1) / most_rows;
         for (index b = 0; b < blocks; ++b) {
             const auto [top, bottom] = share(rows, b, blocks);
             const Operand one = first.from(top), two = more.from(top);
             const auto put = [&](int r, int p, __m512 sum) { store(top + r, p, sum); };
             switch (bottom - top) {
-                case 6: sum_block<Avx512, 6, P>(one, two, put); break;
-                case 5: sum_block<Avx512, 5, P>(one, two, put); break;
-                case 4: sum_block<Avx512, 4, P>(one, two, put); break;
-                case 3: sum_block<Avx512, 3, P>(one, two, put); break;
-                case 2: sum_block<Avx512, 2, P>(one, two, put); break;
-                case 1: sum_block<Avx512, 1, P>(one, two, put); break;
+                case 6: sum_block<Avx512, 6, P>(one, two, put, meanwhile); break;
+                case 5: sum_block<Avx512, 5, P>(one, two, put, meanwhile); break;
+                case 4: sum_block<Avx512, 4, P>(one, two, put, meanwhile); break;
+                case 3: sum_block<Avx512, 3, P>(one, two, put, meanwhile); break;
+                case 2: sum_block<Avx512, 2, P>(one, two, put, meanwhile); break;
+                case 1: sum_block<Avx512, 1, P>(one, two, put, meanwhile); break;
             }
         }
     }
 
     // What `sum_block` calls.
-    template <int R, int P>
-    [[gnu::always_inline]] static inline void add(const Operand& given, __m512 (&sum)[R][P]) {
+    template <int R, int P, class Meanwhile>
+    [[gnu::always_inline]] static inline void add(const Operand& given, __m512 (&sum)[R][P],
+                                                  Meanwhile& meanwhile) {
         const bf16 *x = given.x, *panels = given.panels;
         const index ldx = given.ldx, stride = given.stride, inputs = given.inputs;
         for (index k = 0; k < inputs; k += 2) {
             __m512bh w[P];
 #pragma GCC unroll 8
             for (int p = 0; p < P; ++p) w[p] = pairs(panels + p * stride + k * panel_width);
-            given.fetch();
+            meanwhile();
 #pragma GCC unroll 8
             for (int r = 0; r < R; ++r) {
                 const __m512bh xs = pair(x + r * ldx + k);

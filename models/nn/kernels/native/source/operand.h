@@ -1,7 +1,6 @@
 // Rows and the packed panels that they are multiplied with.
 #pragma once
 
-#include "ahead.h"
 #include "common.h"
 
 namespace gw {
@@ -13,20 +12,19 @@ struct OperandOf {
     const Packed* panels = nullptr;
     index inputs = 0;
     index stride = 0;  // from one panel to the next, 16 times the inputs or more
-    Ahead* ahead = nullptr;  // what is fetched meanwhile, if anything is
 
-    OperandOf from(index row) const {
-        return {x + row * ldx, ldx, panels, inputs, stride, ahead};
-    }
+    OperandOf from(index row) const { return {x + row * ldx, ldx, panels, inputs, stride}; }
     OperandOf panel(index which) const {
-        return {x, ldx, panels + which * stride, inputs, stride, ahead};
-    }
-
-    [[gnu::always_inline]] void fetch() const {
-        if (ahead) (*ahead)();
+        return {x, ldx, panels + which * stride, inputs, stride};
     }
 };
 
 using Operand = OperandOf<bf16, bf16>;
+
+// For products beside which nothing else is done, or to which nothing is added.
+struct Nothing {
+    template <class... Given>
+    void operator()(const Given&...) const {}
+};
 
 }  // namespace gw

@@ -7,6 +7,8 @@ using namespace gw;
 
 namespace {
 
+constexpr int collapse = 25;  // MADV_COLLAPSE, which older headers lack
+
 // Element k of output n goes where the products look for it among `padded` inputs.
 void pack(const bf16* source, index across, index along, Range outputs, index inputs,
           index padded, bf16* packed) {
@@ -67,6 +69,10 @@ GW_API void gw_pack_attention(const bf16* keys, const bf16* values, index heads,
 GW_API void gw_use_large_pages(void* start, index bytes) {
     const auto first = reinterpret_cast<std::uintptr_t>(start), page = std::uintptr_t{4096};
     const auto aligned = (first + page - 1) / page * page;
-    if (aligned < first + bytes)
-        madvise(reinterpret_cast<void*>(aligned), first + bytes - aligned, MADV_HUGEPAGE);
+    if (aligned >= first + bytes) return;
+    const auto advise = [&](int what) {
+        madvise(reinterpret_cast<void*>(aligned), first + bytes - aligned, what);
+    };
+    advise(MADV_HUGEPAGE);
+    advise(collapse);  // what has been touched already, as freed memory that is used again has
 }

@@ -1,11 +1,32 @@
-// Memory of a thread that is kept from call to call, so that pages are touched once.
+// Memory that is kept from call to call, so that pages are touched once. It begins with a cache
+// line: rows that straddle lines are read at half the speed.
 #pragma once
 
 #include <cstdlib>
+#include <new>
+#include <vector>
 
 #include "common.h"
 
 namespace gw {
+
+template <class T>
+struct LineAllocator {
+    using value_type = T;
+
+    LineAllocator() = default;
+    template <class Other>
+    LineAllocator(const LineAllocator<Other>&) {}
+
+    T* allocate(std::size_t count) {
+        return static_cast<T*>(::operator new(count * sizeof(T), std::align_val_t{64}));
+    }
+    void deallocate(T* first, std::size_t) { ::operator delete(first, std::align_val_t{64}); }
+    bool operator==(const LineAllocator&) const { return true; }
+};
+
+template <class T>
+using Aligned = std::vector<T, LineAllocator<T>>;
 
 class Scratch {
    public:

@@ -22,6 +22,7 @@ void compute_layer(State& state, index l) {
         const Task* task = &state.s.tasks[i];
         attend<Isa>(state, l, *task, more ? task + 1 : nullptr);
     });
+    team.meet();
     state.low_rank<Isa>(l, 1, s.attended.data(), query);
     add_to_residual<Isa>(state, l, 0, state.o(l), state.gate_up(l), place_o, s.attended.data());
     normalise_rows(state, l, 1, {place_gate, place_up + 1});
@@ -46,14 +47,12 @@ void compute_logits(State& state) {
     compute_inner<Isa>(thread, team.size, groups, b.wanted_group_count, s.normed.data(), m.hidden,
                        state.low(), [](const Adapter& a) -> const Down& { return a.head_down; });
     team.meet();
+    const auto place = [](const Adapter& a, int) -> const Place& { return a.head; };
     linear<Isa>(
         team, thread, state.head(), b.wanted, Coming{},
         [](index panel) { return Output{0, panel * panel_width}; },
         [&](int) { return state.s.normed.data(); },
-        [&](Piece& piece, index panel, Range rows, Output output, Output later, Rows x) {
-            apply_terms(piece, panel, rows, output, later, x, groups, state.b.wanted_group_count,
-                        state.low(), [](const Adapter& a, int) -> const Place& { return a.head; });
-        },
+        Terms{groups, b.wanted_group_count, b.replaces_weights != 0, state.low(), place},
         [&](Range, index first, index panels) {
             return [&, first, panels](Piece& piece, index r, index row) {
                 float* target = state.b.logits + state.b.targets[row] * state.m.vocabulary;

@@ -106,13 +106,14 @@ class Attention {
 
 #ifdef __AVX512BF16__
     // The same with Q queries, which see all of the `count` keys and values (count, size) as they
-    // lie; what is `ahead` of these is fetched meanwhile.
+    // lie; what is read `after` them is fetched meanwhile.
     template <int Q>
     void add_few(const bf16* queries, const bf16* keys, const bf16* values, index count,
-                 index ahead) {
+                 const bf16* after) {
         for (index n = 0; n < count; n += panel_width) {
+            const bf16* next = n + panel_width < count ? keys + (n + panel_width) * size : values;
             Floats sums[Q];
-            score_few<Q>(queries, keys + n * size, std::min(panel_width, count - n), size, ahead,
+            score_few<Q>(queries, keys + n * size, std::min(panel_width, count - n), size, next,
                          sums);
             for (int q = 0; q < Q; ++q) store(s.scores + q * block_keys + n, sums[q]);
         }
@@ -124,9 +125,9 @@ class Attention {
         for (index n = 0; n < size; n += 2 * input_step) {
             const auto here = [&](int q, index more, Floats sum) { put(q, n + more, sum); };
             if (n + input_step < size)
-                mix_few<Q, 2>(s.weights, block_keys, values + n, count, size, ahead, here);
+                mix_few<Q, 2>(s.weights, block_keys, values + n, count, size, after + n, here);
             else
-                mix_few<Q, 1>(s.weights, block_keys, values + n, count, size, ahead, here);
+                mix_few<Q, 1>(s.weights, block_keys, values + n, count, size, after + n, here);
         }
     }
 #endif

@@ -15,12 +15,13 @@
 namespace gw::stepping {
 
 constexpr index few_queries = 4;
+constexpr index near_rows = 16;  // of keys or values: so far ahead are they fetched
 
 #ifdef __AVX512BF16__
 
-// Scores of Q queries (Q, size) and up to 16 keys (count, size).
+// Scores of Q queries (Q, size) and up to 16 keys (count, size); `next` is what is read after them.
 template <int Q>
-void score_few(const bf16* queries, const bf16* keys, index count, index size, index ahead,
+void score_few(const bf16* queries, const bf16* keys, index count, index size, const bf16* next,
                Floats (&sums)[Q]) {
     for (int q = 0; q < Q; ++q) sums[q] = zeros();
     for (index k = 0; k < size; k += input_step) {
@@ -29,7 +30,7 @@ void score_few(const bf16* queries, const bf16* keys, index count, index size, i
         for (index n = 0; n < 16; ++n) {
             const bf16* here = keys + n * size + k;
             turned[n] = n < count ? _mm512_loadu_si512(here) : _mm512_setzero_si512();
-            if (ahead) _mm_prefetch(here + ahead, _MM_HINT_T1);
+            _mm_prefetch(next + (k / 2 + n) * input_step, _MM_HINT_T0);
         }
         transpose(turned);
 #pragma GCC unroll 16
@@ -51,24 +52,24 @@ inline Floats in_order(Floats low, Floats high) {
 }
 
 // Calls put(query, output, sum) for 32 W outputs of the values (count, size) from `values` on, by
-// weights (Q, ld), which are zero from `count` on.
+// weights (Q, ld), which are zero from `count` on; `after` is what is read after all values.
 template <int Q, int W, class Put>
 void mix_few(const bf16* weights, index ld, const bf16* values, index count, index size,
-             index ahead, Put&& put) {
+             const bf16* after, Put&& put) {
     Floats low[Q][W], high[Q][W];
     for (int q = 0; q < Q; ++q)
         for (int w = 0; w < W; ++w) low[q][w] = high[q][w] = zeros();
     for (index s = 0; s < count; s += 2) {
         const bf16* row = values + s * size;
+        const bf16* next = s + near_rows < count ? row + near_rows * size
+                                                 : after + (s + near_rows - count) / 2 * 2 * size;
 #pragma GCC unroll 2
         for (int w = 0; w < W; ++w) {
             const __m512i even = _mm512_loadu_si512(row + 32 * w);
             const __m512i odd = s + 1 < count ? _mm512_loadu_si512(row + size + 32 * w)
                                               : _mm512_setzero_si512();
-            if (ahead) {
-                _mm_prefetch(row + 32 * w + ahead, _MM_HINT_T1);
-                _mm_prefetch(row + size + 32 * w + ahead, _MM_HINT_T1);
-            }
+            _mm_prefetch(next + 32 * w, _MM_HINT_T0);
+            _mm_prefetch(next + size + 32 * w, _MM_HINT_T0);
             const auto lower = reinterpret_cast<__m512bh>(_mm512_unpacklo_epi16(even, odd));
             const auto upper = reinterpret_cast<__m512bh>(_mm512_unpackhi_epi16(even, odd));
 #pragma GCC unroll 4

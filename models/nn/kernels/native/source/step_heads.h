@@ -7,18 +7,6 @@
 
 namespace gw::stepping {
 
-// The panels of q, k and v come in pairs: 16 outputs of a head's first half, and those that they
-// are rotated with, half a head on.
-inline Output output_of_qkv(const Model& m, index panel) {
-    const index pair = panel / 2, pairs = m.head_size / 32;
-    const index half = panel % 2 * (m.head_size / 2);
-    const index head = pair / pairs, within = pair % pairs * panel_width + half;
-    if (head < m.heads) return {place_q, head * m.head_size + within};
-    if (head < m.heads + m.key_heads)
-        return {place_k, (head - m.heads) * m.head_size + within};
-    return {place_v, (head - m.heads - m.key_heads) * m.head_size + within};
-}
-
 // Where 16 numbers of a head's first half, and those that they are rotated with, go.
 class HeadPlace {
    public:
@@ -75,7 +63,7 @@ class HeadPlace {
 template <class Isa>
 void project_heads(State& state, index l) {
     const Model& m = state.m;
-    const auto output = [&](index panel) { return output_of_qkv(m, panel); };
+    const auto output = [&](index panel) { return state.s.heads[panel]; };
     const auto input = [&](int place) { return state.input(l, place); };
     const auto place = [&](Range rows, index first, index panels) {
         std::array<HeadPlace, most_panels / 2> places;
@@ -133,10 +121,13 @@ bool attend_few(Attention& attention, const State& state, index l, const bf16* q
         if (group < Q) return attend_few<Q - 1>(attention, state, l, queries, task, next);
     const bf16* keys = m.layers[l].keys + cached(m, task);
     const bf16* values = m.layers[l].values + cached(m, task);
-    const index ahead = next ? cached(m, *next) - cached(m, task) : 0;
-    for (index top = 0; top < end; top += block_keys)
+    for (index top = 0; top < end; top += block_keys) {
+        const bool last = top + block_keys >= end;
+        const bf16* after = last ? m.layers[l].keys + cached(m, next ? *next : task)
+                                 : keys + (top + block_keys) * size;
         attention.add_few<Q>(queries, keys + top * size, values + top * size,
-                             std::min(block_keys, end - top), ahead);
+                             std::min(block_keys, end - top), after);
+    }
     return true;
 }
 #else
@@ -174,7 +165,7 @@ void attend_blocks(Attention& attention, AttentionScratch& scratch, const State&
 template <class Isa>
 void attend(State& state, index l, const Task& task, const Task* next) {
     static thread_local AttentionScratch scratch;
-    static thread_local std::vector<float> attended;
+    static thread_local Aligned<float> attended;
     const auto& [m, b, s, team, thread] = state;
     const index group = m.heads / m.key_heads, size = m.head_size, rows = task.count * group;
     const index first = task.span->first + task.first;

@@ -1,13 +1,9 @@
-// A product with a packed weight for all rows of a step, with what each row's adapter adds to it.
-//
-// A thread computes pieces of a few panels by a block of rows, so an output is written by one
-// thread alone, which also applies the adapters' terms to it and hands it to whatever comes next.
+// A packed weight: how it is multiplied with, cut into pieces, and fetched.
 #pragma once
 
-#include <vector>
-
+#include "ahead.h"
+#include "scratch.h"
 #include "step_piece.h"
-#include "step_team.h"
 
 namespace gw::stepping {
 
@@ -31,7 +27,7 @@ struct Weight {
 
 // Numbers in 8 bits as bfloat16, which holds them exactly.
 inline const bf16* widened(const std::int8_t* packed, index count) {
-    static thread_local std::vector<bf16> room;
+    static thread_local Aligned<bf16> room;
     if (static_cast<index>(room.size()) < count) room.resize(count);
     for (index i = 0; i < count; i += 2 * panel_width)
         store_exact_pairs(room.data() + i, load_int8(packed + i),
@@ -39,19 +35,38 @@ inline const bf16* widened(const std::int8_t* packed, index count) {
     return room.data();
 }
 
-// Calls store(row, panel, sum) for up to `most_panels` panels of a weight, before its scales.
-template <class Isa, class Store>
-void multiply_weight(const bf16* x, index rows, const Weight& weight, index first, index panels,
-                     Ahead& ahead, Store&& store) {
-    const auto multiply = [&](const auto* packed) {
-        multiply_piece<Isa>(x, weight.inputs, rows, packed, weight.inputs, panels, store, &ahead);
+// Rows that are multiplied with some panels of a weight, and where the sums go, before its scales.
+struct Factor {
+    const bf16* x;
+    index rows;  // at most `most_block`
+    Range panels;
+    float* sums;  // in rows of a piece
+};
+
+// `Far` weights come from memory; `more` tells tiles what else to add.
+template <class Isa, bool Far, class Meanwhile, class More>
+void multiply_weight(typename Isa::Shaped& shaped, const Weight& weight, const Factor& factor,
+                     Meanwhile&& meanwhile, const More& more) {
+    const auto [x, rows, panels, sums] = factor;
+    const index count = panels.last - panels.first, inputs = weight.inputs;
+    const auto multiply = [&]<class Packed>(const Packed* packed) {
+        if constexpr (Isa::works_aside) {
+            const OperandOf<bf16, Packed> all{x, inputs, packed, inputs, panel_width * inputs};
+            Isa::template multiply_into<Far>(shaped, sums, Piece::ld, count, rows, all, meanwhile,
+                                             more);
+        } else {
+            const auto put = [sums](index r, index n, Floats sum) {
+                store(sums + r * Piece::ld + n * panel_width, sum);
+            };
+            multiply_piece<Isa>(x, inputs, rows, packed, inputs, count, put, meanwhile);
+        }
     };
     if (!weight.matrix.scales)
-        multiply(weight.panels<bf16>(first));
+        multiply(weight.panels<bf16>(panels.first));
     else if constexpr (Isa::reads_int8)
-        multiply(weight.panels<std::int8_t>(first));
+        multiply(weight.panels<std::int8_t>(panels.first));
     else
-        multiply(widened(weight.panels<std::int8_t>(first), panels * panel_width * weight.inputs));
+        multiply(widened(weight.panels<std::int8_t>(panels.first), count * panel_width * inputs));
 }
 
 // Panels of a weight that are computed together, and read at one go.
@@ -80,51 +95,6 @@ inline Coming coming_piece(const Weight& weight, const Cut& cut, index which) {
     const index width = weight.matrix.scales ? 1 : 2, row = panel_width * weight.inputs * width;
     return {static_cast<const char*>(weight.matrix.panels) + panels.first * row,
             (panels.last - panels.first) * row};
-}
-
-// Computes all pieces; `input_of(place)` gives the rows that a place reads, `finish(rows, first
-// panel, panels)` what takes a piece, a row's number in it, and the row's own. The thread's next
-// piece is fetched meanwhile, and with its last one what is `coming`.
-template <class Isa, class OutputOf, class InputOf, class Adapt, class Finish>
-void linear(Team& team, int thread, const Weight& weight, index rows, Coming coming,
-            OutputOf&& output_of, InputOf&& input_of, Adapt&& adapt, Finish&& finish) {
-    const Cut cut(weight, team.size);
-    const index blocks = (rows + most_block - 1) / most_block;
-    team.each(thread, cut.pieces, [&](index which, bool more) {
-        static thread_local Piece piece;
-        const auto [first, last] = cut.panels(weight, which);
-        const Coming next = more ? coming_piece(weight, cut, which + 1) : coming;
-        const index passes = ((last - first + Isa::most_panels - 1) / Isa::most_panels) *
-                             ((rows + Isa::most_rows - 1) / Isa::most_rows);
-        Ahead ahead(next.first, next.bytes, passes * (weight.inputs / Isa::step) + rows);
-        for (index block = 0; block < blocks; ++block) {
-            const Range here = share(rows, block, blocks);
-            const auto take = finish(here, first, last - first);
-            for (index p = first; p < last;) {
-                const bf16* x = input_of(output_of(p).place);
-                index q = p + 1;
-                while (q < last && input_of(output_of(q).place) == x) ++q;
-                multiply_weight<Isa>(x + here.first * weight.inputs, here.last - here.first, weight,
-                                     p, q - p, ahead, [&](index r, index n, Floats sum) {
-                                         store(piece.at(r, p - first + n), sum);
-                                     });
-                p = q;
-            }
-            for (index p = first; p < last; ++p) {
-                if (weight.bias || weight.matrix.scales)
-                    for (index r = 0; r < here.last - here.first; ++r)
-                        store(piece.at(r, p - first), weight.finish(piece.load(r, p - first), p));
-                const Output output = output_of(p);
-                const Output later = more && block == 0 ? output_of(p + last - first) : no_output;
-                adapt(piece, p - first, here, output, later,
-                      Rows{input_of(output.place), weight.inputs});
-            }
-            for (index row = here.first; row < here.last; ++row) {
-                take(piece, row - here.first, row);
-                ahead();
-            }
-        }
-    });
 }
 
 }  // namespace gw::stepping

@@ -7,14 +7,15 @@
 
 namespace gw::stepping {
 
-constexpr index most_block = 96;  // rows of a piece
+constexpr index most_block = 32;  // rows of a piece
 constexpr index most_panels = 4;  // panels of a piece
 
 struct Piece {  // of a result: float32 rows of 16 numbers a panel
-    alignas(64) float sums[most_block * most_panels * panel_width];
+    static constexpr index ld = most_panels * panel_width;
+    alignas(64) float sums[most_block * ld];
 
     float* at(index row, index panel) {
-        return sums + (row * most_panels + panel) * panel_width;
+        return sums + row * ld + panel * panel_width;
     }
     Floats load(index row, index panel) { return gw::load(at(row, panel)); }
 };
@@ -24,21 +25,22 @@ struct Output {  // what 16 outputs of a packed weight are
     index first;  // among the outputs of that place
 };
 
-constexpr Output no_output{-1, 0};
-
 inline Range common(Range a, Range b) {
     return {std::max(a.first, b.first), std::min(a.last, b.last)};
 }
 
 // Calls store(row, panel, sum) for up to `most_panels` panels side by side.
-template <class Isa, class Packed, class Store>
+template <class Isa, class Packed, class Store, class... Meanwhile>
 void multiply_piece(const bf16* x, index ldx, index rows, const Packed* packed, index inputs,
-                    index panels, Store&& store, Ahead* ahead = nullptr) {
+                    index panels, Store&& store, Meanwhile&&... meanwhile) {
+    const auto multiply = [&](auto count) {
+        Isa::template multiply<count>(x, ldx, rows, packed, inputs, store, meanwhile...);
+    };
     switch (panels) {
-        case 4: return Isa::template multiply<4>(x, ldx, rows, packed, inputs, store, ahead);
-        case 3: return Isa::template multiply<3>(x, ldx, rows, packed, inputs, store, ahead);
-        case 2: return Isa::template multiply<2>(x, ldx, rows, packed, inputs, store, ahead);
-        default: return Isa::template multiply<1>(x, ldx, rows, packed, inputs, store, ahead);
+        case 4: return multiply(std::integral_constant<int, 4>{});
+        case 3: return multiply(std::integral_constant<int, 3>{});
+        case 2: return multiply(std::integral_constant<int, 2>{});
+        default: return multiply(std::integral_constant<int, 1>{});
     }
 }
 

@@ -5,10 +5,10 @@
 
 #include <vector>
 
+#include "scratch.h"
 #include "step_attention.h"
 #include "step_likeliest.h"
-#include "step_linear.h"
-#include "step_terms.h"
+#include "step_product.h"
 
 namespace gw::stepping {
 
@@ -17,19 +17,32 @@ struct Task {  // query rows of one span that attend to the keys of one head
     index first, count, head;
 };
 
+// The panels of q, k and v come in pairs: 16 outputs of a head's first half, and those that they
+// are rotated with, half a head on.
+inline Output output_of_qkv(const Model& m, index panel) {
+    const index pair = panel / 2, pairs = m.head_size / 32;
+    const index half = panel % 2 * (m.head_size / 2);
+    const index head = pair / pairs, within = pair % pairs * panel_width + half;
+    if (head < m.heads) return {place_q, head * m.head_size + within};
+    if (head < m.heads + m.key_heads)
+        return {place_k, (head - m.heads) * m.head_size + within};
+    return {place_v, (head - m.heads - m.key_heads) * m.head_size + within};
+}
+
 // Buffers of one step, kept from step to step by the thread that calls.
 struct Scratch {
-    std::vector<float> residual;                      // (rows, hidden)
-    std::vector<bf16> normed;                         // (rows, hidden)
-    std::vector<bf16> scaled;                         // (places, rows, hidden)
-    std::vector<bf16> queries;                        // (key heads, rows, group, head size)
-    std::vector<bf16> attended;                       // (rows, heads * head size)
-    std::vector<bf16> inner;                          // (rows, inner)
-    std::vector<bf16> sublayer;                       // (rows, hidden), for bottlenecks
-    std::vector<bf16> narrow;                         // (rows, most width)
-    std::vector<bf16> low;                            // (rows, most ranks)
+    Aligned<float> residual;                          // (rows, hidden)
+    Aligned<bf16> normed;                             // (rows, hidden)
+    Aligned<bf16> scaled;                             // (places, rows, hidden)
+    Aligned<bf16> queries;                            // (key heads, rows, group, head size)
+    Aligned<bf16> attended;                           // (rows, heads * head size)
+    Aligned<bf16> inner;                              // (rows, inner)
+    Aligned<bf16> sublayer;                           // (rows, hidden), for bottlenecks
+    Aligned<bf16> narrow;                             // (rows, most width)
+    Aligned<bf16> low;                                // (rows, most ranks)
     std::vector<Leader> leaders;                      // (threads, wanted)
     std::vector<Task> tasks;
+    std::vector<Output> heads;                        // of q, k and v by panel
 
     void fit(const Model& m, const Batch& b) {
         residual.resize(b.rows * m.hidden);
@@ -41,6 +54,8 @@ struct Scratch {
         sublayer.resize(b.most_width ? b.rows * m.hidden : 0);
         narrow.resize(b.rows * b.most_width);
         low.resize(std::max(b.rows, b.wanted) * b.most_ranks);
+        heads.resize((m.heads + 2 * m.key_heads) * m.head_size / panel_width);
+        for (index n = 0; n < static_cast<index>(heads.size()); ++n) heads[n] = output_of_qkv(m, n);
         leaders.resize(b.likeliest ? omp_get_max_threads() * b.wanted : 0);
     }
 };
@@ -119,12 +134,8 @@ struct State {
         const auto place = [&](const Adapter& a, int which) -> const Place& {
             return a.layers[l].places[which];
         };
-        linear<Isa>(team, thread, weight, b.rows, next, output_of, input_of,
-                    [&](Piece& piece, index panel, Range rows, Output own, Output later, Rows x) {
-                        apply_terms(piece, panel, rows, own, later, x, b.groups, b.group_count,
-                                    low(), place);
-                    },
-                    finish);
+        const Terms terms{b.groups, b.group_count, b.replaces_weights != 0, low(), place};
+        linear<Isa>(team, thread, weight, b.rows, next, output_of, input_of, terms, finish);
     }
 };
 

@@ -19,7 +19,7 @@ class Team {
     const int size;
 
     // Does work(i, whether i + 1 is likely this thread's next) once for every i below `count`, by
-    // all threads together, and waits for the end.
+    // all threads together. They must meet before the next such work.
     template <class Work>
     void each(int thread, index count, Work&& work) {
         for (int turn = 0; turn < size; ++turn) {
@@ -29,7 +29,6 @@ class Team {
             for (index i; (i = first + taken.fetch_add(1, std::memory_order_relaxed)) < last;)
                 work(i, !turn && i + 1 < last);
         }
-        meet();
     }
 
     // Waits for all threads. A neighbour on the same core gets it after a while of spinning.

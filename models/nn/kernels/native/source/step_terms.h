@@ -1,7 +1,12 @@
 // What each row's adapter adds to a piece of a product.
 #pragma once
 
-#include "step_piece.h"
+#include "ahead.h"
+#include "step_linear.h"
+
+#ifdef __AVX512BF16__
+#include "step_term_tiles.h"
+#endif
 
 namespace gw::stepping {
 
@@ -15,62 +20,170 @@ struct Inner {
 template <class Isa, class SiteOf>
 void compute_inner(int thread, int threads, const Group* groups, index count, const bf16* x,
                    index inputs, Inner inner, SiteOf&& site_of) {
+    static thread_local Piece sums;
+    typename Isa::Shaped shaped;
     index turn = 0;
     for (index g = 0; g < count; ++g) {
         const Down& down = site_of(*groups[g].adapter);
+        const Weight weight{{down.packed, nullptr}, nullptr, down.ranks, inputs, 1};
+        const bool far = groups[g].last - groups[g].first <= most_block;
         for (index top = groups[g].first; top < groups[g].last; top += most_block)
             for (index p = 0; p < down.ranks / panel_width; p += most_panels) {
                 if (turn++ % threads != thread) continue;
-                const index panels = std::min(most_panels, down.ranks / panel_width - p);
-                const auto put = [&](index r, index q, Floats sum) {
-                    const index column = (p + q) * panel_width;
-                    store_bf16(inner.values + (top + r) * inner.ld + column,
-                               sum * load(down.scales + column));
-                };
-                multiply_piece<Isa>(x + top * inputs, inputs,
-                                    std::min(most_block, groups[g].last - top),
-                                    down.packed + p * panel_width * inputs, inputs, panels, put);
+                const index last = std::min(p + most_panels, down.ranks / panel_width);
+                const index rows = std::min(most_block, groups[g].last - top);
+                const Factor factor{x + top * inputs, rows, {p, last}, sums.at(0, 0)};
+                if (far)
+                    multiply_weight<Isa, true>(shaped, weight, factor, Nothing{}, Nothing{});
+                else
+                    multiply_weight<Isa, false>(shaped, weight, factor, Nothing{}, Nothing{});
+                for (index r = 0; r < rows; ++r)
+                    for (index q = p; q < last; ++q) {
+                        const index column = q * panel_width;
+                        store_bf16(inner.values + (top + r) * inner.ld + column,
+                                   sums.load(r, q - p) * load(down.scales + column));
+                    }
             }
     }
 }
 
-// Asks for what a term adds to 16 outputs.
-inline void fetch_term(const Place& term, index first) {
-    for (index n = 0; n < term.rank * panel_width; n += 32)
-        _mm_prefetch(term.up + first * term.rank + n, _MM_HINT_T1);
-}
+// Panels of a piece, every one or every other, whose outputs at a place follow on one another.
+struct Chain {
+    index panel, stride, count;
+    Output output;  // of its first panel
 
-// Applies the terms of the groups' adapters to one panel of a piece of these rows, which read x,
-// and fetches what they add to some outputs later.
-template <class PlaceOf>
-void apply_terms(Piece& piece, index panel, Range rows, Output output, Output later, Rows x,
-                 const Group* groups, index count, Inner inner, PlaceOf&& place_of) {
-    for (index g = 0; g < count; ++g) {
-        const Range own = common(rows, {groups[g].first, groups[g].last});
-        if (own.first >= own.last) continue;
-        if (later.place >= 0) fetch_term(place_of(*groups[g].adapter, later.place), later.first);
-        const Place& term = place_of(*groups[g].adapter, output.place);
-        const index skipped = own.first - rows.first;
-        if (term.weight)
-            Vectors::multiply<1>(x.at(own.first), x.size, own.last - own.first,
-                                 term.weight + output.first * x.size, x.size,
-                                 [&](index r, index, Floats sum) {
-                                     store(piece.at(skipped + r, panel), sum);
-                                 });
-        if (term.rank)
-            Vectors::multiply<1>(inner.values + own.first * inner.ld + term.first, inner.ld,
-                                own.last - own.first, term.up + output.first * term.rank, term.rank,
-                                [&](index r, index, Floats sum) {
-                                    float* target = piece.at(skipped + r, panel);
-                                    store(target, load(target) + sum);
-                                });
-        if (!term.output_scale && !term.bias) continue;
-        const Floats scale =
-            term.output_scale ? load(term.output_scale + output.first) : splat(1.0f);
-        const Floats bias = term.bias ? load(term.bias + output.first) : zeros();
-        for (index r = skipped; r < own.last - rows.first; ++r)
-            store(piece.at(r, panel), fma(piece.load(r, panel), scale, bias));
+    index at(index which) const { return panel + which * stride; }
+};
+
+// All chains of some panels.
+struct Chains {
+    Chain all[most_panels];
+    index count = 0;
+
+    const Chain* begin() const { return all; }
+    const Chain* end() const { return all + count; }
+
+    Chains() = default;
+    template <class OutputOf>
+    Chains(Range panels, const OutputOf& output_of) {
+        Output outputs[most_panels];
+        const index width = panels.last - panels.first;
+        for (index p = 0; p < width; ++p) outputs[p] = output_of(panels.first + p);
+        const auto follows = [&](index p, index q) {
+            return q < width && outputs[p].place == outputs[q].place &&
+                   outputs[p].first + panel_width == outputs[q].first;
+        };
+        bool taken[most_panels] = {};
+        for (index p = 0; p < width; ++p) {
+            if (taken[p]) continue;
+            Chain& chain = all[count++] = {p, follows(p, p + 1) ? 1 : 2, 1, outputs[p]};
+            for (; follows(chain.at(chain.count - 1), chain.at(chain.count)); ++chain.count)
+                taken[chain.at(chain.count)] = true;
+        }
+    }
+};
+
+// Applies an adapter's terms to a chain of panels of a piece, from row `skipped` on, for some of
+// its rows, which read x; low-rank ones may have been `summed` with the base's product.
+inline void apply_term(Piece& piece, const Chain& chain, index skipped, Range own,
+                       const Place& term, Rows x, Inner inner, bool summed) {
+    const index count = own.last - own.first, first = chain.output.first;
+    const auto at = [&](index r, index q) { return piece.at(skipped + r, chain.at(q)); };
+    if (term.weight)
+        multiply_piece<Vectors>(x.at(own.first), x.size, count, term.weight + first * x.size,
+                                x.size, chain.count,
+                                [&](index r, index q, Floats sum) { store(at(r, q), sum); });
+    if (term.rank && !summed)
+        multiply_piece<Vectors>(
+            inner.values + own.first * inner.ld + term.first, inner.ld, count,
+            term.up + first * term.rank, term.rank, chain.count,
+            [&](index r, index q, Floats sum) { store(at(r, q), load(at(r, q)) + sum); });
+    if (!term.output_scale && !term.bias) return;
+    for (index q = 0; q < chain.count; ++q) {
+        const index n = first + q * panel_width;
+        const Floats scale = term.output_scale ? load(term.output_scale + n) : splat(1.0f);
+        const Floats bias = term.bias ? load(term.bias + n) : zeros();
+        for (index r = 0; r < count; ++r) store(at(r, q), fma(load(at(r, q)), scale, bias));
     }
 }
+
+// What the adapters of a product's rows add to it; `place_of(adapter, place)` names what one has.
+template <class PlaceOf>
+struct Terms {
+    const Group* groups;
+    index count;
+    bool replace;  // whether any has a weight of its own in the base's place
+    Inner inner;
+    PlaceOf place_of;
+    bool tiles = false;  // whether what does not decode has its low-rank terms by tiles
+
+    bool is_for_tiles(const Group& group, const Place& term) const {
+        return tiles && !group.decodes && term.rank && !term.weight;
+    }
+
+    // Of the groups that have rows in a block alone.
+    Terms within(Range block) const {
+        const auto ends = [&](const Group& group) { return group.last <= block.first; };
+        const auto begins = [&](const Group& group) { return group.first < block.last; };
+        const Group* first = std::partition_point(groups, groups + count, ends);
+        Terms own = *this;
+        own.groups = first;
+        own.count = std::partition_point(first, groups + count, begins) - first;
+        return own;
+    }
+
+#ifdef __AVX512BF16__
+    // Calls add(operand) with what tiles add to one or two panels of a block of rows.
+    template <class OutputOf, class Add>
+    void add_by_tiles(Range block, index panels, OutputOf&& output_of, Add&& add) const {
+        for (index g = 0; g < count; ++g) {
+            const auto term_of = [&](index p) -> const Place& {
+                return place_of(*groups[g].adapter, output_of(p).place);
+            };
+            Range columns{inner.ld, 0};
+            for (index p = 0; p < panels; ++p)
+                if (const Place& term = term_of(p); is_for_tiles(groups[g], term))
+                    columns = {std::min(columns.first, term.first),
+                               std::max(columns.last, term.first + term.rank)};
+            if (columns.first >= columns.last) continue;
+            const Range own = common(block, {groups[g].first, groups[g].last});
+            TermTiles both(columns, block.last - block.first);
+            both.set_rows(inner.values + own.first * inner.ld, inner.ld,
+                          {own.first - block.first, own.last - block.first});
+            for (index p = 0; p < panels; ++p) {
+                const Place& term = term_of(p);
+                const bool has = is_for_tiles(groups[g], term);
+                const index first = has ? term.first : columns.first, rank = has ? term.rank : 0;
+                both.set_panel(p, term.up + output_of(p).first * rank, {first, first + rank});
+            }
+            add(both.operand());
+        }
+    }
+#endif
+
+    // Adds what all groups need for some panels to what is fetched.
+    void fetch(Stream& stream, const Chains& chains) const {
+        for (index g = 0; g < count; ++g)
+            for (const Chain& chain : chains) {
+                const Place& term = place_of(*groups[g].adapter, chain.output.place);
+                stream.add(term.up + chain.output.first * term.rank,
+                           2 * panel_width * chain.count * term.rank);
+            }
+    }
+
+    // Applies them to some rows of a piece, which has a block of rows.
+    template <class RowsOf>
+    void apply(Piece& piece, Range block, Range now, const Chains& chains, RowsOf&& rows_of) const {
+        for (index g = 0; g < count; ++g) {
+            const Range own = common(now, {groups[g].first, groups[g].last});
+            if (own.first >= own.last) continue;
+            for (const Chain& chain : chains) {
+                const Place& term = place_of(*groups[g].adapter, chain.output.place);
+                apply_term(piece, chain, own.first - block.first, own, term,
+                           rows_of(chain.output.place), inner, is_for_tiles(groups[g], term));
+            }
+        }
+    }
+};
 
 }  // namespace gw::stepping

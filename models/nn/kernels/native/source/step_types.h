@@ -80,6 +80,7 @@ struct Model {
 struct Group {  // rows [first, last) of one adapter
     const Adapter* adapter;
     index first, last;
+    index decodes;  // whether they are rows that decode, whose terms vectors add
 };
 
 struct Span {  // rows from `first` stand at positions from `start` of one slot
@@ -103,7 +104,8 @@ struct Batch {
     float* logits;     // (wanted, vocabulary); or else
     index* likeliest;  // (wanted), the first token of the largest logit, or -1: see `likeliest`
     index most_ranks, most_width;
-    index scales_inputs;  // whether any adapter scales what q, k, v, gate or up read
+    index scales_inputs;     // whether any adapter scales what q, k, v, gate or up read
+    index replaces_weights;  // whether any adapter has a weight of its own in the base's place
 };
 
 }  // namespace gw::stepping

@@ -6,16 +6,18 @@
 
 namespace gw {
 
-// Calls put(row, panel, sum) for the sums over the inputs of two operands, `more` after `first`.
-template <class Isa, int R, int P, class First, class More, class Put>
-inline void sum_block(const First& first, const More& more, const Put& put) {
+// Calls put(row, panel, sum) for the sums over the inputs of two operands, `more` after `first`,
+// and meanwhile() for every two inputs.
+template <class Isa, int R, int P, class First, class More, class Put, class Meanwhile = Nothing>
+inline void sum_block(const First& first, const More& more, const Put& put,
+                      Meanwhile&& meanwhile = {}) {
     Floats sum[R][P];
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
         for (int p = 0; p < P; ++p) sum[r][p] = zeros();
-    Isa::template add<R, P>(first, sum);
-    if (more.inputs) Isa::template add<R, P>(more, sum);
+    Isa::template add<R, P>(first, sum, meanwhile);
+    if (more.inputs) Isa::template add<R, P>(more, sum, meanwhile);
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8

@@ -1,0 +1,204 @@
+// A product with a packed weight for all rows of a step, with what each row's adapter adds to it.
+//
+// A thread computes pieces of a few panels by a block of rows, so an output is written by one
+// thread alone, which also applies the adapters' terms to it and hands it to whatever comes next.
+// All rows go through a piece before the next one is read.
+#pragma once
+
+#include <optional>
+#include <type_traits>
+
+#include "step_linear.h"
+#include "step_team.h"
+#include "step_terms.h"
+
+namespace gw::stepping {
+
+// `output_of(panel)` names what a panel is, `input_of(place)` gives the rows that a place reads,
+// and `finish(rows, first panel, panels)` what takes a piece, a row's number in it, and the row's
+// own number.
+//
+// Where products leave vectors to others, the rows of a block are finished beside the next product.
+template <class Isa, class OutputOf, class InputOf, class PlaceOf, class Finish>
+class Product {
+   public:
+    Product(Team& team, int thread, const Weight& weight, index rows, const OutputOf& output_of,
+            const InputOf& input_of, const Terms<PlaceOf>& terms, const Finish& finish)
+        : team_(team),
+          thread_(thread),
+          weight_(weight),
+          rows_(rows),
+          cut_(weight, team.size),
+          output_of_(output_of),
+          input_of_(input_of),
+          terms_(terms),
+          finish_(finish) {
+        terms_.tiles = Isa::works_aside && !weight.matrix.scales;
+    }
+
+    // Computes all pieces with the other threads; what is `coming` is fetched with the last one.
+    void compute(Coming coming) {
+        team_.each(thread_, cut_.pieces, [&](index which, bool more) {
+            const Range panels = cut_.panels(weight_, which);
+            const Chains chains = chains_of(which);
+            fetch(which, more, coming, chains);
+            for (index top = 0; top < rows_; top += most_block) {
+                Piece& piece = pieces()[turn_ = 1 - turn_];
+                const Range block{top, std::min(top + most_block, rows_)};
+                Rest rest{piece, panels, block, terms_.within(block), chains,
+                          finish_(block, panels.first, panels.last - panels.first), block};
+                sum(rest);
+                do_all();
+                rest_.emplace(std::move(rest));
+                if (!Isa::works_aside || terms_.replace) do_all();
+            }
+        });
+        do_all();
+        team_.meet();
+    }
+
+   private:
+    using Take = std::invoke_result_t<const Finish&, Range, index, index>;
+
+    struct Rest {  // of the work on a block whose sums are there
+        Piece& piece;
+        Range panels, block;
+        Terms<PlaceOf> terms;
+        Chains chains;
+        Take take;
+        Range summed;  // rows that wait for terms
+        index next = summed.first;  // row to be taken
+    };
+
+    static constexpr index few = 8;  // rows that get their terms together
+
+    static Piece* pieces() {
+        static thread_local Piece two[2];
+        return two;
+    }
+    static Stream& stream() {
+        static thread_local Stream stream;
+        return stream;
+    }
+
+    // Whether one block has all rows, so that every panel comes from memory when it is read.
+    bool far() const { return Isa::works_aside && rows_ <= most_block; }
+
+    // Of a piece; where there are no terms, nobody asks for them.
+    Chains chains_of(index which) const {
+        return terms_.count ? Chains(cut_.panels(weight_, which), output_of_) : Chains();
+    }
+
+    // Names what is fetched while a piece is computed.
+    void fetch(index which, bool more, Coming coming, const Chains& chains) {
+        Stream& ahead = stream();
+        ahead.clear();
+        if (asked_ != which) terms_.fetch(ahead, chains);
+        if (!far()) {
+            const Coming next = more ? coming_piece(weight_, cut_, which + 1) : coming;
+            ahead.add(next.first, next.bytes);
+        }
+        if (more) {
+            asked_ = which + 1;
+            terms_.fetch(ahead, chains_of(asked_));
+        }
+        const Range panels = cut_.panels(weight_, which);
+        const index across = (panels.last - panels.first + Isa::most_panels - 1) / Isa::most_panels;
+        const index down = (rows_ + Isa::most_rows - 1) / Isa::most_rows;
+        ahead.spread(across * down * (weight_.inputs / Isa::step), far());
+    }
+
+    // The sums of a block; panels that read the same rows are computed together.
+    void sum(const Rest& rest) {
+        const auto [panels, block] = std::pair(rest.panels, rest.block);
+        for (index p = panels.first; p < panels.last;) {
+            const bf16* x = input_of_(output_of_(p).place);
+            index q = p + 1;
+            while (q < panels.last && input_of_(output_of_(q).place) == x) ++q;
+            const Factor factor{x + block.first * weight_.inputs, block.last - block.first, {p, q},
+                                rest.piece.at(0, p - panels.first)};
+            if (far())
+                multiply<Isa::works_aside>(factor, rest);
+            else
+                multiply<false>(factor, rest);
+            p = q;
+        }
+    }
+
+    template <bool Far>
+    void multiply(const Factor& factor, const Rest& rest) {
+        Stream& ahead = stream();
+        if constexpr (Isa::works_aside) {
+            const auto meanwhile = [&] {
+                ahead();
+                do_one();
+            };
+            const auto more = [&](index first, index count, auto add) {
+                rest.terms.add_by_tiles(
+                    rest.block, count,
+                    [&](index n) { return output_of_(factor.panels.first + first + n); }, add);
+            };
+            multiply_weight<Isa, Far>(shaped_, weight_, factor, meanwhile, more);
+        } else {
+            multiply_weight<Isa, Far>(shaped_, weight_, factor, ahead, Nothing{});
+        }
+    }
+
+    void do_one() {
+        if (!rest_ || rest_->next == rest_->block.last) return;
+        complete(rest_->next + 1, few);
+        take(rest_->next + 1);
+    }
+    void do_all() {
+        if (!rest_ || rest_->next == rest_->block.last) return;
+        complete(rest_->block.last, 0);
+        take(rest_->block.last);
+    }
+
+    void take(index last) {
+        for (index& row = rest_->next; row < last; ++row)
+            rest_->take(rest_->piece, row - rest_->block.first, row);
+    }
+
+    // Scales, biases and terms of the rows before `last`, or of at least as many as `least`.
+    void complete(index last, index least) {
+        auto& [piece, panels, block, terms, chains, take, summed, next] = *rest_;
+        if (summed.first >= last) return;
+        const Range now{summed.first, std::max(last, std::min(summed.first + least, block.last))};
+        if (weight_.bias || weight_.matrix.scales)
+            for (index row = now.first; row < now.last; ++row)
+                for (index p = panels.first; p < panels.last; ++p) {
+                    float* sums = piece.at(row - block.first, p - panels.first);
+                    store(sums, weight_.finish(load(sums), p));
+                }
+        terms.apply(piece, block, now, chains,
+                    [&](int place) { return Rows{input_of_(place), weight_.inputs}; });
+        summed.first = now.last;
+    }
+
+    Team& team_;
+    const int thread_;
+    const Weight weight_;
+    const index rows_;
+    const Cut cut_;
+    const OutputOf& output_of_;
+    const InputOf& input_of_;
+    Terms<PlaceOf> terms_;
+    const Finish& finish_;
+    std::optional<Rest> rest_;
+    typename Isa::Shaped shaped_;
+    index asked_ = -1;  // the piece whose terms have been asked for
+    int turn_ = 0;
+};
+
+// Computes a product with the other threads.
+template <class Isa, class OutputOf, class InputOf, class PlaceOf, class Finish>
+void linear(Team& team, int thread, const Weight& weight, index rows, Coming coming,
+            const OutputOf& output_of, const InputOf& input_of, const Terms<PlaceOf>& terms,
+            const Finish& finish) {
+    Product<Isa, OutputOf, InputOf, PlaceOf, Finish>(team, thread, weight, rows, output_of,
+                                                     input_of, terms, finish)
+        .compute(coming);
+}
+
+}  // namespace gw::stepping
