@@ -50,7 +50,7 @@ class TermTiles {
         const index first = own.first - columns_.first, last = own.last - columns_.first;
         clear(0, first);
         for (index k = first; k < last; k += 2, packed += 2 * panel_width)
-            _mm512_store_si512(target + k * panel_width, _mm512_loadu_si512(packed));
+            _mm512_store_si512(target + k * panel_width, bounded(_mm512_loadu_si512(packed)));
         clear(last, inputs_);
     }
 
@@ -59,6 +59,14 @@ class TermTiles {
     }
 
  private:
+    // Finite numbers as they are: others would make NaN of the zeros of other rows.
+    static __m512i bounded(__m512i numbers) {
+        const __m512i sign = _mm512_set1_epi16(static_cast<std::int16_t>(0x8000));
+        const __m512i size = _mm512_andnot_si512(sign, numbers);
+        return _mm512_or_si512(_mm512_and_si512(sign, numbers),
+                               _mm512_min_epu16(size, _mm512_set1_epi16(0x7f7f)));
+    }
+
     static index padded(index count) { return (count + input_step - 1) / input_step * input_step; }
 
     Range columns_;

@@ -154,6 +154,47 @@ def test_tiles_carry_adapters_too(world: World, prepared: dict[str, Prepared], c
     assert distance(found, alone(world, prepared[case])) < 0.02
 
 
+@needs_avx512
+def test_tiles_give_every_kind_in_company_and_in_chunks_what_it_gets_alone(
+    world: World, prepared: dict[str, Prepared]
+) -> None:
+    """A prompt's terms are summed by tiles, a drawn token's by vectors, whoever is beside."""
+    tiles = World.of(world.backbone, form="emulated")
+    drawn = [37, 38, 39, 40]
+
+    def row(case: str, slot: int) -> Row:
+        return replace(prepared[case].row(tiles, slot), decodes=True)
+
+    cases = list(prepared)
+    for first in range(0, len(cases), SLOTS - 1):
+        chosen = cases[first : first + SLOTS - 1]
+        rows = [row(case, slot) for slot, case in enumerate(chosen)] + [Row(SLOTS - 1, IDS)]
+        bounds = [[0, 25, *drawn], [0, *drawn], [0, 9, 36, *drawn]][: len(chosen)]
+        together = advance(tiles, rows, [*bounds, [0, 11, 12, 40]])
+        for case, found in zip(chosen, together, strict=False):
+            assert torch.equal(found, advance(tiles, [row(case, 0)], [[0, *drawn]])[0]), case
+
+
+@pytest.mark.parametrize("form", ["vectors", pytest.param("emulated", marks=needs_avx512)])
+def test_an_adapter_with_infinite_numbers_breaks_no_other_row(
+    world: World, prepared: dict[str, Prepared], form: str
+) -> None:
+    stepping = World.of(world.backbone, form="emulated" if form == "emulated" else None)
+    shape = world.backbone.shape
+    broken = {
+        place: LinearTerm(
+            down=torch.ones(3, inputs), up=torch.full((outputs, 3), torch.inf), scale=1.0
+        )
+        for place, (outputs, inputs) in shape.linears.items()
+        if place.endswith(("q_proj", "gate_proj"))
+    }
+    adapter = prepare(Terms(linears=broken), shape, loaded())
+    fine = prepared["lora-0"]
+    expected = advance(stepping, [fine.row(stepping, 0)], [[0, 40]])[0]
+    rows = [Row(1, IDS[:9], adapter), fine.row(stepping, 0), Row(2, IDS, adapter)]
+    assert torch.equal(advance(stepping, rows, [[0, 9], [0, 40], [0, 40]])[1], expected)
+
+
 def test_later_logits_are_the_adapters(world: World, prepared: dict[str, Prepared]) -> None:
     one = prepared["low rank, head"]
     row = one.row(world, 0)
