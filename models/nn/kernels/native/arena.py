@@ -73,7 +73,7 @@ class Arena:
         if size >= LARGE_PAGE:
             skipped = -chunk.data_ptr() % LARGE_PAGE
             self._library.handle.gw_use_large_pages(
-                ctypes.c_void_p(chunk.data_ptr() + skipped), ctypes.c_int64(len(chunk) - skipped)
+                ctypes.c_void_p(chunk.data_ptr() + skipped), ctypes.c_int64(size)
             )
         self._chunks.append(chunk)
         return chunk[skipped : skipped + size]

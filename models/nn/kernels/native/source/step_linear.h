@@ -38,7 +38,7 @@ inline const bf16* widened(const std::int8_t* packed, index count) {
 // Rows that are multiplied with some panels of a weight, and where the sums go, before its scales.
 struct Factor {
     const bf16* x;
-    index rows;  // at most `most_block`
+    index rows;  // at most `block_rows`
     Range panels;
     float* sums;  // in rows of a piece
 };

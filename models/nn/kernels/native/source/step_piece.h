@@ -7,8 +7,12 @@
 
 namespace gw::stepping {
 
-constexpr index most_block = 32;  // rows of a piece
+constexpr index most_block = 96;  // rows of a piece
 constexpr index most_panels = 4;  // panels of a piece
+
+// Rows that are computed together: as many as tiles have, for the rest to be done beside the next.
+template <class Isa>
+constexpr index block_rows = Isa::works_aside ? Isa::most_rows : most_block;
 
 struct Piece {  // of a result: float32 rows of 16 numbers a panel
     static constexpr index ld = most_panels * panel_width;

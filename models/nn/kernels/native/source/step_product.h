@@ -42,9 +42,10 @@ class Product {
             const Range panels = cut_.panels(weight_, which);
             const Chains chains = chains_of(which);
             fetch(which, more, coming, chains);
-            for (index top = 0; top < rows_; top += most_block) {
-                Piece& piece = pieces()[turn_ = 1 - turn_];
-                const Range block{top, std::min(top + most_block, rows_)};
+            for (index top = 0; top < rows_; top += block_rows<Isa>) {
+                if (Isa::works_aside) turn_ = 1 - turn_;
+                Piece& piece = pieces()[turn_];
+                const Range block{top, std::min(top + block_rows<Isa>, rows_)};
                 Rest rest{piece, panels, block, terms_.within(block), chains,
                           finish_(block, panels.first, panels.last - panels.first), block};
                 sum(rest);
@@ -82,7 +83,7 @@ class Product {
     }
 
     // Whether one block has all rows, so that every panel comes from memory when it is read.
-    bool far() const { return Isa::works_aside && rows_ <= most_block; }
+    bool far() const { return Isa::works_aside && rows_ <= block_rows<Isa>; }
 
     // Of a piece; where there are no terms, nobody asks for them.
     Chains chains_of(index which) const {

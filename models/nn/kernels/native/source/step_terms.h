@@ -26,12 +26,12 @@ void compute_inner(int thread, int threads, const Group* groups, index count, co
     for (index g = 0; g < count; ++g) {
         const Down& down = site_of(*groups[g].adapter);
         const Weight weight{{down.packed, nullptr}, nullptr, down.ranks, inputs, 1};
-        const bool far = groups[g].last - groups[g].first <= most_block;
-        for (index top = groups[g].first; top < groups[g].last; top += most_block)
+        const bool far = groups[g].last - groups[g].first <= block_rows<Isa>;
+        for (index top = groups[g].first; top < groups[g].last; top += block_rows<Isa>)
             for (index p = 0; p < down.ranks / panel_width; p += most_panels) {
                 if (turn++ % threads != thread) continue;
                 const index last = std::min(p + most_panels, down.ranks / panel_width);
-                const index rows = std::min(most_block, groups[g].last - top);
+                const index rows = std::min(block_rows<Isa>, groups[g].last - top);
                 const Factor factor{x + top * inputs, rows, {p, last}, sums.at(0, 0)};
                 if (far)
                     multiply_weight<Isa, true>(shaped, weight, factor, Nothing{}, Nothing{});
