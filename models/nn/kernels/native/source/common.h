@@ -23,6 +23,8 @@ inline float to_float(bf16 value) {
     return result;
 }
 
+inline index padded_to(index count, index step) { return (count + step - 1) / step * step; }
+
 struct Range {
     index first, last;
 };

@@ -8,8 +8,6 @@
 
 namespace gw {
 
-inline index padded_to(index count, index step) { return (count + step - 1) / step * step; }
-
 // Element j of row i becomes element i of row j.
 inline void transpose(__m512i (&rows)[16]) {
     __m512i next[16];

@@ -13,8 +13,6 @@ namespace gw::stepping {
 constexpr index most_queries = 48;
 constexpr index most_head_size = 256;
 
-inline index padded(index count, index step) { return (count + step - 1) / step * step; }
-
 // Packs keys (count, size) as the weight of `padded(count, 16)` outputs and `size` inputs; `ahead`
 // rows of the next block are fetched meanwhile.
 inline void pack_keys(const bf16* keys, index count, index size, index ahead, bf16* target) {
@@ -29,7 +27,7 @@ inline void pack_keys(const bf16* keys, index count, index size, index ahead, bf
 
 // Packs values (count, size) as the weight of `size` outputs and `padded(count, 32)` inputs.
 inline void pack_values(const bf16* values, index count, index size, index ahead, bf16* target) {
-    const index inputs = padded(count, input_step);
+    const index inputs = padded_to(count, input_step);
     const auto row = [&](index s, index n) {
         return s < count ? values + s * size + n : nullptr;
     };
@@ -74,11 +72,11 @@ class Attention {
     void add(const bf16* queries, const bf16* keys, const bf16* values, index count,
              Visible&& visible) {
         multiply_panels<Isa>(queries, size, rows, keys, size,
-                             {0, padded(count, panel_width) / panel_width},
+                             {0, padded_to(count, panel_width) / panel_width},
                              [&](index r, index n, Floats sum) {
                                  store(s.scores + r * block_keys + n, sum);
                              });
-        const index inputs = padded(count, input_step);
+        const index inputs = padded_to(count, input_step);
         for (index r = 0; r < rows; ++r) weigh(r, std::clamp<index>(visible(r), 0, count), inputs);
         mix<Isa>(values, inputs);
     }
@@ -89,11 +87,11 @@ class Attention {
     void add_rows(const bf16* queries, const bf16* keys, const bf16* values, index count,
                   Visible&& visible) {
         multiply_panels<Isa>(keys, size, count, queries, size,
-                             {0, padded(rows, panel_width) / panel_width},
+                             {0, padded_to(rows, panel_width) / panel_width},
                              [&](index k, index n, Floats sum) {
                                  store(s.scores + k * most_queries + n, sum * splat(scale));
                              });
-        const index inputs = padded(count, input_step);
+        const index inputs = padded_to(count, input_step);
         for (index first = 0; first < rows; first += panel_width) {
             alignas(64) float seen[panel_width] = {};
             for (index r = first; r < std::min(rows, first + panel_width); ++r)
@@ -117,7 +115,7 @@ class Attention {
                          sums);
             for (int q = 0; q < Q; ++q) store(s.scores + q * block_keys + n, sums[q]);
         }
-        for (int q = 0; q < Q; ++q) weigh(q, count, padded(count, input_step));
+        for (int q = 0; q < Q; ++q) weigh(q, count, padded_to(count, input_step));
         const auto put = [&](int q, index n, Floats sum) {
             float* target = s.sums + q * size + n;
             store(target, fma(load(target), splat(s.shrink[q]), sum));

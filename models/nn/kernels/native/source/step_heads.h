@@ -86,7 +86,7 @@ void attend_second(const Second& second, const Model& m, const Task& task, const
                    float* attended) {
     static thread_local AttentionScratch scratch;
     const index group = m.heads / m.key_heads, size = m.head_size;
-    const index blocks = padded(second.count, block_keys) / block_keys, rows = task.count * group;
+    const index blocks = padded_to(second.count, block_keys) / block_keys, rows = task.count * group;
     Attention attention(scratch, rows, size, m.scale);
     for (index block = 0; block < blocks; ++block) {
         const index packed = (task.head * blocks + block) * block_keys * size;

@@ -73,7 +73,7 @@ void multiply_weight(typename Isa::Shaped& shaped, const Weight& weight, const F
 struct Cut {
     Cut(const Weight& weight, int threads)
         : units(weight.outputs / panel_width / weight.unit),
-          pieces(std::min(units, padded((units + most_panels / weight.unit - 1) /
+          pieces(std::min(units, padded_to((units + most_panels / weight.unit - 1) /
                                             (most_panels / weight.unit), threads))) {}
 
     const index units, pieces;

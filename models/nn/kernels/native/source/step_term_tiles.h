@@ -16,7 +16,9 @@ class TermTiles {
  public:
     // Of columns [first, last) of inner values, for a block of rows.
     TermTiles(Range columns, index rows)
-        : columns_(columns), rows_(rows), inputs_(padded(columns.last - columns.first)) {
+        : columns_(columns),
+          rows_(rows),
+          inputs_(padded_to(columns.last - columns.first, input_step)) {
         static thread_local Scratch room;
         values_ = room.room<bf16>((rows + 2 * panel_width) * inputs_);
         panels_ = values_ + rows * inputs_;
@@ -66,8 +68,6 @@ class TermTiles {
         return _mm512_or_si512(_mm512_and_si512(sign, numbers),
                                _mm512_min_epu16(size, _mm512_set1_epi16(0x7f7f)));
     }
-
-    static index padded(index count) { return (count + input_step - 1) / input_step * input_step; }
 
     Range columns_;
     index rows_, inputs_;
