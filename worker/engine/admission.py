@@ -14,8 +14,9 @@ from models.nn.attention import PackedCausal
 from models.nn.backbone import Backbone
 from models.nn.executors import NOBODY
 from models.nn.kernels.native import Unavailable, find
+from models.nn.kernels.native.batch import Run
 from models.nn.kernels.native.model import StepModel, Unsuited
-from models.nn.kernels.native.step import Form, NativeStep, Run
+from models.nn.kernels.native.step import Form, NativeStep
 from models.nn.quantized import unpack
 from worker.engine.blocks import Blocks
 from worker.engine.native import NativeRunner

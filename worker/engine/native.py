@@ -3,14 +3,14 @@
 They share the cache with the eager forward, so steps of both kinds may take turns.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 from models.nn.kernels.native import Library
 from models.nn.kernels.native.adapter import StepAdapter, prepare
+from models.nn.kernels.native.batch import Run
 from models.nn.kernels.native.model import Unsuited
-from models.nn.kernels.native.step import NativeStep, Run
+from models.nn.kernels.native.step import NativeStep
 from models.nn.shape import Shape
 from models.nn.terms import Terms
 from worker.engine.outcome import Outcome, Places, drawing, pool_chunks, score_chunks
@@ -18,15 +18,6 @@ from worker.engine.scheduler import Chunk, Step
 from worker.engine.sequence import Choice
 
 Acting = Mapping[str, StepAdapter]
-
-
-@dataclass(frozen=True, slots=True)
-class _Part:
-    """A decoding sequence or a chunk, by its number in the step, and what it puts in the stream."""
-
-    number: int
-    decodes: bool
-    run: Run
 
 
 class NativeRunner:
@@ -56,15 +47,22 @@ class NativeRunner:
         else:
             self._adapters.pop(digest, None)
 
-    def run(self, step: Step, *, terms: Mapping[str, Terms]) -> Outcome | None:
-        """Compute a step, or return None: something in it is not done here."""
+    def run(
+        self, step: Step, *, terms: Mapping[str, Terms], starting: Callable[[], None]
+    ) -> Outcome | None:
+        """Compute a step, or return None: something in it is not done here.
+
+        `starting` is called when only C++ will work for a while.
+        """
         acting = self._acting(step, terms)
         if acting is None:
             return None
-        parts = sorted(_parts(step, acting), key=lambda part: id(part.run.adapter))
-        places = _places(step, parts)
+        decodes = [_decode(sequence, acting) for sequence in step.decodes]
+        runs = decodes + [_prefill(chunk, acting) for chunk in step.chunks]
+        order = sorted(range(len(runs)), key=lambda number: id(runs[number].adapter))
+        places = _places(runs, order, decodes=len(decodes))
         rows, wanted = drawing(step, places)
-        hidden = self._step([part.run for part in parts])
+        hidden = self._step([runs[number] for number in order], starting=starting)
         return Outcome(
             rows,
             partial(hidden.logits, wanted),
@@ -82,18 +80,6 @@ class NativeRunner:
         acting = {owner: self.prepare(owner, terms[owner]) for owner in owners if owner}
         packed = {owner: adapter for owner, adapter in acting.items() if adapter is not None}
         return packed if len(packed) == len(acting) else None
-
-
-def _parts(step: Step, acting: Acting) -> list[_Part]:
-    decodes = [
-        _Part(number, decodes=True, run=_decode(sequence, acting))
-        for number, sequence in enumerate(step.decodes)
-    ]
-    chunks = [
-        _Part(number, decodes=False, run=_prefill(chunk, acting))
-        for number, chunk in enumerate(step.chunks)
-    ]
-    return decodes + chunks
 
 
 def _decode(sequence: Choice, acting: Acting) -> Run:
@@ -117,15 +103,11 @@ def _prefill(chunk: Chunk, acting: Acting) -> Run:
     )
 
 
-def _places(step: Step, parts: list[_Part]) -> Places:
-    """Return where the sequences of a step lie when its parts follow each other."""
-    places = Places([0] * len(step.decodes), [(0, 0)] * len(step.chunks))
-    row = 0
-    for part in parts:
-        last = row + len(part.run.ids)
-        if part.decodes:
-            places.decodes[part.number] = row
-        else:
-            places.chunks[part.number] = (row, last)
-        row = last
-    return places
+def _places(runs: Sequence[Run], order: Sequence[int], *, decodes: int) -> Places:
+    """Return where runs lie that follow each other in an order; the first ones decode."""
+    places = [(0, 0)] * len(runs)
+    last = 0
+    for number in order:
+        first, last = last, last + len(runs[number].ids)
+        places[number] = (first, last)
+    return Places([first for first, _ in places[:decodes]], places[decodes:])

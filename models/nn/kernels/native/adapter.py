@@ -6,12 +6,13 @@ Shapes: r rank, i in features, o out features, K key heads, p keys, h head dimen
 import ctypes
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.nn.kernels.native import Library, records
+from models.nn.kernels.native import INPUT_STEP, Library, records
 from models.nn.kernels.native.arena import LARGE_PAGE, Arena
 from models.nn.kernels.native.model import Unsuited
 from models.nn.shape import HEAD, Shape
@@ -36,7 +37,7 @@ class StepAdapter:
     replaces_weights: bool
     """Whether a place has a weight of its own instead of the base's."""
 
-    @property
+    @cached_property
     def address(self) -> int:
         """Where the record lies."""
         return records.address(self.record)
@@ -44,7 +45,10 @@ class StepAdapter:
 
 @torch.no_grad()
 def prepare(terms: Terms, shape: Shape, library: Library) -> StepAdapter:
-    """Pack an adapter; `Unsuited` names the term that the step does not compute."""
+    """Pack an adapter; `Unsuited` names the term that the step does not compute.
+
+    Its numbers must be finite: rows of others are multiplied with them by zero.
+    """
     if terms.weights:
         raise Unsuited("it replaces the network's own weights")
     for place, term in terms.linears.items():
@@ -153,7 +157,8 @@ class _Writer:
             self.replaces_weights = True
         if term.up is not None:
             rank = term.up.shape[1] + term.up.shape[1] % _PAIR
-            record.up, record.rank = self._arena.pack(term.up, inputs=rank), rank
+            record.up = self._arena.pack(term.up, inputs=rank, readable=rank + -rank % INPUT_STEP)
+            record.rank = rank
             record.first = first
         return record
 

@@ -27,14 +27,18 @@ class Arena:
         self.bytes = 0
         """What it holds."""
 
-    def pack(self, weight_nk: Tensor, *, inputs: int | None = None) -> int:
+    def pack(self, weight_nk: Tensor, *, inputs: int | None = None, readable: int = 0) -> int:
         """Keep a weight (N, K) packed as bfloat16 and return its address.
 
         N is filled up to whole panels and K, which zeros follow, to `inputs`, which must be even.
+        Zeros follow the last panel for `readable` inputs of it to be read.
         """
         weight_nk = _fill(weight_nk.bfloat16(), inputs=inputs).contiguous()
-        panels = self._take(weight_nk.numel() * 2)
-        self._library.pack_into(panels.view(torch.bfloat16), weight_nk)
+        packed = weight_nk.numel()
+        behind = max(0, readable - weight_nk.shape[1]) * PANEL_WIDTH
+        panels = self._take((packed + behind) * 2).view(torch.bfloat16)
+        panels[packed:] = 0
+        self._library.pack_into(panels[:packed], weight_nk)
         return panels.data_ptr()
 
     def pack_int8(self, weight_nk: Tensor) -> int:

@@ -131,9 +131,9 @@ class Model(_Record):
 
 
 class Group(_Record):
-    """Rows [first, last) of one adapter, which decode or do not."""
+    """Rows [first, last) of one adapter."""
 
-    _fields_ = [("adapter", c_void_p), *((name, c_int64) for name in ("first", "last", "decodes"))]
+    _fields_ = [("adapter", c_void_p), ("first", c_int64), ("last", c_int64)]
 
 
 class Span(_Record):

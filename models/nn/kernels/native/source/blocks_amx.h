@@ -22,6 +22,13 @@ struct TileShape {  // palette 1 of LDTILECFG
     std::uint8_t rows[16] = {};
 };
 
+// Rows in the order in which tiles read them, sixteen at a time: for every 32 inputs a tile; null
+// where all are zeros.
+struct Halves {
+    const bf16 *upper, *lower;
+    index inputs;
+};
+
 // The sums of a block, waiting to be handed on.
 struct Done {
     const float* sums = nullptr;  // rows of 32, of which a panel has 16
@@ -74,8 +81,9 @@ struct Amx {
     };
 
     // The sums (rows, ld) of at most `most_rows` rows; calls meanwhile() for every `step` inputs,
-    // and for every one or two panels more(first, panels, add), which may add(operand) to their
-    // sums. Panels that come from memory, `Far`, are fetched a little ahead, and what follows them.
+    // and for every one or two panels more(first, panels, add), which may call add(halves, panel,
+    // one of them) or add(halves, first panel, stride to the second) for what else their sums have.
+    // Panels that come from memory, `Far`, are fetched a little ahead, and what follows them.
     template <bool Far, class Packed, class Meanwhile, class More>
     static void multiply_into(Shaped& shaped, float* sums, index ld, index panels, index rows,
                               const OperandOf<bf16, Packed>& given, Meanwhile&& meanwhile,
@@ -86,9 +94,7 @@ struct Amx {
             const index wide = std::min<index>(most_panels, panels - p);
             block(wide, rows, sums + p * panel_width, ld, [&](auto add) {
                 add(std::bool_constant<Far>{}, all, given.panel(p), meanwhile);
-                more(p, wide, [&](const Operand& extra) {
-                    add(std::false_type{}, as_they_lie(extra), extra, Nothing{});
-                });
+                more(p, wide, Also{});
             });
         }
     }
@@ -127,6 +133,15 @@ struct Amx {
     }
 
    private:
+    struct Also {
+        void operator()(const Halves& rows, const bf16* panel, int which) const {
+            which ? add_halves<1, 1>(rows, panel, 0) : add_halves<0, 1>(rows, panel, 0);
+        }
+        void operator()(const Halves& rows, const bf16* panels, index stride) const {
+            add_halves<0, 2>(rows, panels, stride);
+        }
+    };
+
     struct Rows {
         const bf16* x;
         index ld, next;  // from one row to the next, and from some inputs to the next ones
@@ -230,6 +245,25 @@ struct Amx {
                 if constexpr (P > 1) Tiles::template add<3, 5, 7>();
             }
             meanwhile();
+        }
+    }
+
+    // The same for halves, to the sums of P panels from the `First` on.
+    template <int First, int P>
+    static void add_halves(const Halves& rows, const bf16* panels, index stride) {
+        for (index k = 0; k < rows.inputs; k += step) {
+            Tiles::template load<6>(panels + k * panel_width, 64);
+            if constexpr (P > 1) Tiles::template load<7>(panels + stride + k * panel_width, 64);
+            if (rows.upper) {
+                Tiles::template load<4>(rows.upper + k * 16, 64);
+                Tiles::template add<First, 4, 6>();
+                if constexpr (P > 1) Tiles::template add<First + 1, 4, 7>();
+            }
+            if (rows.lower) {
+                Tiles::template load<5>(rows.lower + k * 16, 64);
+                Tiles::template add<First + 2, 5, 6>();
+                if constexpr (P > 1) Tiles::template add<First + 3, 5, 7>();
+            }
         }
     }
 };

@@ -38,6 +38,7 @@ class Product {
 
     // Computes all pieces with the other threads; what is `coming` is fetched with the last one.
     void compute(Coming coming) {
+        lay_terms_out();
         team_.each(thread_, cut_.pieces, [&](index which, bool more) {
             const Range panels = cut_.panels(weight_, which);
             const Chains chains = chains_of(which);
@@ -77,9 +78,23 @@ class Product {
         static thread_local Piece two[2];
         return two;
     }
+    static auto& term_tiles() {
+        static thread_local TermTiles tiles;
+        return tiles;
+    }
     static Stream& stream() {
         static thread_local Stream stream;
         return stream;
+    }
+
+    // Every thread does, for it is less than what is read.
+    void lay_terms_out() {
+        if constexpr (Isa::works_aside) {
+            const index last = weight_.outputs / panel_width - 1;
+            if (terms_.count)
+                terms_.lay_out(term_tiles(), rows_, block_rows<Isa>,
+                               {output_of_(0).place, output_of_(last).place + 1});
+        }
     }
 
     // Whether one block has all rows, so that every panel comes from memory when it is read.
@@ -136,7 +151,7 @@ class Product {
             };
             const auto more = [&](index first, index count, auto add) {
                 rest.terms.add_by_tiles(
-                    rest.block, count,
+                    term_tiles(), rest.block.first / block_rows<Isa>, count,
                     [&](index n) { return output_of_(factor.panels.first + first + n); }, add);
             };
             multiply_weight<Isa, Far>(shaped_, weight_, factor, meanwhile, more);

@@ -10,6 +10,10 @@
 
 namespace gw::stepping {
 
+#ifndef __AVX512BF16__
+struct TermTiles {};  // nobody has tiles
+#endif
+
 // The low-rank inputs of one site: inner (rows, ld) = scale * (x down^T), for the rows of groups.
 struct Inner {
     bf16* values;
@@ -115,11 +119,9 @@ struct Terms {
     bool replace;  // whether any has a weight of its own in the base's place
     Inner inner;
     PlaceOf place_of;
-    bool tiles = false;  // whether what does not decode has its low-rank terms by tiles
+    bool tiles = false;  // whether low-rank terms are summed by tiles
 
-    bool is_for_tiles(const Group& group, const Place& term) const {
-        return tiles && !group.decodes && term.rank && !term.weight;
-    }
+    bool is_for_tiles(const Place& term) const { return tiles && term.rank && !term.weight; }
 
     // Of the groups that have rows in a block alone.
     Terms within(Range block) const {
@@ -133,30 +135,45 @@ struct Terms {
     }
 
 #ifdef __AVX512BF16__
-    // Calls add(operand) with what tiles add to one or two panels of a block of rows.
-    template <class OutputOf, class Add>
-    void add_by_tiles(Range block, index panels, OutputOf&& output_of, Add&& add) const {
-        for (index g = 0; g < count; ++g) {
-            const auto term_of = [&](index p) -> const Place& {
-                return place_of(*groups[g].adapter, output_of(p).place);
-            };
-            Range columns{inner.ld, 0};
-            for (index p = 0; p < panels; ++p)
-                if (const Place& term = term_of(p); is_for_tiles(groups[g], term))
-                    columns = {std::min(columns.first, term.first),
-                               std::max(columns.last, term.first + term.rank)};
-            if (columns.first >= columns.last) continue;
-            const Range own = common(block, {groups[g].first, groups[g].last});
-            TermTiles both(columns, block.last - block.first);
-            both.set_rows(inner.values + own.first * inner.ld, inner.ld,
-                          {own.first - block.first, own.last - block.first});
-            for (index p = 0; p < panels; ++p) {
-                const Place& term = term_of(p);
-                const bool has = is_for_tiles(groups[g], term);
-                const index first = has ? term.first : columns.first, rank = has ? term.rank : 0;
-                both.set_panel(p, term.up + output_of(p).first * rank, {first, first + rank});
+    // Lays out the low-rank inputs of all blocks of rows for tiles, at the places of a product.
+    void lay_out(TermTiles& laid_out, index rows, index block_rows, Range places) const {
+        laid_out.clear(places);
+        for (index top = 0; top < rows; top += block_rows) {
+            const Range block{top, std::min(rows, top + block_rows)};
+            const Terms own = within(block);
+            laid_out.begin_block();
+            for (index g = 0; g < own.count; ++g) {
+                const Group& group = own.groups[g];
+                const Range its = common(block, {group.first, group.last});
+                for (index place = places.first; place < places.last; ++place) {
+                    const Place& term = place_of(*group.adapter, place);
+                    laid_out.add(inner.values + its.first * inner.ld + term.first, inner.ld,
+                                 is_for_tiles(term) ? term.rank : 0, its.first - block.first,
+                                 its.last - its.first);
+                }
             }
-            add(both.operand());
+        }
+    }
+
+    // Adds what tiles sum to one or two panels, for the groups of one block.
+    template <class OutputOf, class Add>
+    void add_by_tiles(const TermTiles& laid_out, index block, index panels, OutputOf&& output_of,
+                      Add&& add) const {
+        const Output first = output_of(0), second = output_of(panels - 1);
+        for (index g = 0; g < count; ++g) {
+            const auto panel = [&](const Output& output) {
+                const Place& term = place_of(*groups[g].adapter, output.place);
+                return term.up + output.first * term.rank;
+            };
+            const Halves halves = laid_out.of(block, g, first.place);
+            if (panels > 1 && first.place == second.place) {
+                if (halves.inputs) add(halves, panel(first), panel(second) - panel(first));
+                continue;
+            }
+            if (halves.inputs) add(halves, panel(first), 0);
+            if (panels < 2) continue;
+            const Halves others = laid_out.of(block, g, second.place);
+            if (others.inputs) add(others, panel(second), 1);
         }
     }
 #endif
@@ -180,7 +197,7 @@ struct Terms {
             for (const Chain& chain : chains) {
                 const Place& term = place_of(*groups[g].adapter, chain.output.place);
                 apply_term(piece, chain, own.first - block.first, own, term,
-                           rows_of(chain.output.place), inner, is_for_tiles(groups[g], term));
+                           rows_of(chain.output.place), inner, is_for_tiles(term));
             }
         }
     }

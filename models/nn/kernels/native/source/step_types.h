@@ -80,7 +80,6 @@ struct Model {
 struct Group {  // rows [first, last) of one adapter
     const Adapter* adapter;
     index first, last;
-    index decodes;  // whether they are rows that decode, whose terms vectors add
 };
 
 struct Span {  // rows from `first` stand at positions from `start` of one slot

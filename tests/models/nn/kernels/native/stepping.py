@@ -12,8 +12,9 @@ from torch import Tensor
 from models.nn.backbone import Backbone
 from models.nn.kernels.native import Library, library
 from models.nn.kernels.native.adapter import StepAdapter
+from models.nn.kernels.native.batch import Run
 from models.nn.kernels.native.model import StepModel
-from models.nn.kernels.native.step import Form, NativeStep, Run
+from models.nn.kernels.native.step import Form, NativeStep
 
 VOCAB, SLOTS, POSITIONS = 160, 4, 220
 SHAPES: dict[str, tuple[str, dict[str, Any]]] = {

@@ -12,8 +12,8 @@ from torch import Tensor
 from models.nn.backbone import Backbone
 from models.nn.kernels.native import library, reason
 from models.nn.kernels.native.adapter import StepAdapter, prepare
+from models.nn.kernels.native.batch import Run
 from models.nn.kernels.native.model import Unsuited
-from models.nn.kernels.native.step import Run
 from models.nn.methods import METHODS, parse_method
 from models.nn.methods.base import Method
 from models.nn.prefix import Prefix, compile_prefix
@@ -176,14 +176,16 @@ def test_tiles_give_every_kind_in_company_and_in_chunks_what_it_gets_alone(
 
 
 @pytest.mark.parametrize("form", ["vectors", pytest.param("emulated", marks=needs_avx512)])
-def test_an_adapter_with_infinite_numbers_breaks_no_other_row(
+def test_an_adapter_that_overflows_breaks_no_other_row(
     world: World, prepared: dict[str, Prepared], form: str
 ) -> None:
     stepping = World.of(world.backbone, form="emulated" if form == "emulated" else None)
     shape = world.backbone.shape
     broken = {
         place: LinearTerm(
-            down=torch.ones(3, inputs), up=torch.full((outputs, 3), torch.inf), scale=1.0
+            down=torch.full((3, inputs), 1e30),
+            up=torch.full((outputs, 3), 1e30),
+            scale=1.0,
         )
         for place, (outputs, inputs) in shape.linears.items()
         if place.endswith(("q_proj", "gate_proj"))
@@ -192,7 +194,9 @@ def test_an_adapter_with_infinite_numbers_breaks_no_other_row(
     fine = prepared["lora-0"]
     expected = advance(stepping, [fine.row(stepping, 0)], [[0, 40]])[0]
     rows = [Row(1, IDS[:9], adapter), fine.row(stepping, 0), Row(2, IDS, adapter)]
-    assert torch.equal(advance(stepping, rows, [[0, 9], [0, 40], [0, 40]])[1], expected)
+    _, found, overflown = advance(stepping, rows, [[0, 9], [0, 40], [0, 40]])
+    assert torch.equal(found, expected)
+    assert not overflown.isfinite().all()
 
 
 def test_later_logits_are_the_adapters(world: World, prepared: dict[str, Prepared]) -> None:

@@ -7,8 +7,8 @@ import torch
 
 from models.nn.backbone import Backbone
 from models.nn.kernels.native import library, reason
+from models.nn.kernels.native.batch import Run
 from models.nn.kernels.native.model import StepModel, Unsuited
-from models.nn.kernels.native.step import Run
 from models.nn.quantized import unpack
 from models.nn.weight_only import hold_in_8_bits
 from tests.models.nn.families import make_backbone as make_family
@@ -158,7 +158,7 @@ def test_a_row_that_is_no_number_stays_alone(world: World) -> None:
     [Run(4, 0, [5]), Run(0, 219, [5, 5]), Run(0, -1, [5]), Run(0, 0, [VOCAB]), Run(0, 0, [])],
 )
 def test_what_lies_outside_is_refused(world: World, bad: Run) -> None:
-    with pytest.raises(ValueError, match=r"Slot|Token"):
+    with pytest.raises(ValueError, match=r"Slot|Token|token"):
         world.step([bad])
 
 
