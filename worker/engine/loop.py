@@ -94,21 +94,16 @@ class Loop:
             self.fail(request, error)
 
     def step(self) -> bool:
-        """Admit what can be and compute one step; False if there was no work.
-
-        Its lines are delivered once the next one is under way: their readers would keep the
-        interpreter from getting it ready, but not C++ from computing it.
-        """
+        """Admit what can be, compute one step, deliver its lines; False if there was no work."""
         self._open()
         self._admit()
         step = self.scheduler.next_step()
-        if step is None:
-            self._outbox.flush()
-            return False
-        began = time.perf_counter()
-        self._run(step)
-        self._metrics.step_seconds.observe(time.perf_counter() - began)
-        return True
+        if step is not None:
+            began = time.perf_counter()
+            self._run(step)
+            self._metrics.step_seconds.observe(time.perf_counter() - began)
+        self._outbox.flush()
+        return step is not None
 
     def _open(self) -> None:
         """Give rows to requests whose adapter is here."""
@@ -190,8 +185,7 @@ class Loop:
     def _compute(self, step: Step) -> tuple[Outcome, list[Drawn]]:
         """Return what a step gives without changing any sequence; so it can be tried again."""
         digests = {item.adapter.digest for item in step.sequences if item.adapter}
-        terms = self.adapters.terms(digests)
-        outcome = self._runner.run(step, terms=terms, starting=self._outbox.flush)
+        outcome = self._runner.run(step, terms=self.adapters.terms(digests))
         draws = [self._writer.draw(choice) for choice in outcome.rows]
         if all(draw.is_likeliest for draw in draws):
             tokens = outcome.likeliest() if draws else []

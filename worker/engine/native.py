@@ -3,7 +3,7 @@
 They share the cache with the eager forward, so steps of both kinds may take turns.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 from models.nn.kernels.native import Library
@@ -47,13 +47,8 @@ class NativeRunner:
         else:
             self._adapters.pop(digest, None)
 
-    def run(
-        self, step: Step, *, terms: Mapping[str, Terms], starting: Callable[[], None]
-    ) -> Outcome | None:
-        """Compute a step, or return None: something in it is not done here.
-
-        `starting` is called when only C++ will work for a while.
-        """
+    def run(self, step: Step, *, terms: Mapping[str, Terms]) -> Outcome | None:
+        """Compute a step, or return None: something in it is not done here."""
         acting = self._acting(step, terms)
         if acting is None:
             return None
@@ -62,7 +57,7 @@ class NativeRunner:
         order = sorted(range(len(runs)), key=lambda number: id(runs[number].adapter))
         places = _places(runs, order, decodes=len(decodes))
         rows, wanted = drawing(step, places)
-        hidden = self._step([runs[number] for number in order], starting=starting)
+        hidden = self._step([runs[number] for number in order])
         return Outcome(
             rows,
             partial(hidden.logits, wanted),

@@ -3,7 +3,7 @@
 Shapes: T rows of the stream, d hidden, N rows whose logits are wanted, V vocabulary.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -44,16 +44,9 @@ class Runner:
         self._banks = Banks()
         self._graphs = graphs
 
-    def run(
-        self, step: Step, *, terms: Mapping[str, Terms], starting: Callable[[], None]
-    ) -> Outcome:
-        """Compute a step; `terms` holds, by digest, at least the adapters of its sequences.
-
-        `starting` is called when all is ready and the network is at work for a while.
-        """
-        if self._native is not None and (
-            outcome := self._native.run(step, terms=terms, starting=starting)
-        ):
+    def run(self, step: Step, *, terms: Mapping[str, Terms]) -> Outcome:
+        """Compute a step; `terms` holds, by digest, at least the adapters of its sequences."""
+        if self._native is not None and (outcome := self._native.run(step, terms=terms)):
             return outcome
         layout = lay_out(step, rows=self._blocks.rows)
         executor = self._banks.executor(
@@ -62,7 +55,6 @@ class Runner:
         backbone = self._backbone
         if step.group is not None:
             backbone = backbone.using(terms[step.group].weights)
-        starting()
         hidden_td = self._hidden(backbone, layout, executor=executor, group=step.group)
         call = _Call(backbone, executor, hidden_td)
         places = Places(

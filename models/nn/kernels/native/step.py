@@ -4,7 +4,7 @@ Shapes: T rows of the stream, N rows whose logits are wanted, d hidden, V vocabu
 """
 
 import ctypes
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -52,13 +52,10 @@ class NativeStep:
         self._logits = getattr(library.handle, f"gw_logits_{form}")
         self._buffer = torch.empty(0)
 
-    def __call__(
-        self, runs: Sequence[Run], *, starting: Callable[[], None] = lambda: None
-    ) -> Hidden:
+    def __call__(self, runs: Sequence[Run]) -> Hidden:
         """Compute the rows of the runs, one behind the other; runs of one adapter best adjacent.
 
-        Keys and values are written to the cache. `starting` is called when all is ready and only
-        C++ will work for a while, without the interpreter.
+        Keys and values are written to the cache.
         ValueError for a token, slot or position that there is not.
         """
         for run in runs:
@@ -68,7 +65,6 @@ class NativeStep:
             raise ValueError(f"Token ids are those below {self.model.record.vocabulary}.")
         hidden_td = torch.empty(len(batch.ids), self.model.record.hidden, dtype=torch.bfloat16)
         batch.record.hidden = hidden_td.data_ptr()
-        starting()
         self._run(ctypes.byref(self.model.record), ctypes.byref(batch.record))
         return Hidden(self, hidden_td, batch)
 
