@@ -29,7 +29,7 @@ class Batch:
         self._held: list[Any] = []
         slots: list[int] = []
         positions: list[int] = []
-        spans: list[int] = []  # `Span` is five integers
+        spans: list[int] = []  # five integers each, the fields of `Span`
         for slot, start, ids, adapter, decodes in runs:
             count = len(ids)
             spans += (slot, len(self.ids), count, start, decodes)
@@ -69,7 +69,7 @@ class Batch:
 
     def _groups(self, parts: Iterable[tuple[StepAdapter | None, int]]) -> tuple[int, int]:
         """Return address and length of the groups of adjacent rows that one adapter acts on."""
-        found: list[int] = []  # `Group` is three integers
+        found: list[int] = []  # three integers each, the fields of `Group`
         first, before = 0, None
         for adapter, rows in parts:
             if adapter is not None and adapter is before:

@@ -1,4 +1,4 @@
-"""The records of `source/step_types.h`, field by field."""
+"""The records of `source/step_types.h`, field by field; `batch.py` fills `Group` and `Span`."""
 
 import ctypes
 from ctypes import Structure, c_float, c_int32, c_int64, c_void_p
@@ -128,18 +128,6 @@ class Model(_Record):
         ("epsilon", c_float),
         ("scale", c_float),
     ]
-
-
-class Group(_Record):
-    """Rows [first, last) of one adapter."""
-
-    _fields_ = [("adapter", c_void_p), ("first", c_int64), ("last", c_int64)]
-
-
-class Span(_Record):
-    """Rows from `first`, which stand at positions from `start` of one slot."""
-
-    _fields_ = [(name, c_int64) for name in ("slot", "first", "count", "start", "decodes")]
 
 
 class Batch(_Record):

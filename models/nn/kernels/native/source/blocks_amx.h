@@ -81,9 +81,8 @@ struct Amx {
     };
 
     // The sums (rows, ld) of at most `most_rows` rows; calls meanwhile() for every `step` inputs,
-    // and for every one or two panels more(first, panels, add), which may call add(halves, panel,
-    // one of them) or add(halves, first panel, stride to the second) for what else their sums have.
-    // Panels that come from memory, `Far`, are fetched a little ahead, and what follows them.
+    // and for every one or two panels more(first, panels, adder), which adds what else their sums
+    // have: see `Adder`. Panels that come from memory, `Far`, are fetched a little ahead, and what follows them.
     template <bool Far, class Packed, class Meanwhile, class More>
     static void multiply_into(Shaped& shaped, float* sums, index ld, index panels, index rows,
                               const OperandOf<bf16, Packed>& given, Meanwhile&& meanwhile,
@@ -94,7 +93,7 @@ struct Amx {
             const index wide = std::min<index>(most_panels, panels - p);
             block(wide, rows, sums + p * panel_width, ld, [&](auto add) {
                 add(std::bool_constant<Far>{}, all, given.panel(p), meanwhile);
-                more(p, wide, Also{});
+                more(p, wide, Adder{});
             });
         }
     }
@@ -132,16 +131,20 @@ struct Amx {
         done.hand_on(done.left(), store);
     }
 
-   private:
-    struct Also {
-        void operator()(const Halves& rows, const bf16* panel, int which) const {
-            which ? add_halves<1, 1>(rows, panel, 0) : add_halves<0, 1>(rows, panel, 0);
+    // Adds to the sums of one of the panels at work, or with two panels to those of both.
+    struct Adder {
+        void to_first(const Halves& rows, const bf16* panel) const {
+            add_halves<0, 1>(rows, panel, 0);
         }
-        void operator()(const Halves& rows, const bf16* panels, index stride) const {
+        void to_second(const Halves& rows, const bf16* panel) const {
+            add_halves<1, 1>(rows, panel, 0);
+        }
+        void to_both(const Halves& rows, const bf16* panels, index stride) const {
             add_halves<0, 2>(rows, panels, stride);
         }
     };
 
+   private:
     struct Rows {
         const bf16* x;
         index ld, next;  // from one row to the next, and from some inputs to the next ones

@@ -149,10 +149,10 @@ class Product {
                 ahead();
                 do_one();
             };
-            const auto more = [&](index first, index count, auto add) {
+            const auto more = [&](index first, index count, const auto& adder) {
                 rest.terms.add_by_tiles(
                     term_tiles(), rest.block.first / block_rows<Isa>, count,
-                    [&](index n) { return output_of_(factor.panels.first + first + n); }, add);
+                    [&](index n) { return output_of_(factor.panels.first + first + n); }, adder);
             };
             multiply_weight<Isa, Far>(shaped_, weight_, factor, meanwhile, more);
         } else {

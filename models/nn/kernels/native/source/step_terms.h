@@ -6,13 +6,13 @@
 
 #ifdef __AVX512BF16__
 #include "step_term_tiles.h"
+#else
+namespace gw::stepping {
+struct TermTiles {};  // nobody has tiles
+}  // namespace gw::stepping
 #endif
 
 namespace gw::stepping {
-
-#ifndef __AVX512BF16__
-struct TermTiles {};  // nobody has tiles
-#endif
 
 // The low-rank inputs of one site: inner (rows, ld) = scale * (x down^T), for the rows of groups.
 struct Inner {
@@ -156,9 +156,9 @@ struct Terms {
     }
 
     // Adds what tiles sum to one or two panels, for the groups of one block.
-    template <class OutputOf, class Add>
+    template <class OutputOf, class Adder>
     void add_by_tiles(const TermTiles& laid_out, index block, index panels, OutputOf&& output_of,
-                      Add&& add) const {
+                      const Adder& adder) const {
         const Output first = output_of(0), second = output_of(panels - 1);
         for (index g = 0; g < count; ++g) {
             const auto panel = [&](const Output& output) {
@@ -167,13 +167,14 @@ struct Terms {
             };
             const Halves halves = laid_out.of(block, g, first.place);
             if (panels > 1 && first.place == second.place) {
-                if (halves.inputs) add(halves, panel(first), panel(second) - panel(first));
+                if (halves.inputs)
+                    adder.to_both(halves, panel(first), panel(second) - panel(first));
                 continue;
             }
-            if (halves.inputs) add(halves, panel(first), 0);
+            if (halves.inputs) adder.to_first(halves, panel(first));
             if (panels < 2) continue;
             const Halves others = laid_out.of(block, g, second.place);
-            if (others.inputs) add(others, panel(second), 1);
+            if (others.inputs) adder.to_second(others, panel(second));
         }
     }
 #endif

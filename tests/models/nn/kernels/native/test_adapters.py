@@ -158,7 +158,7 @@ def test_tiles_carry_adapters_too(world: World, prepared: dict[str, Prepared], c
 def test_tiles_give_every_kind_in_company_and_in_chunks_what_it_gets_alone(
     world: World, prepared: dict[str, Prepared]
 ) -> None:
-    """A prompt's terms are summed by tiles, a drawn token's by vectors, whoever is beside."""
+    """Whoever is beside, for others' rows are zeros in the tiles of an adapter's terms."""
     tiles = World.of(world.backbone, form="emulated")
     drawn = [37, 38, 39, 40]
 
