@@ -22,6 +22,7 @@ from obstore.store import LocalStore, from_url
 
 from core.bases import hash_file
 from core.errors import Corrupt, NotFound, StorageFull, Unavailable
+from core.pace import give_way
 
 PIECE = 1024 * 1024
 MANIFEST = "tree-manifest.json"
@@ -36,7 +37,7 @@ class Files(NamedTuple):
     def verify(self) -> None:
         """Raise `Corrupt` unless every file is the one that was stored; any thread may."""
         for name, content in self.content.items():
-            if hashlib.sha256(content).hexdigest() != self.hashes[name]:
+            if _hash(content) != self.hashes[name]:
                 raise Corrupt(f"Stored object {self.hashes[name][:12]} does not match its hash.")
 
 
@@ -162,13 +163,11 @@ class Store:
             return bytearray().join(self._stream(key))
         with _typed_errors(key), (self._local / key).open("rb", buffering=0) as stream:
             content = bytearray(os.fstat(stream.fileno()).st_size)
-            read = stream.readinto(content)
-            while 0 < read < len(content):
-                with memoryview(content) as view:
-                    more = stream.readinto(view[read:])
-                if not more:
-                    break  # cut short since: the hash will say it
-                read += more
+            read = 0
+            with memoryview(content) as view:
+                while more := stream.readinto(view[read : read + PIECE]):
+                    read += more  # one cut short since has another hash
+                    give_way()
         return content
 
     def _stream(self, key: str) -> Iterator[bytes]:
@@ -190,6 +189,15 @@ class Store:
                 obstore.delete(self._objects, key)
         except NotFound:
             return
+
+
+def _hash(content: bytearray) -> str:
+    seen = hashlib.sha256()
+    with memoryview(content) as view:
+        for start in range(0, len(view), PIECE):
+            seen.update(view[start : start + PIECE])
+            give_way()
+    return seen.hexdigest()
 
 
 def _blob(digest: str) -> str:

@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from core.pace import give_way
+
 DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -28,6 +30,8 @@ DTYPES = {
 }
 LONGEST_HEADER = 100_000_000
 _LENGTH_BYTES = 8
+_PIECE = 1024 * 1024
+"""Numbers that are cast without giving way."""
 
 
 def read_tensors(content: bytearray) -> dict[str, Tensor]:
@@ -74,7 +78,10 @@ def cast_adjacent(tensors: Sequence[Tensor], dtype: torch.dtype) -> dict[int, Te
     flat = as_one(tensors)
     if flat is None or flat.dtype == dtype:
         return {}
-    cast = flat.to(dtype)
+    cast = torch.empty_like(flat, dtype=dtype)
+    for source, target in zip(flat.split(_PIECE), cast.split(_PIECE), strict=True):
+        target.copy_(source)
+        give_way()
     ordered = sorted(tensors, key=Tensor.storage_offset)
     pieces = torch.split(cast, [tensor.numel() for tensor in ordered])
     return {

@@ -16,7 +16,7 @@ from core.errors import Corrupt, GraftworkError, InvalidRequest, NotFound, Unava
 from core.store import Files
 from models.nn.terms import Terms
 from models.wire import AdapterRef
-from worker.engine.helper import stand_back, use_one_core
+from worker.engine.helper import Pace, use_one_core
 from worker.engine.metrics import Metrics
 from worker.engine.resident import Loader, Prepared, Resident
 
@@ -61,11 +61,12 @@ class AdapterCache:
         self._doomed: set[str] = set()
         """Those of them that were dropped meanwhile."""
         self._parked: dict[str, Resident] = {}
+        self.pace = Pace()
         self._hashing = ThreadPoolExecutor(
-            FETCHES_AT_ONCE, thread_name_prefix="hash", initializer=stand_back
+            FETCHES_AT_ONCE, thread_name_prefix="hash", initializer=self.pace.keep
         )
         self._helpers = ThreadPoolExecutor(
-            FETCHES_AT_ONCE, thread_name_prefix="fetch", initializer=_begin_helper
+            FETCHES_AT_ONCE, thread_name_prefix="fetch", initializer=self._begin_helper
         )
 
     def ready(self, adapter: AdapterRef) -> bool:
@@ -122,6 +123,10 @@ class AdapterCache:
         """Stop fetching."""
         self._helpers.shutdown(wait=True, cancel_futures=True)
         self._hashing.shutdown(wait=True)
+
+    def _begin_helper(self) -> None:
+        self.pace.keep()
+        use_one_core()
 
     def _fetch_in_helper(self, adapter: AdapterRef) -> None:
         try:
@@ -195,11 +200,6 @@ class AdapterCache:
         self._forget_fetch(digest)
         self._evicted(digest)
         self._failed(digest, error)
-
-
-def _begin_helper() -> None:
-    stand_back()
-    use_one_core()
 
 
 def _explain(adapter: AdapterRef, error: Exception) -> GraftworkError:

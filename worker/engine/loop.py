@@ -98,6 +98,7 @@ class Loop:
         self._open()
         self._admit()
         step = self.scheduler.next_step()
+        self.adapters.pace.hurried = step is not None
         if step is not None:
             began = time.perf_counter()
             self._run(step)

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from core.pace import give_way
 from models.nn.kernels.native import PANEL_WIDTH, Library
 
 LARGE_PAGE = 2 * 1024 * 1024
@@ -39,6 +40,7 @@ class Arena:
         panels = self._take((packed + behind) * 2).view(torch.bfloat16)
         panels[packed:] = 0
         self._library.pack_into(panels[:packed], weight_nk)
+        give_way()
         return panels.data_ptr()
 
     def pack_int8(self, weight_nk: Tensor) -> int:
