@@ -79,7 +79,7 @@ def cast_adjacent(tensors: Sequence[Tensor], dtype: torch.dtype) -> dict[int, Te
     if flat is None or flat.dtype == dtype:
         return {}
     cast = torch.empty_like(flat, dtype=dtype)
-    for source, target in zip(flat.split(_PIECE), cast.split(_PIECE), strict=True):
+    for source, target in zip(torch.split(flat, _PIECE), torch.split(cast, _PIECE), strict=True):
         target.copy_(source)
         give_way()
     ordered = sorted(tensors, key=Tensor.storage_offset)
