@@ -1,18 +1,20 @@
 """AdamW over float32 masters, and the learning rate as a plain function of the step."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import accumulate, pairwise
 from math import ceil, cos, pi
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from models.nn.methods.base import Method
 from models.spec import LoopSpec
 
 _STEP = "step"
 _MOMENTS = ("exp_avg", "exp_avg_sq")
+_LARGE = 2**16
+"""A tensor of so many numbers is not joined with others."""
 
 
 def rate_factor(step: int, *, loop: LoopSpec, total_steps: int) -> float:
@@ -34,41 +36,50 @@ def rate_factor(step: int, *, loop: LoopSpec, total_steps: int) -> float:
 class Optimizer:
     """AdamW (Loshchilov and Hutter, arXiv 1711.05101) with the norm of all gradients clipped.
 
-    All tensors become views of one buffer and their gradients of another, so that a step is a few
-    passes over memory however many tensors there are.
+    Small tensors become views of one buffer and their gradients of another, so that a step is a few
+    passes over memory however many there are. Large ones stay as they are, and have a gradient only
+    when there is one: what is kept must be set to zero and added to, which are passes of their own.
     """
 
     def __init__(self, tensors: Mapping[str, Tensor], *, method: Method, loop: LoopSpec) -> None:
-        trained = {name: tensor for name, tensor in tensors.items() if method.is_trained(name)}
         self._loop = loop
         names: dict[float, list[str]] = {}
-        for name in trained:
-            names.setdefault(method.learning_rate_scale(name), []).append(name)
+        for name in tensors:
+            if method.is_trained(name):
+                names.setdefault(method.learning_rate_scale(name), []).append(name)
         self._scales = list(names)
-        ordered = {name: trained[name] for same in names.values() for name in same}
-        values = torch.cat([tensor.detach().flatten() for tensor in ordered.values()])
-        self._gradients = torch.zeros_like(values)
+        self._large: list[Tensor] = []
+        self._gradients: list[Tensor] = []
+        """Of all others, joined."""
         self._places: dict[str, _Place] = {}
-        groups, start = [], 0
-        for index, same in enumerate(names.values()):
-            sizes = [trained[name].numel() for name in same]
-            group = slice(start, start + sum(sizes))
-            groups.append(nn.Parameter(values[group]))
-            groups[-1].grad = self._gradients[group]
-            bounds = pairwise(accumulate(sizes, initial=0))
-            for name, (first, last) in zip(same, bounds, strict=True):
-                tensor = trained[name]
-                self._places[name] = _Place(index, slice(first, last), tensor.shape)
-                tensor.data = values[start + first : start + last].view(tensor.shape)
-                tensor.grad = self._gradients[start + first : start + last].view(tensor.shape)
-            start = group.stop
-        self._groups = groups
+        groups = [self._group({name: tensors[name] for name in same}) for same in names.values()]
         self._adamw = torch.optim.AdamW(
-            [{"params": [group]} for group in groups],
+            [{"params": group} for group in groups],
             lr=loop.learning_rate,
             weight_decay=loop.weight_decay,
             fused=True,
         )
+
+    def _group(self, tensors: Mapping[str, Tensor]) -> list[Tensor]:
+        """Return what AdamW takes for tensors that are learnt at one rate."""
+        small = {name: tensor for name, tensor in tensors.items() if tensor.numel() < _LARGE}
+        large = {name: tensor for name, tensor in tensors.items() if name not in small}
+        for name, tensor in large.items():
+            self._places[name] = _Place(tensor, slice(None), tensor.shape)
+        self._large += large.values()
+        return [*large.values(), *([self._join(small)] if small else [])]
+
+    def _join(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        """Move tensors into one, and their gradients into its gradient."""
+        values = torch.cat([tensor.detach().flatten() for tensor in tensors.values()])
+        gradients = values.grad = torch.zeros_like(values)
+        bounds = pairwise(accumulate((t.numel() for t in tensors.values()), initial=0))
+        for (name, tensor), (first, last) in zip(tensors.items(), bounds, strict=True):
+            self._places[name] = _Place(values, slice(first, last), tensor.shape)
+            tensor.data = values[first:last].view(tensor.shape)
+            tensor.grad = gradients[first:last].view(tensor.shape)
+        self._gradients.append(gradients)
+        return values
 
     def learning_rate(self, step: int, *, total_steps: int) -> float:
         """Return the rate of `step` (from 0) before any scale of a single tensor."""
@@ -82,8 +93,8 @@ class Optimizer:
         Returns the norm of the mean's. The division is part of the step, in float32: folded into
         bfloat16 gradients it would bias them, and apart it would be passes over all memory.
         """
-        gradients = [group.grad for group in self._groups if group.grad is not None]
-        norm = nn.utils.get_total_norm(gradients) / labelled_tokens
+        given = [tensor.grad for tensor in self._large if tensor.grad is not None]
+        norm = _norm([*given, *self._gradients]) / labelled_tokens
         shrink = (norm / self._loop.max_grad_norm).clamp(min=1.0)
         self._adamw.grad_scale = shrink * labelled_tokens  # type: ignore[attr-defined]  # as of GradScaler
         return norm
@@ -96,41 +107,49 @@ class Optimizer:
         self.forget()
 
     def forget(self) -> None:
-        """Set the gradients to zero."""
-        self._gradients.zero_()
+        """Have no gradients."""
+        for tensor in self._large:
+            tensor.grad = None
+        for gradient in self._gradients:
+            gradient.zero_()
 
     def state(self) -> dict[str, Tensor]:
         """Return the moments under `<kind>.<tensor name>`; nothing before the first step."""
         state: dict[str, Tensor] = {}
         for name, place in self._places.items():
-            held = self._adamw.state[self._groups[place.group]]
+            held = self._adamw.state[place.parameter]
             if held:
                 state[f"{_STEP}.{name}"] = held[_STEP].clone()
                 state |= {f"{kind}.{name}": place.of(held[kind]) for kind in _MOMENTS}
         return state
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Take over what `state` returned; nothing before the first step."""
-        if not state:
-            return
-        for group in self._groups:
-            moments = {kind: torch.zeros_like(group.detach()) for kind in _MOMENTS}
-            self._adamw.state[group] = moments
+        """Take over what `state` returned."""
         for name, place in self._places.items():
-            group = self._groups[place.group]
-            held = self._adamw.state[group]
-            held[_STEP] = state[f"{_STEP}.{name}"].to(group.device, copy=True)
+            if f"{_STEP}.{name}" not in state:
+                continue
+            parameter = place.parameter
+            held = self._adamw.state[parameter]
+            held[_STEP] = state[f"{_STEP}.{name}"].to(parameter.device, copy=True)
             for kind in _MOMENTS:
+                if kind not in held:
+                    held[kind] = torch.zeros_like(parameter.detach())
                 place.of(held[kind]).copy_(state[f"{kind}.{name}"])
 
 
-class _Place(NamedTuple):
-    """Where a tensor lies in its group."""
+def _norm(gradients: Sequence[Tensor]) -> Tensor:
+    """Return the norm of all; by the rows of each, which several threads share."""
+    rows = [torch.linalg.vector_norm(gradient, dim=-1).flatten() for gradient in gradients]
+    return torch.linalg.vector_norm(torch.cat(rows))
 
-    group: int
+
+class _Place(NamedTuple):
+    """Where a tensor lies in what AdamW takes."""
+
+    parameter: Tensor
     elements: slice
     shape: torch.Size
 
     def of(self, value: Tensor) -> Tensor:
-        """Return the tensor's part of a value of the group."""
-        return value[self.elements].view(self.shape)
+        """Return the tensor's part of something that has a number for each of the parameter's."""
+        return value.view(-1)[self.elements].view(self.shape)

@@ -78,7 +78,7 @@ def test_restored_moments_go_on_to_the_bit():
     assert copy["a"].item() == tensors["a"].item()
 
 
-def test_tensors_and_moments_keep_their_names_and_shapes_in_one_buffer():
+def test_small_tensors_are_joined_by_rate_and_all_keep_their_names_and_shapes():
     class Scaled(type(LORA)):
         def is_trained(self, name):
             return name != "frozen"
@@ -87,7 +87,7 @@ def test_tensors_and_moments_keep_their_names_and_shapes_in_one_buffer():
             return 3.0 if name == "b" else 1.0
 
     generator = torch.Generator().manual_seed(0)
-    sizes = {"a": (2, 3), "b": (4,), "frozen": (5,), "c": (1, 7)}
+    sizes = {"a": (2, 3), "b": (4,), "frozen": (5,), "c": (1, 7), "large": (256, 256)}
     tensors = {
         name: torch.randn(size, generator=generator, requires_grad=name != "frozen")
         for name, size in sizes.items()
@@ -106,8 +106,11 @@ def test_tensors_and_moments_keep_their_names_and_shapes_in_one_buffer():
         optimizer.step(0.1)
         expected.step()
         expected.zero_grad()
-    storages = {tensors[name].untyped_storage().data_ptr() for name in alone}
-    assert len(storages) == 1
+    storages = {name: tensors[name].untyped_storage().data_ptr() for name in alone}
+    assert storages["a"] == storages["c"]
+    assert len(set(storages.values())) == 3
+    assert tensors["large"].grad is None
+    assert not tensors["a"].grad.any()
     state = optimizer.state()
     assert state.keys() == {
         f"{kind}.{name}" for kind in ("step", "exp_avg", "exp_avg_sq") for name in alone
@@ -115,3 +118,32 @@ def test_tensors_and_moments_keep_their_names_and_shapes_in_one_buffer():
     for name, tensor in alone.items():
         torch.testing.assert_close(tensors[name], tensor)
         torch.testing.assert_close(state[f"exp_avg.{name}"], expected.state[tensor]["exp_avg"])
+
+
+def test_the_norm_of_many_numbers_is_precise():
+    tensor = torch.zeros(4096, 4096, requires_grad=True)
+    optimizer = Optimizer({"a": tensor}, method=LORA, loop=loop())
+    gradient = torch.rand(tensor.shape, generator=torch.Generator().manual_seed(0))
+    (tensor * gradient).sum().backward()
+    expected = gradient.double().square().sum().sqrt().item()
+    assert optimizer.normalise(1).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_large_tensor_without_a_gradient_stays_as_it_is_through_a_checkpoint():
+    def make(values):
+        tensors = {name: value.clone().requires_grad_() for name, value in values.items()}
+        return tensors, Optimizer(tensors, method=LORA, loop=loop(weight_decay=0.1))
+
+    first = {"used": torch.ones(2**16), "unused": torch.ones(2**16)}
+    tensors, optimizer = make(first)
+    for _ in range(2):
+        tensors["used"].sum().backward()
+        optimizer.normalise(1)
+        optimizer.step(0.1)
+        state = optimizer.state()
+        assert "exp_avg.unused" not in state
+        tensors, optimizer = make({name: tensor.detach() for name, tensor in tensors.items()})
+        optimizer.restore(state)
+    assert torch.equal(tensors["unused"], first["unused"])
+    assert optimizer.state()["step.used"] == 2
+    assert not torch.equal(tensors["used"], first["used"])
