@@ -140,7 +140,8 @@ class Optimizer:
 def _norm(gradients: Sequence[Tensor]) -> Tensor:
     """Return the norm of all; by the rows of each, which several threads share."""
     rows = [torch.linalg.vector_norm(gradient, dim=-1).flatten() for gradient in gradients]
-    return torch.linalg.vector_norm(torch.cat(rows))
+    total: Tensor = torch.linalg.vector_norm(torch.cat(rows))
+    return total
 
 
 class _Place(NamedTuple):
