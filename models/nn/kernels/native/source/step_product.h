@@ -34,6 +34,7 @@ class Product {
           terms_(terms),
           finish_(finish) {
         terms_.tiles = Isa::works_aside && !weight.matrix.scales;
+        terms_.look(places());
     }
 
     // Computes all pieces with the other threads; what is `coming` is fetched with the last one.
@@ -89,12 +90,13 @@ class Product {
 
     // Every thread does, for it is less than what is read.
     void lay_terms_out() {
-        if constexpr (Isa::works_aside) {
-            const index last = weight_.outputs / panel_width - 1;
-            if (terms_.count)
-                terms_.lay_out(term_tiles(), rows_, block_rows<Isa>,
-                               {output_of_(0).place, output_of_(last).place + 1});
-        }
+        if constexpr (Isa::works_aside)
+            if (terms_.count) terms_.lay_out(term_tiles(), rows_, block_rows<Isa>, places());
+    }
+
+    Range places() const {
+        const index last = weight_.outputs / panel_width - 1;
+        return {output_of_(0).place, output_of_(last).place + 1};
     }
 
     // Whether one block has all rows, so that every panel comes from memory when it is read.
@@ -150,9 +152,10 @@ class Product {
                 do_one();
             };
             const auto more = [&](index first, index count, const auto& adder) {
-                rest.terms.add_by_tiles(
-                    term_tiles(), rest.block.first / block_rows<Isa>, count,
-                    [&](index n) { return output_of_(factor.panels.first + first + n); }, adder);
+                if (!terms_.count) return;
+                const auto output = [&](index n) { return output_of_(factor.panels.first + n); };
+                term_tiles().add_to(adder, rest.block.first / block_rows<Isa>, count,
+                                    output(first), output(first + count - 1));
             };
             multiply_weight<Isa, Far>(shaped_, weight_, factor, meanwhile, more);
         } else {
@@ -187,8 +190,9 @@ class Product {
                     float* sums = piece.at(row - block.first, p - panels.first);
                     store(sums, weight_.finish(load(sums), p));
                 }
-        terms.apply(piece, block, now, chains,
-                    [&](int place) { return Rows{input_of_(place), weight_.inputs}; });
+        if (terms.apart)
+            terms.apply(piece, block, now, chains,
+                        [&](int place) { return Rows{input_of_(place), weight_.inputs}; });
         summed.first = now.last;
     }
 

@@ -10,6 +10,7 @@
 
 #include "blocks_amx.h"
 #include "scratch.h"
+#include "step_types.h"
 
 namespace gw::stepping {
 
@@ -20,36 +21,62 @@ class TermTiles {
         places_ = places;
         values_.clear();
         entries_.clear();
-        blocks_.clear();
+        blocks_.assign(1, 0);
     }
-    void begin_block() { blocks_.push_back(entries_.size()); }
+    void end_block() { blocks_.push_back(entries_.size()); }
 
-    // Adds a group of the block that was begun, at its next place: the `rank` values of its own
-    // rows, which it has `from` some row of the block on.
-    void add(const bf16* values, index ld, index rank, index from, index count) {
-        Entry& entry = entries_.emplace_back(Entry{padded_to(rank, input_step), {-1, -1}});
-        for (index half = 0; half < 2 && rank > 0; ++half) {
+    // Adds a group of the next block, at its next place: what its term there reads of its
+    // own rows, which it has `from` some row of the block on.
+    void add(const Place& term, const bf16* values, index ld, index from, index count) {
+        const index inputs = padded_to(term.rank, input_step);
+        Entry& entry = entries_.emplace_back(Entry{term.up, term.rank, inputs, {-1, -1}});
+        for (index half = 0; half < 2; ++half) {
             const index first = std::max(from, 16 * half);
             const index last = std::min(from + count, 16 * half + 16);
             if (first >= last) continue;
             const index at = entry.halves[half] = values_.size();
             values_.resize(at + 16 * entry.inputs);
             for (index r = first; r < last; ++r)
-                put(values + (r - from) * ld, rank, values_.data() + at + r % 16 * input_step);
+                put(values + (r - from) * ld, term.rank, values_.data() + at + r % 16 * input_step);
         }
     }
 
-    Halves of(index block, index group, int place) const {
+    // Adds nothing: a group has no such term at its next place.
+    void skip() { entries_.push_back(Entry{}); }
+
+    // Adds the terms of all groups of a block to the sums of one or two panels.
+    template <class Adder>
+    void add_to(const Adder& adder, index block, index panels, Output first, Output second) const {
         const index places = places_.last - places_.first;
-        const Entry& entry = entries_[blocks_[block] + group * places + place - places_.first];
-        const auto half = [&](index at) { return at < 0 ? nullptr : values_.data() + at; };
-        return {half(entry.halves[0]), half(entry.halves[1]), entry.inputs};
+        const Entry* entry = entries_.data() + blocks_[block];
+        const Entry* last = entries_.data() + blocks_[block + 1];
+        for (; entry < last; entry += places) {
+            const Entry& one = entry[first.place - places_.first];
+            if (panels > 1 && first.place == second.place) {
+                if (one.rank)
+                    adder.to_both(halves(one), one.panel(first.first),
+                                  (second.first - first.first) * one.rank);
+                continue;
+            }
+            if (one.rank) adder.to_first(halves(one), one.panel(first.first));
+            if (panels < 2) continue;
+            const Entry& other = entry[second.place - places_.first];
+            if (other.rank) adder.to_second(halves(other), other.panel(second.first));
+        }
     }
 
    private:
     struct Entry {
-        index inputs, halves[2];  // where among the values sixteen rows begin, or -1
+        const bf16* up = nullptr;
+        index rank = 0, inputs = 0, halves[2] = {-1, -1};  // where sixteen rows begin, or -1
+
+        const bf16* panel(index output) const { return up + output * rank; }
     };
+
+    Halves halves(const Entry& entry) const {
+        const auto half = [&](index at) { return at < 0 ? nullptr : values_.data() + at; };
+        return {half(entry.halves[0]), half(entry.halves[1]), entry.inputs};
+    }
 
     static void put(const bf16* values, index rank, bf16* target) {
         for (index k = 0; k < rank; k += input_step, target += 16 * input_step) {
@@ -62,7 +89,7 @@ class TermTiles {
     Range places_{};
     Aligned<bf16> values_;
     std::vector<Entry> entries_;
-    std::vector<index> blocks_;
+    std::vector<index> blocks_;  // where the entries of each begin, and those of the last end
 };
 
 }  // namespace gw::stepping

@@ -120,6 +120,20 @@ struct Terms {
     Inner inner;
     PlaceOf place_of;
     bool tiles = false;  // whether low-rank terms are summed by tiles
+    bool apart = true;   // whether there are others than those
+
+    // Looks what there is at the places of a product.
+    void look(Range places) {
+        bool any = apart = false;
+        for (index g = 0; g < count; ++g)
+            for (index place = places.first; place < places.last; ++place) {
+                const Place& term = place_of(*groups[g].adapter, place);
+                any |= term.rank > 0;
+                apart |= term.weight || term.output_scale || term.bias ||
+                         (term.rank && !is_for_tiles(term));
+            }
+        if (!any && !apart) count = 0;
+    }
 
     bool is_for_tiles(const Place& term) const { return tiles && term.rank && !term.weight; }
 
@@ -141,40 +155,19 @@ struct Terms {
         for (index top = 0; top < rows; top += block_rows) {
             const Range block{top, std::min(rows, top + block_rows)};
             const Terms own = within(block);
-            laid_out.begin_block();
             for (index g = 0; g < own.count; ++g) {
                 const Group& group = own.groups[g];
                 const Range its = common(block, {group.first, group.last});
                 for (index place = places.first; place < places.last; ++place) {
                     const Place& term = place_of(*group.adapter, place);
-                    laid_out.add(inner.values + its.first * inner.ld + term.first, inner.ld,
-                                 is_for_tiles(term) ? term.rank : 0, its.first - block.first,
-                                 its.last - its.first);
+                    if (is_for_tiles(term))
+                        laid_out.add(term, inner.values + its.first * inner.ld + term.first,
+                                     inner.ld, its.first - block.first, its.last - its.first);
+                    else
+                        laid_out.skip();
                 }
             }
-        }
-    }
-
-    // Adds what tiles sum to one or two panels, for the groups of one block.
-    template <class OutputOf, class Adder>
-    void add_by_tiles(const TermTiles& laid_out, index block, index panels, OutputOf&& output_of,
-                      const Adder& adder) const {
-        const Output first = output_of(0), second = output_of(panels - 1);
-        for (index g = 0; g < count; ++g) {
-            const auto panel = [&](const Output& output) {
-                const Place& term = place_of(*groups[g].adapter, output.place);
-                return term.up + output.first * term.rank;
-            };
-            const Halves halves = laid_out.of(block, g, first.place);
-            if (panels > 1 && first.place == second.place) {
-                if (halves.inputs)
-                    adder.to_both(halves, panel(first), panel(second) - panel(first));
-                continue;
-            }
-            if (halves.inputs) adder.to_first(halves, panel(first));
-            if (panels < 2) continue;
-            const Halves others = laid_out.of(block, g, second.place);
-            if (others.inputs) adder.to_second(others, panel(second));
+            laid_out.end_block();
         }
     }
 #endif
