@@ -31,7 +31,7 @@ DTYPES = {
 LONGEST_HEADER = 100_000_000
 _LENGTH_BYTES = 8
 _PIECE = 1024 * 1024
-"""Numbers that are cast without giving way."""
+"""Numbers that are gone through without giving way."""
 
 
 def read_tensors(content: bytearray) -> dict[str, Tensor]:
@@ -97,8 +97,9 @@ def largest(tensors: Iterable[Tensor]) -> float:
     held = [tensor for tensor in tensors if tensor.numel()]
     flat = as_one(held)
     ends: dict[torch.dtype, list[Tensor]] = {}
-    for tensor in held if flat is None else [flat]:
+    for tensor in held if flat is None else torch.split(flat, _PIECE):
         ends.setdefault(tensor.dtype, []).extend(torch.aminmax(tensor))
+        give_way()
     stacked = [torch.stack(same).double() for same in ends.values()]
     return float(torch.cat(stacked).abs().amax()) if stacked else 0.0
 

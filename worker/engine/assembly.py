@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -40,6 +41,28 @@ class Assembly:
     threads: Threads
     form: str
     """What computes steps, in a few words."""
+
+    def describe(self) -> dict[str, Any]:
+        """Say what is served and what is in memory; any thread may ask."""
+        return {
+            "base": self.manifest.id,
+            "base_digest": self.manifest.digest,
+            "dtype": str(self.backbone.dtype).removeprefix("torch."),
+            "step": self.form,
+            "context": self.context,
+            "rows": len(self.loop.scheduler.running),
+            "waiting": self.loop.waiting,
+            "resident": [
+                {
+                    "digest": digest,
+                    "kind": resident.kind,
+                    "bytes": resident.bytes,
+                    "prefix_rows": resident.footing.rows,
+                    "pins": resident.pins,
+                }
+                for digest, resident in self.loop.adapters.residents()
+            ],
+        }
 
 
 def assemble(

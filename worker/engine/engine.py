@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 import structlog
 import torch
 
-from core.errors import InvalidRequest, Unavailable
+from core.errors import Unavailable
 from core.memory import keep_freed_memory
 from core.settings import Settings
 from core.store import Store
@@ -40,9 +40,9 @@ from models.wire import (
 from worker.engine.assembly import Assembly, assemble
 from worker.engine.generation import Generation
 from worker.engine.inspect import inspect
-from worker.engine.intake import read_input, read_prompt, read_sampling, token_limit
+from worker.engine.intake import check_inputs, read_prompt, read_sampling, token_limit
 from worker.engine.metrics import Metrics
-from worker.engine.reading import Reading, Reply, name_of
+from worker.engine.reading import Reading, Reply
 from worker.engine.request import Outbox, Request
 
 SWITCH_SECONDS = 0.0005
@@ -146,28 +146,8 @@ class Engine:
         ready = opened is not None and not self._draining and not self._dead
         if opened is None:
             return {"ready": ready}
-        scheduler, residents = opened.loop.scheduler, opened.loop.adapters.residents()
-        return {
-            "ready": ready,
-            "base": opened.manifest.id,
-            "base_digest": opened.manifest.digest,
-            "dtype": str(opened.backbone.dtype).removeprefix("torch."),
-            "quantization": self._settings.engine.quantization,
-            "step": opened.form,
-            "context": opened.context,
-            "rows": len(scheduler.running),
-            "waiting": opened.loop.waiting,
-            "resident": [
-                {
-                    "digest": digest,
-                    "kind": resident.kind,
-                    "bytes": resident.bytes,
-                    "prefix_rows": resident.footing.rows,
-                    "pins": resident.pins,
-                }
-                for digest, resident in residents
-            ],
-        }
+        quantization = self._settings.engine.quantization
+        return {"ready": ready, "quantization": quantization, **opened.describe()}
 
     def _serving(self) -> Assembly:
         """Return what serves; raises `Unavailable` when nothing does."""
@@ -231,24 +211,19 @@ class Engine:
         rows = min(len(order.inputs), self._settings.engine.rows)
         with self._room(rows):
             loop = asyncio.get_running_loop()
-            await loop.run_in_executor(self._intake, partial(self._check_inputs, order, opened))
+            check = partial(
+                check_inputs,
+                order.inputs,
+                renderer=opened.renderer,
+                vocab=opened.backbone.shape.vocab,
+                context=opened.context,
+            )
+            await loop.run_in_executor(self._intake, check)
             reading = Reading(
                 adapter=order.adapter, tenant=order.tenant, loop=loop, rows=rows, order=order
             )
             with self._working_on(reading, opened):
                 return await reading.result()
-
-    def _check_inputs(self, order: EmbedRequest | ClassifyRequest, opened: Assembly) -> None:
-        if not order.inputs:
-            raise InvalidRequest("Give at least one input.", code="invalid_prompt", param="inputs")
-        for index, source in enumerate(order.inputs):
-            read_input(
-                source,
-                renderer=opened.renderer,
-                vocab=opened.backbone.shape.vocab,
-                context=opened.context,
-                param=name_of(index),
-            )
 
     def _run(self) -> None:
         try:

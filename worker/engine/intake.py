@@ -1,5 +1,6 @@
 """From a posted request to token ids and limits, refused here if it can never be served."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic import ValidationError
@@ -40,8 +41,22 @@ def read_prompt(source: Input, *, renderer: Renderer, vocab: int, context: int) 
     return ids or [renderer.eos_id]
 
 
-def read_input(source: Input, *, renderer: Renderer, vocab: int, context: int, param: str) -> None:
-    """Refuse an input that can never be read; what its tokens are depends on its adapter."""
+def check_inputs(inputs: Sequence[Input], *, renderer: Renderer, vocab: int, context: int) -> None:
+    """Refuse inputs that can never be read; what their tokens are depends on their adapter."""
+    if not inputs:
+        raise InvalidRequest("Give at least one input.", code="invalid_prompt", param="inputs")
+    for index, source in enumerate(inputs):
+        _check_input(source, renderer=renderer, vocab=vocab, context=context, param=name_of(index))
+
+
+def name_of(index: int) -> str:
+    """Return what errors call an input."""
+    return f"inputs[{index}]"
+
+
+def _check_input(
+    source: Input, *, renderer: Renderer, vocab: int, context: int, param: str
+) -> None:
     check_forms(source, names="text, ids and messages", param=param)
     if source.ids is not None:
         check_ids(source.ids, vocab=vocab, param=param)

@@ -14,7 +14,7 @@ from models.nn.chat import Renderer
 from models.nn.head import class_logits
 from models.wire import ClassifyReply, ClassifyRequest, EmbedReply, EmbedRequest, Input
 from worker.engine.demonstrations import Shown, render
-from worker.engine.intake import empty_input
+from worker.engine.intake import empty_input, name_of
 from worker.engine.request import Request
 from worker.engine.sequence import Excerpt, Footing
 
@@ -167,11 +167,6 @@ class Classifying(_Pooling):
             scores=[self.scores[index] for index in places],
             tokens=[self.tokens[index] for index in places],
         )
-
-
-def name_of(index: int) -> str:
-    """Return what errors call an input."""
-    return f"inputs[{index}]"
 
 
 def require_fit(index: int, tokens: int, *, context: int) -> None:

@@ -1,6 +1,7 @@
 // The products for processors with AMX-BF16, and their form without its instructions for tests.
 #include "gemm.h"
 #include "tiles_amx.h"
+#include "tiles_emulated.h"
 
 using namespace gw;
 

@@ -1,6 +1,7 @@
 // The step for processors with AMX-BF16, and its form without its instructions for tests.
 #include "step.h"
 #include "tiles_amx.h"
+#include "tiles_emulated.h"
 
 using namespace gw;
 using namespace gw::stepping;

@@ -1,6 +1,6 @@
 // The products of training by tiles whose instructions are emulated, for a test of their use.
 #include "attend.h"
-#include "blocks_amx.h"
+#include "tiles_emulated.h"
 #include "cross_entropy.h"
 #include "project_gradient.h"
 
