@@ -26,7 +26,7 @@ types: .venv/.installed
 test: .venv/.installed
 	$(BIN)/python -m pytest
 
-bench: .venv/.installed
+bench: setup
 	$(BIN)/python -m benchmarks.train $(if $(DATA),--data $(DATA))
 	$(BIN)/python -m benchmarks.serve $(if $(DATA),--data $(DATA))
 	$(BIN)/python -m benchmarks.kernels

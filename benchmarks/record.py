@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+import sys
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 
 from benchmarks.sides import ROOT
 from models.nn.backbone import pick_dtype
+from models.nn.kernels.native import reason
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("torch", "transformers", "peft", "graftwork")
@@ -33,6 +35,11 @@ def gather(packages: Sequence[str] = PACKAGES) -> dict[str, Any]:
     }
 
 
+def announce() -> None:
+    """Say by what our sides compute: kernels that were not built cost most of what is measured."""
+    print(f"Our sides compute by {reason()}.", file=sys.stderr, flush=True)
+
+
 def describe_machine() -> dict[str, Any]:
     """Return the machine, and how busy it is with other work."""
     return {
@@ -42,6 +49,7 @@ def describe_machine() -> dict[str, Any]:
         "load": load(),
         "dtype": dtype(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "kernels": reason(),
     }
 
 

@@ -28,6 +28,7 @@ TOLERANCE = 0.02
 def main() -> None:
     """Measure every op and leave the figures."""
     options = read_options()
+    record.announce()
     if options.threads:
         torch.set_num_threads(options.threads)
     table = ops(torch.device("cpu"))

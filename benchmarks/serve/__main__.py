@@ -39,6 +39,7 @@ RATIOS = (
 def main() -> None:
     """Measure what the command line asks for, and leave the results."""
     options = read_options()
+    record.announce()
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="graftwork-bench-") as folder:
         world = make_world(Path(folder), data=options.data, seed=options.seed)

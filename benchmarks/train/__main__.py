@@ -22,6 +22,7 @@ from core.settings import Settings
 def main() -> None:
     """Run the parts that the command line asks for, and leave their figures."""
     options = read_options()
+    record.announce()
     began = time.monotonic()
     found: dict[str, JSON] = {}
     with ExitStack() as stack:
