@@ -10,7 +10,7 @@
 
 #include "blocks_amx.h"
 #include "scratch.h"
-#include "step_types.h"
+#include "step_piece.h"
 
 namespace gw::stepping {
 
