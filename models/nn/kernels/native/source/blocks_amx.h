@@ -82,7 +82,8 @@ struct Amx {
 
     // The sums (rows, ld) of at most `most_rows` rows; calls meanwhile() for every `step` inputs,
     // and for every one or two panels more(first, panels, adder), which adds what else their sums
-    // have: see `Adder`. Panels that come from memory, `Far`, are fetched a little ahead, and what follows them.
+    // have: see `Adder`. Panels that come from memory, `Far`, are fetched a little ahead, and what
+    // follows them.
     template <bool Far, class Packed, class Meanwhile, class More>
     static void multiply_into(Shaped& shaped, float* sums, index ld, index panels, index rows,
                               const OperandOf<bf16, Packed>& given, Meanwhile&& meanwhile,
