@@ -45,6 +45,12 @@ struct Done {
     }
 };
 
+// What is read once by tiles while the other side is read again and again, from the first cache:
+// rows, or panels, or panels that come from memory.
+enum class Passing { rows, panels, memory };
+template <Passing which>
+using Pass = std::integral_constant<Passing, which>;
+
 template <class Tiles>
 struct Amx {
     static constexpr index most_rows = 32;
@@ -93,7 +99,7 @@ struct Amx {
         for (index p = 0; p < panels; p += most_panels) {
             const index wide = std::min<index>(most_panels, panels - p);
             block(wide, rows, sums + p * panel_width, ld, [&](auto add) {
-                add(std::bool_constant<Far>{}, all, given.panel(p), meanwhile);
+                add(Pass<Far ? Passing::memory : Passing::rows>{}, all, given.panel(p), meanwhile);
                 more(p, wide, Adder{});
             });
         }
@@ -122,8 +128,8 @@ struct Amx {
                 const auto meanwhile = [&] { done.hand_on(count, store); };
                 const index wide = std::min<index>(most_panels, panels - p);
                 block(wide, here, sums[turn], 32, [&](auto add) {
-                    add(std::false_type{}, one, first.panel(p), meanwhile);
-                    add(std::false_type{}, two, more.panel(p), meanwhile);
+                    add(Pass<Passing::panels>{}, one, first.panel(p), meanwhile);
+                    add(Pass<Passing::panels>{}, two, more.panel(p), meanwhile);
                 });
                 done.hand_on(done.left(), store);
                 done = {sums[turn], top, p, here, wide};
@@ -209,8 +215,8 @@ struct Amx {
         if constexpr (P > 1) Tiles::template zero<1>();
         if constexpr (Lower) Tiles::template zero<2>();
         if constexpr (Lower && P > 1) Tiles::template zero<3>();
-        act([](auto far, const Rows& rows, const auto& panels, auto&& meanwhile) {
-            add<P, Lower, far>(rows, panels, meanwhile);
+        act([](auto passing, const Rows& rows, const auto& panels, auto&& meanwhile) {
+            add<P, Lower, passing>(rows, panels, meanwhile);
         });
         Tiles::template store<0>(sums, ld * 4);
         if constexpr (P > 1) Tiles::template store<1>(sums + panel_width, ld * 4);
@@ -231,20 +237,30 @@ struct Amx {
                 _mm_prefetch(next + i, _MM_HINT_T0);
     }
 
-    template <int P, bool Lower, bool Far, class Packed, class Meanwhile>
+    // Loads a tile, past the first cache if what is there should stay.
+    template <int T, bool Past>
+    static void load(const bf16* source, index bytes) {
+        if constexpr (Past)
+            Tiles::template load_past<T>(source, bytes);
+        else
+            Tiles::template load<T>(source, bytes);
+    }
+
+    template <int P, bool Lower, Passing passing, class Packed, class Meanwhile>
     static void add(const Rows& rows, const OperandOf<bf16, Packed>& given, Meanwhile& meanwhile) {
         for (index k = 0; k < given.inputs; k += step) {
             const bf16* x = rows.x + k / step * rows.next;
             const Packed* panel = given.panels + k * panel_width;
             alignas(64) bf16 wide[2][step * panel_width];
-            if constexpr (Far) fetch<P>(given, k);
-            Tiles::template load<4>(x, rows.ld * 2);
-            Tiles::template load<6>(tile(panel, wide[0]), 64);
+            if constexpr (passing == Passing::memory) fetch<P>(given, k);
+            load<4, passing == Passing::rows>(x, rows.ld * 2);
+            load<6, passing == Passing::panels>(tile(panel, wide[0]), 64);
             Tiles::template add<0, 4, 6>();
-            if constexpr (P > 1) Tiles::template load<7>(tile(panel + given.stride, wide[1]), 64);
+            if constexpr (P > 1)
+                load<7, passing == Passing::panels>(tile(panel + given.stride, wide[1]), 64);
             if constexpr (P > 1) Tiles::template add<1, 4, 7>();
             if constexpr (Lower) {
-                Tiles::template load<5>(x + 16 * rows.ld, rows.ld * 2);
+                load<5, passing == Passing::rows>(x + 16 * rows.ld, rows.ld * 2);
                 Tiles::template add<2, 5, 6>();
                 if constexpr (P > 1) Tiles::template add<3, 5, 7>();
             }

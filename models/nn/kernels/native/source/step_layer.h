@@ -86,7 +86,7 @@ void add_to_residual(State& state, index l, int sublayer, const Weight& weight,
         };
     };
     state.product<Isa>(
-        l, weight, state.coming(following),
+        l, weight, state.coming<Isa>(following),
         [&](index panel) { return Output{place, panel * panel_width}; }, [&](int) { return x; },
         add);
     if (narrow) apply_bottlenecks(state, l, sublayer);
@@ -111,7 +111,7 @@ void project_feed(State& state, index l) {
             }
         };
     };
-    state.product<Isa>(l, state.gate_up(l), state.coming(state.down(l)), output, input, gate);
+    state.product<Isa>(l, state.gate_up(l), state.coming<Isa>(state.down(l)), output, input, gate);
 }
 
 }  // namespace gw::stepping

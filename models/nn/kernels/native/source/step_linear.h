@@ -69,19 +69,52 @@ void multiply_weight(typename Isa::Shaped& shaped, const Weight& weight, const F
         multiply(widened(weight.panels<std::int8_t>(panels.first), count * panel_width * inputs));
 }
 
-// Panels of a weight that are computed together, and read at one go.
+// How a product is divided among threads: by panels, a few of which are read at one go, and of
+// many rows by these too, for a thread to read again what it has written.
 struct Cut {
-    Cut(const Weight& weight, int threads)
-        : units(weight.outputs / panel_width / weight.unit),
-          pieces(std::min(units, padded_to((units + most_panels / weight.unit - 1) /
-                                            (most_panels / weight.unit), threads))) {}
+    // Of a weight for some rows.
+    template <class Isa>
+    static Cut of(const Weight& weight, index rows, int threads) {
+        const bool many = rows >= threads * worth_sharing;
+        return {weight, at_once<Isa>(rows), threads, many ? threads : 1, block_rows<Isa>};
+    }
 
-    const index units, pieces;
+    const index units, pieces, parts;
 
     Range panels(const Weight& weight, index piece) const {
         const Range own = share(units, piece, pieces);
         return {own.first * weight.unit, own.last * weight.unit};
     }
+
+    // Whole blocks, as far as there are rows.
+    Range rows(index all, index part) const {
+        const Range own = share((all + block - 1) / block, part, parts);
+        return {own.first * block, std::min(own.last * block, all)};
+    }
+
+    // The piece that a thread begins with.
+    index first(int thread, int threads) const {
+        return parts > 1 ? 0 : share(pieces, thread, threads).first;
+    }
+
+   private:
+    // Rows a thread, from which on a weight is read by all threads sooner than it is used.
+    static constexpr index worth_sharing = 128;
+
+    // Panels of a piece; where many blocks of rows pass by, those that stay in the first cache.
+    template <class Isa>
+    static index at_once(index rows) {
+        return Isa::works_aside && rows > block_rows<Isa> ? Isa::most_panels : most_panels;
+    }
+
+    Cut(const Weight& weight, index most, int threads, index parts, index block)
+        : units(weight.outputs / panel_width / weight.unit),
+          pieces(std::min(units, padded_to((units + most / weight.unit - 1) / (most / weight.unit),
+                                           threads))),
+          parts(parts),
+          block(block) {}
+
+    const index block;
 };
 
 struct Coming {  // memory that is read soon

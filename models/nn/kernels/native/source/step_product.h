@@ -2,7 +2,7 @@
 //
 // A thread computes pieces of a few panels by a block of rows, so an output is written by one
 // thread alone, which also applies the adapters' terms to it and hands it to whatever comes next.
-// All rows go through a piece before the next one is read.
+// All rows go through a piece before the next one is read, or all of a thread's own (`Cut`).
 #pragma once
 
 #include <optional>
@@ -13,6 +13,14 @@
 #include "step_terms.h"
 
 namespace gw::stepping {
+
+// Has a value made where it is to lie. A copy would read what was stored a moment ago in other
+// sizes, which waits until all stores before it are done, those of tiles among them.
+template <class Make>
+struct InPlace {
+    Make make;
+    operator std::invoke_result_t<const Make&>() const { return make(); }
+};
 
 // `output_of(panel)` names what a panel is, `input_of(place)` gives the rows that a place reads,
 // and `finish(rows, first panel, panels)` what takes a piece, a row's number in it, and the row's
@@ -28,7 +36,7 @@ class Product {
           thread_(thread),
           weight_(weight),
           rows_(rows),
-          cut_(weight, team.size),
+          cut_(Cut::of<Isa>(weight, rows, team.size)),
           output_of_(output_of),
           input_of_(input_of),
           terms_(terms),
@@ -40,19 +48,22 @@ class Product {
     // Computes all pieces with the other threads; what is `coming` is fetched with the last one.
     void compute(Coming coming) {
         lay_terms_out();
-        team_.each(thread_, cut_.pieces, [&](index which, bool more) {
-            const Range panels = cut_.panels(weight_, which);
+        team_.each(thread_, cut_.parts * cut_.pieces, [&](index i, bool more) {
+            const index which = i % cut_.pieces;
+            const Range rows = cut_.rows(rows_, i / cut_.pieces), panels = cut_.panels(weight_, which);
             const Chains chains = chains_of(which);
-            fetch(which, more, coming, chains);
-            for (index top = 0; top < rows_; top += block_rows<Isa>) {
-                if (Isa::works_aside) turn_ = 1 - turn_;
-                Piece& piece = pieces()[turn_];
-                const Range block{top, std::min(top + block_rows<Isa>, rows_)};
-                Rest rest{piece, panels, block, terms_.within(block), chains,
-                          finish_(block, panels.first, panels.last - panels.first), block};
-                sum(rest);
+            fetch(which, more, coming, chains, rows.last - rows.first);
+            for (index top = rows.first; top < rows.last; top += block_rows<Isa>) {
+                const Range block{top, std::min(top + block_rows<Isa>, rows.last)};
+                turn_ = 1 - turn_;
+                Piece& piece = pieces()[Isa::works_aside ? turn_ : 0];
+                Rest& rest = rests_[turn_].emplace(InPlace{[&] {
+                    return Rest{piece, panels, block, terms_.within(block), chains,
+                                finish_(block, panels.first, panels.last - panels.first), block};
+                }});
+                sum(panels, block, piece);
                 do_all();
-                rest_.emplace(std::move(rest));
+                rest_ = &rest;
                 if (!Isa::works_aside || terms_.replace) do_all();
             }
         });
@@ -108,7 +119,7 @@ class Product {
     }
 
     // Names what is fetched while a piece is computed.
-    void fetch(index which, bool more, Coming coming, const Chains& chains) {
+    void fetch(index which, bool more, Coming coming, const Chains& chains, index rows) {
         Stream& ahead = stream();
         ahead.clear();
         if (asked_ != which) terms_.fetch(ahead, chains);
@@ -122,40 +133,40 @@ class Product {
         }
         const Range panels = cut_.panels(weight_, which);
         const index across = (panels.last - panels.first + Isa::most_panels - 1) / Isa::most_panels;
-        const index down = (rows_ + Isa::most_rows - 1) / Isa::most_rows;
-        ahead.spread(across * down * (weight_.inputs / Isa::step), far());
+        const index down = (rows + Isa::most_rows - 1) / Isa::most_rows;
+        const index steps = across * (weight_.inputs / Isa::step);
+        at_once_ = (block_rows<Isa> + steps - 1) / steps;
+        ahead.spread(down * steps, far());
     }
 
     // The sums of a block; panels that read the same rows are computed together.
-    void sum(const Rest& rest) {
-        const auto [panels, block] = std::pair(rest.panels, rest.block);
+    void sum(Range panels, Range block, Piece& piece) {
         for (index p = panels.first; p < panels.last;) {
             const bf16* x = input_of_(output_of_(p).place);
             index q = p + 1;
             while (q < panels.last && input_of_(output_of_(q).place) == x) ++q;
             const Factor factor{x + block.first * weight_.inputs, block.last - block.first, {p, q},
-                                rest.piece.at(0, p - panels.first)};
+                                piece.at(0, p - panels.first)};
             if (far())
-                multiply<Isa::works_aside>(factor, rest);
+                multiply<Isa::works_aside>(factor, block.first / block_rows<Isa>);
             else
-                multiply<false>(factor, rest);
+                multiply<false>(factor, block.first / block_rows<Isa>);
             p = q;
         }
     }
 
     template <bool Far>
-    void multiply(const Factor& factor, const Rest& rest) {
+    void multiply(const Factor& factor, index block) {
         Stream& ahead = stream();
         if constexpr (Isa::works_aside) {
             const auto meanwhile = [&] {
                 ahead();
-                do_one();
+                do_some();
             };
             const auto more = [&](index first, index count, const auto& adder) {
                 if (!terms_.count) return;
                 const auto output = [&](index n) { return output_of_(factor.panels.first + n); };
-                term_tiles().add_to(adder, rest.block.first / block_rows<Isa>, count,
-                                    output(first), output(first + count - 1));
+                term_tiles().add_to(adder, block, count, output(first), output(first + count - 1));
             };
             multiply_weight<Isa, Far>(shaped_, weight_, factor, meanwhile, more);
         } else {
@@ -163,10 +174,11 @@ class Product {
         }
     }
 
-    void do_one() {
+    void do_some() {
         if (!rest_ || rest_->next == rest_->block.last) return;
-        complete(rest_->next + 1, few);
-        take(rest_->next + 1);
+        const index last = std::min(rest_->next + at_once_, rest_->block.last);
+        complete(last, few);
+        take(last);
     }
     void do_all() {
         if (!rest_ || rest_->next == rest_->block.last) return;
@@ -205,9 +217,11 @@ class Product {
     const InputOf& input_of_;
     Terms<PlaceOf> terms_;
     const Finish& finish_;
-    std::optional<Rest> rest_;
+    std::optional<Rest> rests_[2];
+    Rest* rest_ = nullptr;
     typename Isa::Shaped shaped_;
     index asked_ = -1;  // the piece whose terms have been asked for
+    index at_once_ = 1;  // rows that are finished beside one step of a block
     int turn_ = 0;
 };
 

@@ -123,9 +123,10 @@ struct State {
     Weight after(index l) const { return l + 1 < m.depth ? qkv(l + 1) : head(); }
 
     // What this thread reads first of a weight.
+    template <class Isa>
     Coming coming(const Weight& weight) const {
-        const Cut cut(weight, team.size);
-        return coming_piece(weight, cut, share(cut.pieces, thread, team.size).first);
+        const Cut cut = Cut::of<Isa>(weight, b.rows, team.size);
+        return coming_piece(weight, cut, cut.first(thread, team.size));
     }
 
     template <class Isa, class OutputOf, class InputOf, class Finish>

@@ -19,6 +19,12 @@ struct TileUnit {
         __asm__ volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(source), "r"(stride), "i"(T)
                          : "memory");
     }
+    // The same, past the first cache, for others to stay in it.
+    template <int T>
+    static void load_past(const void* source, index stride) {
+        __asm__ volatile("tileloaddt1 (%0,%1,1), %%tmm%c2" ::"r"(source), "r"(stride), "i"(T)
+                         : "memory");
+    }
     template <int T>
     static void store(void* target, index stride) {
         __asm__ volatile("tilestored %%tmm%c2, (%0,%1,1)" ::"r"(target), "r"(stride), "i"(T)

@@ -21,6 +21,10 @@ struct EmulatedTiles {
             __builtin_memcpy(bytes[T][r], static_cast<const char*>(source) + r * stride, 64);
     }
     template <int T>
+    static void load_past(const void* source, index stride) {
+        load<T>(source, stride);
+    }
+    template <int T>
     static void store(void* target, index stride) {
         for (int r = 0; r < shape.rows[T]; ++r)
             __builtin_memcpy(static_cast<char*>(target) + r * stride, bytes[T][r], 64);

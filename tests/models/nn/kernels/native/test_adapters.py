@@ -60,6 +60,9 @@ CASES = {
 }
 
 
+SHARING = ["lora-0", "bottleneck-0", "ia3-0"]
+
+
 @dataclass(frozen=True)
 class Prepared:
     """An adapter, and what its slots hold before its rows begin."""
@@ -173,6 +176,24 @@ def test_tiles_give_every_kind_in_company_and_in_chunks_what_it_gets_alone(
         together = advance(tiles, rows, [*bounds, [0, 11, 12, 40]])
         for case, found in zip(chosen, together, strict=False):
             assert torch.equal(found, advance(tiles, [row(case, 0)], [[0, *drawn]])[0]), case
+
+
+@pytest.mark.parametrize("form", ["vectors", pytest.param("emulated", marks=needs_avx512)])
+def test_threads_that_share_the_rows_of_long_prompts_do_not_change_a_bit(
+    world: World, prepared: dict[str, Prepared], form: str
+) -> None:
+    stepping = World.of(world.backbone, form="emulated" if form == "emulated" else None)
+    before = torch.get_num_threads()
+    results = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        own = [prepared[case].row(stepping, slot) for slot, case in enumerate(SHARING)]
+        rows = [replace(row, ids=drawn_ids(150, seed=row.slot)) for row in own]
+        rows.append(Row(SLOTS - 1, drawn_ids(140)))
+        results.append(advance(stepping, rows, [[0, len(row.ids)] for row in rows]))
+    torch.set_num_threads(before)
+    for found in results[1:]:
+        assert all(map(torch.equal, found, results[0]))
 
 
 @pytest.mark.parametrize("form", ["vectors", pytest.param("emulated", marks=needs_avx512)])
