@@ -22,6 +22,8 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
     messages: list[dict[str, Any]] | None = None
     prompt: str | None = None
     prompt_ids: list[int] | None = None
+    stream: bool = True
+    """Whether every token is told as it comes; if not, many are told together."""
 
 
 class Input(msgspec.Struct, frozen=True, kw_only=True):

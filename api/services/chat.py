@@ -36,6 +36,7 @@ def plan(body: ChatRequest, target: Target, *, limits: LimitSettings) -> Generat
     return GenerateRequest(
         adapter=target.adapter,
         tenant=target.tenant,
+        stream=bool(body.stream),
         messages=turns(body.messages),
         sampling=sampling(
             body,

@@ -35,6 +35,7 @@ def plan(body: TextRequest, target: Target, *, limits: LimitSettings) -> list[Ge
         GenerateRequest(
             adapter=target.adapter,
             tenant=target.tenant,
+            stream=bool(body.stream),
             sampling=drawn,
             prompt=prompt if isinstance(prompt, str) else None,
             prompt_ids=None if isinstance(prompt, str) else prompt,

@@ -45,7 +45,6 @@ class Driver:
             "seconds": time.perf_counter() - began,
             "tokens": [row.tokens for row in rows],
             "texts": [row.text for row in rows],
-            "first": [row.arrivals[0] - began for row in rows],
             **self._stopwatch.take(),
         }
 
@@ -58,6 +57,7 @@ class Driver:
                 digest=self._digests[name] if name else None,
                 tokens=order["tokens"],
                 with_ids=order.get("with_ids", False),
+                stream=order.get("stream", True),
             )
             for row, ids, name in zip(rows, order["prompts"], order["adapters"], strict=True)
         ]

@@ -42,17 +42,18 @@ def take_turns(
 ) -> tuple[dict[str, Measured], list[Order]]:
     """Give every side the same orders, one side at a time; return what came and the orders.
 
-    Before that, each answers an order of `warm` tokens a row that is not counted.
+    Nobody reads along: whole answers are what the peers give. Before that, each side answers an
+    order of `warm` tokens a row that is not counted.
     """
     first = make()
     for side in sides.values():
-        side.ask(first.posted(tokens=warm))
+        side.ask(first.posted(tokens=warm, stream=False))
     measured = {name: Measured() for name in sides}
     orders = [make() for _ in range(repeats)]
     for number, order in enumerate(orders):
         turn = list(sides.items())
         for name, side in turn if number % 2 == 0 else reversed(turn):
-            reply = side.ask(order.posted())
+            reply = side.ask(order.posted(stream=False))
             measured[name].seconds.append(reply["seconds"])
             measured[name].rates.append(order.generated / reply["seconds"])
             measured[name].replies.append(reply)

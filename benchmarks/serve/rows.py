@@ -45,10 +45,12 @@ async def fill(
     digest: str | None,
     tokens: int,
     with_ids: bool = False,
+    stream: bool = True,
 ) -> None:
     """Ask for greedy tokens and put down what comes; raises if the request fails."""
     request = GenerateRequest(
         prompt_ids=ids,
+        stream=stream,
         adapter=None if digest is None else AdapterRef(name=digest[:12], digest=digest),
         sampling={
             "temperature": 0,

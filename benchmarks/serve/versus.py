@@ -98,7 +98,11 @@ def compare(
     measured, orders = take_turns(what, sides, make=make, repeats=repeats)
     last = orders[-1]
     tokens = {name: side.replies[-1]["tokens"] for name, side in measured.items()}
-    named = {name: sides[name].ask(last.posted(with_ids=True)) for name in sides if name in NAMING}
+    named = {
+        name: sides[name].ask(last.posted(with_ids=True, stream=False))
+        for name in sides
+        if name in NAMING
+    }
     tokens |= {name: reply["tokens"] for name, reply in named.items()}
     return {
         "sides": figures_of(measured),

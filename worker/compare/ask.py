@@ -111,6 +111,7 @@ class Asked:
             GenerateRequest(
                 sampling=sampling.model_dump(),
                 adapter=self._adapter,
+                stream=False,
                 messages=question.messages,
                 prompt=question.text,
             )

@@ -6,7 +6,6 @@ otherwise computes steps. Without work it sleeps.
 
 import asyncio
 import gc
-import queue
 import secrets
 import sys
 import tempfile
@@ -39,6 +38,7 @@ from models.wire import (
 )
 from worker.engine.assembly import Assembly, assemble
 from worker.engine.generation import Generation
+from worker.engine.inbox import Inbox
 from worker.engine.inspect import inspect
 from worker.engine.intake import check_inputs, read_prompt, read_sampling, token_limit
 from worker.engine.metrics import Metrics
@@ -66,11 +66,13 @@ class Engine:
         self._settings = settings
         self._store = store or Store(settings.store)
         self._died = died
-        self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._inbox = Inbox()
         self._outbox = Outbox()
         self._opened: Assembly | None = None
         self._draining = self._closing = self._dead = False
         self._rows_out = 0
+        self._coming = 0
+        """Requests that are being read."""
         self._intake = ThreadPoolExecutor(1, thread_name_prefix="intake")
         self._thread = threading.Thread(target=self._run, name="torch", daemon=True)
 
@@ -180,11 +182,17 @@ class Engine:
         finally:
             self._inbox.put(partial(opened.loop.cancel, request))
 
+    async def _take_in(self, read: Callable[[], ReplyT]) -> ReplyT:
+        """Read a request in a thread of its own, for a long prompt takes a while."""
+        self._coming += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._intake, read)
+        finally:
+            self._coming -= 1
+
     async def _prepare(
         self, request: GenerateRequest, *, sampling: SamplingSpec, opened: Assembly
     ) -> Generation:
-        """Tokenise in a thread of its own, for a long prompt takes a while."""
-        loop = asyncio.get_running_loop()
         source = Input(messages=request.messages, text=request.prompt, ids=request.prompt_ids)
         read = partial(
             read_prompt,
@@ -193,24 +201,24 @@ class Engine:
             vocab=opened.backbone.shape.vocab,
             context=opened.context,
         )
-        prompt = await loop.run_in_executor(self._intake, read)
+        prompt = await self._take_in(read)
         token_limit(len(prompt), sampling=sampling, context=opened.context)
         return Generation(
             adapter=request.adapter,
             tenant=request.tenant,
-            loop=loop,
+            loop=asyncio.get_running_loop(),
             rows=sampling.n,
             source=source,
             prompt=prompt,
             sampling=sampling,
             seed=secrets.randbits(63) if sampling.seed is None else sampling.seed,
+            stream=request.stream,
         )
 
     async def _read(self, order: EmbedRequest | ClassifyRequest) -> Reply:
         opened = self._serving()
         rows = min(len(order.inputs), self._settings.engine.rows)
         with self._room(rows):
-            loop = asyncio.get_running_loop()
             check = partial(
                 check_inputs,
                 order.inputs,
@@ -218,9 +226,13 @@ class Engine:
                 vocab=opened.backbone.shape.vocab,
                 context=opened.context,
             )
-            await loop.run_in_executor(self._intake, check)
+            await self._take_in(check)
             reading = Reading(
-                adapter=order.adapter, tenant=order.tenant, loop=loop, rows=rows, order=order
+                adapter=order.adapter,
+                tenant=order.tenant,
+                loop=asyncio.get_running_loop(),
+                rows=rows,
+                order=order,
             )
             with self._working_on(reading, opened):
                 return await reading.result()
@@ -240,7 +252,9 @@ class Engine:
                 while not self._closing:
                     if worked := opened.loop.step():
                         opened.threads.work()
-                    self._run_posted(wait=not worked)
+                    self._inbox.run(wait=not worked)
+                    if not worked:
+                        self._inbox.gather(lambda: self._coming > 0)
             self._fail_all(_stopping())
             opened.loop.adapters.close()
         except Exception as error:
@@ -250,16 +264,6 @@ class Engine:
             self._died()
         finally:
             gc.unfreeze()
-
-    def _run_posted(self, *, wait: bool) -> None:
-        """Run what was posted meanwhile; with `wait`, sleep until something is.
-
-        What that posts has its turn after the next step.
-        """
-        if wait:
-            self._inbox.get()()
-        for _ in range(self._inbox.qsize()):
-            self._inbox.get()()
 
     def _fail_all(self, error: Unavailable) -> None:
         if self._opened is not None:

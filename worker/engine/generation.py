@@ -27,6 +27,8 @@ class Generation(Request):
     """Its tokens; an adapter that shows demonstrations puts them before when it is opened."""
     sampling: SamplingSpec
     seed: int
+    stream: bool = True
+    """Whether somebody reads along."""
     started: bool = False
     completion_tokens: int = 0
     cached_tokens: int = 0

@@ -186,9 +186,10 @@ class Loop:
     def _compute(self, step: Step) -> tuple[Outcome, list[Drawn]]:
         """Return what a step gives without changing any sequence; so it can be tried again."""
         digests = {item.adapter.digest for item in step.sequences if item.adapter}
-        outcome = self._runner.run(step, terms=self.adapters.terms(digests))
-        draws = [self._writer.draw(choice) for choice in outcome.rows]
-        if all(draw.is_likeliest for draw in draws):
+        draws = [self._writer.draw(choice) for choice in step.drawing()]
+        greedy = all(draw.is_likeliest for draw in draws)
+        outcome = self._runner.run(step, terms=self.adapters.terms(digests), greedy=greedy)
+        if greedy:
             tokens = outcome.likeliest() if draws else []
             return outcome, [Drawn(max(token, 0), finite=token >= 0) for token in tokens]
         return outcome, sample(outcome.logits(), draws=draws)
@@ -213,7 +214,7 @@ class Loop:
                     self._close(row)
             elif isinstance(row, Choice) and row.slot is not None:
                 self._writer.echo(row, chunk, scores.get(chunk, []))
-        for choice, token in zip(outcome.rows, drawn, strict=True):
+        for choice, token in zip(step.drawing(), drawn, strict=True):
             if choice.slot is not None:
                 self._take(choice, token)
         self._metrics.tokens.labels("completion").inc(len(drawn))

@@ -47,7 +47,9 @@ class NativeRunner:
         else:
             self._adapters.pop(digest, None)
 
-    def run(self, step: Step, *, terms: Mapping[str, Terms]) -> Outcome | None:
+    def run(
+        self, step: Step, *, terms: Mapping[str, Terms], greedy: bool = False
+    ) -> Outcome | None:
         """Compute a step, or return None: something in it is not done here."""
         acting = self._acting(step, terms)
         if acting is None:
@@ -56,10 +58,9 @@ class NativeRunner:
         runs = decodes + [_prefill(chunk, acting) for chunk in step.chunks]
         order = sorted(range(len(runs)), key=lambda number: id(runs[number].adapter))
         places = _places(runs, order, decodes=len(decodes))
-        rows, wanted = drawing(step, places)
-        hidden = self._step([runs[number] for number in order])
+        wanted = drawing(step, places)
+        hidden = self._step([runs[number] for number in order], likeliest=wanted if greedy else ())
         return Outcome(
-            rows,
             partial(hidden.logits, wanted),
             partial(hidden.likeliest, wanted),
             score_chunks(hidden.logits, step, places),

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from worker.engine.sampler import Asked, Drawn, score
 from worker.engine.scheduler import Chunk, Step
-from worker.engine.sequence import Choice
 
 Logits = Callable[[list[int]], Tensor]
 """Computes (N, V) float32 for rows of the stream."""
@@ -24,11 +23,10 @@ SCORED_AT_ONCE = 64
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a step gives: rows that draw a token, and what was read."""
+    """What a step gives to draw tokens from, and what was read."""
 
-    rows: list[Choice]
     logits: Callable[[], Tensor]
-    """Computes their logits, (N, V) float32."""
+    """Computes those of the rows that draw, (N, V) float32."""
     likeliest: Callable[[], list[int]]
     """Or, cheaper, finds the first of the largest of each; -1 where not all are numbers."""
     scores: list[tuple[Chunk, list[Drawn]]]
@@ -54,14 +52,10 @@ class _Wanted(NamedTuple):
     chunk: int
 
 
-def drawing(step: Step, places: Places) -> tuple[list[Choice], list[int]]:
-    """Return the sequences that draw a token in this step, and the rows they draw it from."""
-    rows, wanted = list(step.decodes), list(places.decodes)
-    for chunk, (_, last) in zip(step.chunks, places.chunks, strict=True):
-        if chunk.ends_prompt and isinstance(chunk.sequence, Choice):
-            rows.append(chunk.sequence)
-            wanted.append(last - 1)
-    return rows, wanted
+def drawing(step: Step, places: Places) -> list[int]:
+    """Return the rows from which the sequences draw that draw a token in this step."""
+    chunks = zip(step.chunks, places.chunks, strict=True)
+    return [*places.decodes, *(last - 1 for chunk, (_, last) in chunks if chunk.drawing)]
 
 
 def score_chunks(logits: Logits, step: Step, places: Places) -> list[tuple[Chunk, list[Drawn]]]:

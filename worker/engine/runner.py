@@ -44,10 +44,15 @@ class Runner:
         self._banks = Banks()
         self._graphs = graphs
 
-    def run(self, step: Step, *, terms: Mapping[str, Terms]) -> Outcome:
-        """Compute a step; `terms` holds, by digest, at least the adapters of its sequences."""
-        if self._native is not None and (outcome := self._native.run(step, terms=terms)):
-            return outcome
+    def run(self, step: Step, *, terms: Mapping[str, Terms], greedy: bool = False) -> Outcome:
+        """Compute a step; `terms` holds, by digest, at least the adapters of its sequences.
+
+        If it is `greedy`, nothing but the likeliest tokens will be wanted to draw from.
+        """
+        if self._native is not None:
+            outcome = self._native.run(step, terms=terms, greedy=greedy)
+            if outcome is not None:
+                return outcome
         layout = lay_out(step, rows=self._blocks.rows)
         executor = self._banks.executor(
             step.group, layout.owners, terms=terms, device=self._backbone.device
@@ -61,9 +66,8 @@ class Runner:
             [sequence.slot or 0 for sequence in step.decodes],
             [(span.first, span.last) for span in layout.spans],
         )
-        rows, wanted = drawing(step, places)
+        wanted = drawing(step, places)
         return Outcome(
-            rows,
             partial(call.logits, wanted),
             partial(call.likeliest, wanted),
             score_chunks(call.logits, step, places),

@@ -33,6 +33,10 @@ class Draw:
         return self.temperature <= 0 and self.top_logprobs is None and not self.banned
 
 
+LIKELIEST = Draw(temperature=0.0, top_p=1.0, uniform=0.0)
+"""What most greedy rows want."""
+
+
 @dataclass(frozen=True, slots=True)
 class Drawn:
     """A token, its logprob before temperature and top-p, and the likeliest in its place."""

@@ -21,6 +21,13 @@ class Chunk:
         """Whether nothing of the prompt is left after this chunk."""
         return self.stop == len(self.sequence.prompt)
 
+    @property
+    def drawing(self) -> Choice | None:
+        """The sequence, if it draws its first token after this chunk."""
+        if self.ends_prompt and isinstance(self.sequence, Choice):
+            return self.sequence
+        return None
+
 
 @dataclass(frozen=True, slots=True)
 class Step:
@@ -36,6 +43,10 @@ class Step:
         """Everybody who has tokens in this step."""
         yield from self.decodes
         yield from (chunk.sequence for chunk in self.chunks)
+
+    def drawing(self) -> list[Choice]:
+        """Return the sequences that draw a token, in order."""
+        return [*self.decodes, *(one for chunk in self.chunks if (one := chunk.drawing))]
 
     def alone(self) -> Iterator["Step"]:
         """Yield the same work, each sequence in a step of its own."""

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from worker.engine.generation import Generation
     from worker.engine.reading import Reading
     from worker.engine.request import Request
+    from worker.engine.sampler import Drawn
     from worker.engine.text import TextStream
     from worker.engine.tree import Tree
 
@@ -102,6 +103,8 @@ class Choice(Sequence):
     own: int = 0
     """Where the request's own tokens begin, after demonstrations."""
     generated: list[int] = field(default_factory=list)
+    untold: "list[Drawn]" = field(default_factory=list)
+    """Tokens that are not in its text yet."""
 
     @property
     def sampling(self) -> SamplingSpec:

@@ -1,7 +1,7 @@
 """Tokens into text as it streams: whole characters only, and nothing that may be a stop string."""
 
 import codecs
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 
 from models.wire import TokenChoice, TokenPiece
@@ -38,13 +38,17 @@ class TextStream:
         self.stopped = False
         """Whether a stop string was met; the text before it is all there is."""
 
-    def push(self, drawn: Drawn, *, visible: bool = True) -> Piece:
-        """Take the next token; an invisible one (end of sequence) adds no text."""
-        if self._with_tokens:
-            choice = describe(drawn, bytes_of=self._bytes_of)
-            self._tokens.append((self._shown + len(self._held), choice))
-        if visible:
-            self._held += self._decoder.decode(self._bytes_of(drawn.token))
+    def push(self, *tokens: Drawn, invisible: Container[int] = ()) -> Piece:
+        """Take the next tokens, one by one where there are stop strings.
+
+        An invisible one (end of sequence) adds no text.
+        """
+        for drawn in tokens:
+            if self._with_tokens:
+                choice = describe(drawn, bytes_of=self._bytes_of)
+                self._tokens.append((self._shown + len(self._held), choice))
+            if drawn.token not in invisible:
+                self._held += self._decoder.decode(self._bytes_of(drawn.token))
         return self._release()
 
     def finish(self) -> Piece:

@@ -11,13 +11,16 @@ from worker.engine.generation import Generation
 from worker.engine.intake import token_limit
 from worker.engine.request import Outbox
 from worker.engine.resident import Resident
-from worker.engine.sampler import Draw, Drawn
+from worker.engine.sampler import LIKELIEST, Draw, Drawn
 from worker.engine.scheduler import Chunk
 from worker.engine.sequence import Choice, Footing, Scored, choice_seed
 from worker.engine.text import Piece, TextStream
 
 COLDEST = 1e-4
 """Below this temperature a row is greedy: the quotient of its logits would leave float32."""
+
+TOLD_TOGETHER = 64
+"""Tokens of a row that are told at once where nobody reads along: a long answer is not silent."""
 
 Reason = Literal["stop", "length"]
 
@@ -83,6 +86,8 @@ class Writer:
         sampling = choice.sampling
         greedy = sampling.temperature < COLDEST
         early = len(choice.generated) < sampling.min_tokens
+        if greedy and not early and not sampling.logprobs:
+            return LIKELIEST
         return Draw(
             temperature=0.0 if greedy else sampling.temperature,
             top_p=sampling.top_p,
@@ -97,7 +102,7 @@ class Writer:
             return
         begins = chunk.start <= choice.own < chunk.stop
         first = [Drawn(choice.prompt[choice.own])] if begins else []
-        pieces = [self._push(choice.echo, drawn) for drawn in first + scored]
+        pieces = [self._push(choice.echo, [drawn]) for drawn in first + scored]
         if chunk.ends_prompt:
             pieces.append(choice.echo.finish())
         self._tell(choice, pieces, reason=None)
@@ -106,18 +111,20 @@ class Writer:
         """Take a row's next token, tell its text, and say whether this was its last."""
         choice.generated.append(drawn.token)
         choice.request.completion_tokens += 1
-        if drawn.token in self._renderer.eos_ids and not choice.sampling.ignore_eos:
-            self._tell(choice, [choice.text.finish()], reason="stop")
-            return True
-        piece = self._push(choice.text, drawn)
-        if choice.text.stopped:
-            self._tell(choice, [piece], reason="stop")
-            return True
-        if len(choice.generated) >= choice.limit:
-            self._tell(choice, [piece, choice.text.finish()], reason="length")
-            return True
-        self._tell(choice, [piece], reason=None)
-        return False
+        ended = drawn.token in self._renderer.eos_ids and not choice.sampling.ignore_eos
+        if not ended:
+            choice.untold.append(drawn)
+        full = len(choice.generated) >= choice.limit
+        if not ended and not full and len(choice.untold) < _told_together(choice.request):
+            return False
+        pieces = [self._push(choice.text, choice.untold)]
+        choice.untold = []
+        stopped = choice.text.stopped
+        if not stopped and (ended or full):
+            pieces.append(choice.text.finish())
+        reason: Reason | None = "stop" if ended or stopped else "length" if full else None
+        self._tell(choice, pieces, reason=reason)
+        return reason is not None
 
     def end(self, generation: Generation) -> None:
         """Say that all choices have ended."""
@@ -140,8 +147,13 @@ class Writer:
     def _text(self, *, stop: tuple[str, ...], with_tokens: bool) -> TextStream:
         return TextStream(bytes_of=self._bytes_of, stop=stop, with_tokens=with_tokens)
 
-    def _push(self, stream: TextStream, drawn: Drawn) -> Piece:
-        return stream.push(drawn, visible=drawn.token not in self._renderer.eos_ids)
+    def _push(self, stream: TextStream, tokens: list[Drawn]) -> Piece:
+        return stream.push(*tokens, invisible=self._renderer.eos_ids)
+
+
+def _told_together(generation: Generation) -> int:
+    """Return how many tokens of a row wait to be told; stop strings are looked for at once."""
+    return 1 if generation.stream or generation.sampling.stop else TOLD_TOGETHER
 
 
 def _echoed(prompt: Prompt) -> list[Scored]:

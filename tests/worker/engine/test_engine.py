@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 
@@ -12,12 +13,13 @@ from core.errors import GraftworkError, InvalidRequest
 from models.nn.attention import PackedCausal
 from models.nn.chat import Renderer
 from models.nn.executors import NOBODY
-from models.wire import GenerateEnd, GenerateRequest
+from models.wire import GenerateDelta, GenerateEnd, GenerateRequest
 from tests.worker.engine.conftest import World, ask, ask_all, order, until
 from worker.engine.engine import Engine
 from worker.engine.runner import Runner
 from worker.engine.sampler import likeliest
 from worker.engine.scheduler import Step
+from worker.engine.writer import TOLD_TOGETHER
 
 PROMPT = list(range(10, 30))
 
@@ -191,6 +193,45 @@ def test_more_than_the_queue_holds_is_refused(start_engine: Callable[..., Engine
     assert ask_all(engine, [order(PROMPT)])[0].reasons
 
 
+def lines_of(engine: Engine, request: GenerateRequest) -> list[GenerateDelta]:
+    async def collect() -> list[GenerateDelta]:
+        lines = [line async for line in engine.generate(request)]
+        return [line for line in lines if isinstance(line, GenerateDelta)]
+
+    return asyncio.run(collect())
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        {"max_tokens": 9},
+        {"max_tokens": TOLD_TOGETHER + 6, "ignore_eos": True, "n": 2, "seed": 3, "temperature": 1},
+        {"max_tokens": 9, "logprobs": True, "top_logprobs": 2},
+    ],
+)
+def test_a_whole_answer_is_what_is_streamed_in_few_lines(
+    engine: Engine, sampling: dict[str, Any]
+) -> None:
+    request = order(PROMPT, **sampling)
+    whole = msgspec.structs.replace(request, stream=False)
+    streamed, told = ask_all(engine, [request])[0], ask_all(engine, [whole])[0]
+    assert told.texts == streamed.texts
+    assert told.reasons == streamed.reasons
+    assert told.tokens == streamed.tokens
+    assert told.last == streamed.last
+    rows, tokens = sampling.get("n", 1), sampling["max_tokens"]
+    assert len(lines_of(engine, whole)) <= rows * (tokens // TOLD_TOGETHER + 1)
+
+
+def test_a_stop_string_ends_a_whole_answer_where_it_ends_a_stream(engine: Engine) -> None:
+    text = ask_all(engine, [order(PROMPT, max_tokens=12, ignore_eos=True)])[0].texts[0]
+    request = order(PROMPT, max_tokens=12, ignore_eos=True, stop=[text[4:7]])
+    whole = msgspec.structs.replace(request, stream=False)
+    streamed, told = ask_all(engine, [request, whole])
+    assert told.texts == streamed.texts
+    assert told.last.completion_tokens == streamed.last.completion_tokens < 12
+
+
 def test_closing_the_iterator_frees_the_rows(engine: Engine) -> None:
     async def play() -> None:
         lines = engine.generate(order(PROMPT, n=3, max_tokens=None, ignore_eos=True))
@@ -209,7 +250,7 @@ def poisoned(monkeypatch: pytest.MonkeyPatch, act: Callable[[Any], Any]) -> None
 
     def spoilt(self: Runner, step: Step, **options: Any) -> Any:
         outcome = run(self, step, **options)
-        for index, sequence in enumerate(outcome.rows):
+        for index, sequence in enumerate(step.drawing()):
             if len(sequence.prompt) == 13:
                 outcome = act((outcome, index))
         return outcome

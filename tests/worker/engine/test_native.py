@@ -114,7 +114,7 @@ def test_steps_of_both_ways_take_turns(
     expected = ask_all(engine, [request])[0]
     compute, turns = native.run, iter(range(1000))
     monkeypatch.setattr(
-        native, "run", lambda step, terms: compute(step, terms=terms) if next(turns) % 2 else None
+        native, "run", lambda step, **how: compute(step, **how) if next(turns) % 2 else None
     )
     found = ask_all(engine, [request])[0]
     assert next(turns) >= 24

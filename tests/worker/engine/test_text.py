@@ -79,8 +79,17 @@ def test_token_bytes_are_exact() -> None:
     assert [t.text for t in tokens] == ["\ufffd", "\ufffd\ufffd"]
 
 
+def test_tokens_that_come_together_give_what_they_give_one_by_one() -> None:
+    pieces = ["é".encode()[:1], "é".encode()[1:], b"<|end|>", b"b"]
+    one_by_one, together = (stream(pieces, with_tokens=True) for _ in range(2))
+    shown = [one_by_one.push(Drawn(token), invisible={2}) for token in range(4)]
+    piece = together.push(*map(Drawn, range(4)), invisible={2})
+    assert piece.text == "".join(one.text for one in shown) == "éb"
+    assert piece.tokens == [token for one in shown for token in one.tokens]
+
+
 def test_invisible_tokens_have_no_text() -> None:
     text = stream([b"<|end|>", b"a"], with_tokens=True)
-    piece = text.push(Drawn(0), visible=False)
+    piece = text.push(Drawn(0), invisible={0})
     assert piece.text == ""
     assert [t.id for t in piece.tokens] == [0]

@@ -50,7 +50,20 @@ class Batch:
         record.scales_inputs = any(owner.scales_inputs for owner in acting)
         record.replaces_weights = any(owner.replaces_weights for owner in acting)
 
-    def want(self, rows: Sequence[int]) -> None:
+    def want_logits(self, rows: Sequence[int], *, address: int) -> None:
+        """Want (N, V) float32 of some rows, written where there is room for them."""
+        self._want(rows)
+        self.record.logits, self.record.likeliest = address, None
+
+    def want_likeliest(self, rows: Sequence[int]) -> "array[int]":
+        """Want the likeliest token of some rows; they are in what is returned then."""
+        self._want(rows)
+        tokens = array("q", bytes(8 * len(rows)))
+        self._held.append(tokens)
+        self.record.logits, self.record.likeliest = None, tokens.buffer_info()[0]
+        return tokens
+
+    def _want(self, rows: Sequence[int]) -> None:
         """Take the rows whose logits are wanted; they are computed in the stream's order."""
         order = sorted(range(len(rows)), key=rows.__getitem__)
         in_order = [rows[place] for place in order]

@@ -10,36 +10,38 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from models.nn.kernels.native import Library, records
+from models.nn.kernels.native import Library
 from models.nn.kernels.native.batch import Batch, Run
 from models.nn.kernels.native.model import StepModel
 
 Form = Literal["avx2", "avx512", "amx", "emulated"]
+Told = tuple[Sequence[int], Sequence[int]]
+"""Rows, and the likeliest token of each."""
 
 
 class Hidden:
     """The final-normed hidden states (T, d) bfloat16 of a step, from which tokens are told."""
 
-    def __init__(self, step: "NativeStep", hidden_td: Tensor, batch: Batch) -> None:
+    def __init__(self, step: "NativeStep", hidden_td: Tensor, batch: Batch, told: Told) -> None:
         self.hidden_td = hidden_td
         self._step = step
         self._batch = batch
+        self._told = told
 
     def logits(self, rows: Sequence[int]) -> Tensor:
         """Return (N, V) float32 of these rows, which the next call overwrites, of any step too."""
         logits_nv = self._step.room(len(rows))
-        self._batch.want(rows)
-        self._batch.record.logits, self._batch.record.likeliest = logits_nv.data_ptr(), None
+        self._batch.want_logits(rows, address=logits_nv.data_ptr())
         self._step.tell(self._batch)
         return logits_nv
 
     def likeliest(self, rows: Sequence[int]) -> list[int]:
         """Return the first token of the largest logit of each row, -1 if not all are numbers."""
-        tokens = (ctypes.c_int64 * len(rows))()
-        self._batch.want(rows)
-        self._batch.record.logits, self._batch.record.likeliest = None, records.address(tokens)
-        self._step.tell(self._batch)
-        return list(tokens)
+        known, found = self._told
+        if known != rows:
+            found = self._batch.want_likeliest(rows)
+            self._step.tell(self._batch)
+        return list(found)
 
 
 class NativeStep:
@@ -52,10 +54,11 @@ class NativeStep:
         self._logits = getattr(library.handle, f"gw_logits_{form}")
         self._buffer = torch.empty(0)
 
-    def __call__(self, runs: Sequence[Run]) -> Hidden:
+    def __call__(self, runs: Sequence[Run], *, likeliest: Sequence[int] = ()) -> Hidden:
         """Compute the rows of the runs, one behind the other; runs of one adapter best adjacent.
 
-        Keys and values are written to the cache.
+        Keys and values are written to the cache. Rows whose likeliest tokens are wanted, and
+        nothing else, are best named at once.
         ValueError for a token, slot or position that there is not.
         """
         for run in runs:
@@ -65,8 +68,9 @@ class NativeStep:
             raise ValueError(f"Token ids are those below {self.model.record.vocabulary}.")
         hidden_td = torch.empty(len(batch.ids), self.model.record.hidden, dtype=torch.bfloat16)
         batch.record.hidden = hidden_td.data_ptr()
+        found = batch.want_likeliest(likeliest) if likeliest else ()
         self._run(ctypes.byref(self.model.record), ctypes.byref(batch.record))
-        return Hidden(self, hidden_td, batch)
+        return Hidden(self, hidden_td, batch, (likeliest, found))
 
     def tell(self, batch: Batch) -> None:
         """Compute what a batch wants of its hidden states."""

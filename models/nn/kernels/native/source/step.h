@@ -104,7 +104,10 @@ void in_parallel(const Model& model, const Batch& batch, Work&& work) {
 
 template <class Isa>
 void step(const Model& model, const Batch& batch) {
-    in_parallel(model, batch, [](State& state) { compute_hidden<Isa>(state); });
+    in_parallel(model, batch, [](State& state) {
+        compute_hidden<Isa>(state);
+        if (state.b.wanted) compute_logits<Isa>(state);
+    });
 }
 
 template <class Isa>

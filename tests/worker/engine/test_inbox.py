@@ -1,0 +1,49 @@
+"""What is posted to the engine's thread: its order, and how long a crowd is waited for."""
+
+import threading
+import time
+from collections.abc import Callable
+
+from worker.engine.inbox import GATHER_SECONDS, Inbox
+
+
+def test_what_a_posted_function_posts_has_its_turn_later() -> None:
+    inbox, done = Inbox(), list[str]()
+
+    def first() -> None:
+        done.append("first")
+        inbox.put(lambda: done.append("second"))
+
+    inbox.put(first)
+    inbox.run(wait=False)
+    assert done == ["first"]
+    inbox.run(wait=False)
+    assert done == ["first", "second"]
+
+
+def test_a_crowd_is_gathered_and_no_longer_waited_for() -> None:
+    inbox, left = Inbox(), [3]
+
+    def arrive() -> None:
+        left[0] -= 1
+
+    def send() -> None:
+        for _ in range(3):
+            inbox.put(arrive)
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    inbox.gather(lambda: left[0] > 0)
+    sender.join()
+    inbox.run(wait=False)
+    assert left == [0]
+
+
+def test_who_is_alone_does_not_wait_and_who_never_comes_is_not_waited_for() -> None:
+    def seconds(coming: Callable[[], bool]) -> float:
+        began = time.perf_counter()
+        Inbox().gather(coming)
+        return time.perf_counter() - began
+
+    assert min(seconds(lambda: False) for _ in range(5)) < GATHER_SECONDS / 2
+    assert min(seconds(lambda: True) for _ in range(5)) >= GATHER_SECONDS / 2

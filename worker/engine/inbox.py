@@ -1,0 +1,38 @@
+"""What others post to the engine's thread, run between its steps."""
+
+import queue
+import time
+from collections.abc import Callable
+from contextlib import suppress
+
+GATHER_SECONDS = 0.005
+"""How long work that could begin waits for requests that are being read already."""
+
+
+class Inbox:
+    """Functions in the order in which they were posted, by any thread."""
+
+    def __init__(self) -> None:
+        self._posted: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+
+    def put(self, act: Callable[[], None]) -> None:
+        """Have something done by the engine's thread."""
+        self._posted.put(act)
+
+    def run(self, *, wait: bool) -> None:
+        """Run what was posted meanwhile; with `wait`, sleep until something is.
+
+        What that posts has its turn after the next step.
+        """
+        if wait:
+            self._posted.get()()
+        for _ in range(self._posted.qsize()):
+            self._posted.get()()
+
+    def gather(self, coming: Callable[[], bool]) -> None:
+        """Run what is posted while more is `coming`, a little: a crowd begins together."""
+        end = time.monotonic() + GATHER_SECONDS
+        while coming() and (left := end - time.monotonic()) > 0:
+            with suppress(queue.Empty):
+                self._posted.get(timeout=left)()
+        self.run(wait=False)
