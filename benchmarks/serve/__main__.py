@@ -91,9 +91,9 @@ def measure(world: World, options: argparse.Namespace) -> JSON:
             "first": swaps.first_tokens(world, repeats=4 * repeats),
             "others": swaps.gaps(world, rounds=max(1, repeats - 2)),
         },
-        "http": lambda: crowd.over_http(world, repeats=repeats),
+        "http": lambda: crowd.over_http(world, repeats=repeats, mixed=not options.quick),
         "training": lambda: crowd.beside_training(
-            world, file=find_training(options.data), repeats=repeats, both=not options.quick
+            world, file=find_training(options.data), repeats=repeats, quick=options.quick
         ),
         "outside": lambda: outside.generate_load(world, requests=32 * (repeats + 1)),
         "growth": lambda: steps.growth(world, repeats=repeats, bandwidth=bandwidth),
