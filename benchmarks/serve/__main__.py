@@ -101,7 +101,9 @@ def measure(world: World, options: argparse.Namespace) -> JSON:
     found: JSON = {"bandwidth": bandwidth}
     for part in options.parts:
         say(f"--- {part}")
+        began = time.monotonic()
         found[part] = doing[part]()
+        say(f"--- {part} took {time.monotonic() - began:.0f} s")
     return found
 
 

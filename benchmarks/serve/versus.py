@@ -26,18 +26,19 @@ def with_adapters(world: World, *, repeats: int) -> dict[str, JSON]:
         ours = open_side(start_engine(world, adapters=world.loras))
         vllm = open_side(start_vllm(world, adapters=world.folders))
         peft = open_side(start_peer(world, hf_peft.PEER, label="peft", adapters=world.folders))
+        oracle = open_side(start_oracle(world))
         return {
             "mixed": compare(
-                world,
                 "mixed",
                 {OURS: ours, "vllm": vllm, "peft": peft},
+                oracle=oracle,
                 make=lambda: over_adapters(world, ROWS),
                 repeats=repeats,
             ),
             "single": compare(
-                world,
                 "single",
                 {OURS: ours, "vllm": vllm},
+                oracle=oracle,
                 make=lambda: over_adapters(world, 1),
                 repeats=repeats,
             ),
@@ -51,6 +52,7 @@ def without_adapters(world: World, *, repeats: int) -> dict[str, JSON]:
         ours = open_side(start_engine(world, adapters=[]))
         vllm = open_side(start_vllm(world, adapters={}))
         int8 = open_side(start_engine(world, adapters=[], quantization="int8"))
+        oracle = open_side(start_oracle(world))
         singles = {
             f"llamacpp-{form}": open_side(
                 start_peer(world, llamacpp.PEER, label=f"llamacpp-{form}", format=form)
@@ -59,16 +61,16 @@ def without_adapters(world: World, *, repeats: int) -> dict[str, JSON]:
         }
         return {
             "base": compare(
-                world,
                 "base",
                 {OURS: ours, "vllm": vllm},
+                oracle=oracle,
                 make=lambda: world.work.order([None] * ROWS, length=LENGTH, tokens=TOKENS),
                 repeats=repeats,
             ),
             "single_base": compare(
-                world,
                 "single base",
                 {OURS: ours, INT8: int8, **singles},
+                oracle=oracle,
                 make=lambda: world.work.order([None], length=LENGTH, tokens=TOKENS),
                 repeats=max(5, repeats),
             ),
@@ -81,16 +83,21 @@ def start_vllm(world: World, *, adapters: Mapping[str, str]) -> Side:
     return start_peer(world, vllm_cpu.PEER, label=label, adapters=adapters, rank=RANK, rows=ROWS)
 
 
+def start_oracle(world: World) -> Side:
+    """Start the network that reads all answers."""
+    return start_peer(world, hf_oracle.PEER, label="oracle", adapters=world.folders)
+
+
 def over_adapters(world: World, rows: int) -> Order:
     """Return a request a row, over all adapters in turn."""
     return world.work.order(in_turn(world.names, rows), length=LENGTH, tokens=TOKENS)
 
 
 def compare(
-    world: World,
     what: str,
     sides: Mapping[str, Side],
     *,
+    oracle: Side,
     make: Callable[[], Order],
     repeats: int,
 ) -> JSON:
@@ -107,16 +114,15 @@ def compare(
     return {
         "sides": figures_of(measured),
         "texts_as_when_timed": _same_texts(named[OURS], measured[OURS]),
-        **judge_all(world, what, last, tokens),
+        **judge_all(what, oracle, last, tokens),
     }
 
 
 def judge_all(
-    world: World, what: str, order: Order, tokens: Mapping[str, list[list[int]]]
+    what: str, oracle: Side, order: Order, tokens: Mapping[str, list[list[int]]]
 ) -> dict[str, Any]:
     """Return the oracle's verdict on each side's answers, and who was wrong."""
-    with start_peer(world, hf_oracle.PEER, label="oracle", adapters=world.folders) as oracle:
-        verdicts = {name: judge(oracle, order, given) for name, given in tokens.items()}
+    verdicts = {name: judge(oracle, order, given) for name, given in tokens.items()}
     for name, verdict in verdicts.items():
         say(
             f"{what:<12} {name:<14} {verdict.likeliest} of {verdict.tokens} tokens likeliest, "

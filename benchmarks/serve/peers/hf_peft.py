@@ -21,6 +21,7 @@ def load(spec: JSON) -> Answer:
     """Load the base and all adapters."""
     dtype = getattr(torch, spec["dtype"])
     network = AutoModelForCausalLM.from_pretrained(spec["base"], dtype=dtype).eval()
+    network.generation_config.eos_token_id = None  # or it stands in where ours says None
     for name, folder in spec["adapters"].items():
         if isinstance(network, PeftModel):
             network.load_adapter(folder, adapter_name=name)

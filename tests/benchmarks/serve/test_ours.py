@@ -46,11 +46,12 @@ def test_two_sides_give_the_same_tokens_and_the_oracle_agrees(world: World) -> N
     with (
         start_engine(world, adapters=world.loras) as ours,
         start_peer(world, hf_peft.PEER, label="peft", adapters=world.folders) as peft,
+        versus.start_oracle(world) as oracle,
     ):
         found = versus.compare(
-            world,
             "mixed",
             {versus.OURS: ours, "peft": peft},
+            oracle=oracle,
             make=lambda: world.work.order(in_turn(world.names, 4), length=8, tokens=6),
             repeats=1,
         )
