@@ -22,7 +22,7 @@ class Inbox:
     def run(self, *, wait: bool) -> None:
         """Run what was posted meanwhile; with `wait`, sleep until something is.
 
-        What that posts has its turn after the next step.
+        What is posted by the last of it has its turn after the next step.
         """
         if wait:
             self._posted.get()()
