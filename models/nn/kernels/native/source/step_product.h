@@ -50,7 +50,8 @@ class Product {
         lay_terms_out();
         team_.each(thread_, cut_.parts * cut_.pieces, [&](index i, bool more) {
             const index which = i % cut_.pieces;
-            const Range rows = cut_.rows(rows_, i / cut_.pieces), panels = cut_.panels(weight_, which);
+            const Range rows = cut_.rows(rows_, i / cut_.pieces);
+            const Range panels = cut_.panels(weight_, which);
             const Chains chains = chains_of(which);
             fetch(which, more, coming, chains, rows.last - rows.first);
             for (index top = rows.first; top < rows.last; top += block_rows<Isa>) {
