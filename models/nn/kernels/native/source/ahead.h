@@ -75,4 +75,27 @@ class Stream {
     bool soon_ = false;
 };
 
+// The same of two pieces, at four places side by side, which memory gives faster than one behind
+// the other.
+class Abreast {
+ public:
+    void clear() { parts_ = row_ = rows_ = 0; }
+    void add(const void* first, index bytes) {
+        const index half = (bytes + 127) / 128;
+        for (index i = 0; i < 2; ++i, ++parts_)
+            first_[parts_] = static_cast<const char*>(first) + i * half * 64;
+        rows_ = std::max(rows_, half);
+    }
+    void spread(index calls) { burst_ = (rows_ + calls - 1) / calls; }
+
+    void operator()() {
+        for (const index last = std::min(row_ + burst_, rows_); row_ < last; ++row_)
+            for (index i = 0; i < parts_; ++i) _mm_prefetch(first_[i] + row_ * 64, _MM_HINT_T1);
+    }
+
+ private:
+    const char* first_[4];
+    index parts_ = 0, row_ = 0, rows_ = 0, burst_ = 0;  // a row is a line of each part
+};
+
 }  // namespace gw

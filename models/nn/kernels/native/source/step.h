@@ -6,6 +6,7 @@
 
 #include <optional>
 
+#include "step_attend.h"
 #include "step_heads.h"
 #include "step_layer.h"
 
@@ -18,10 +19,7 @@ void compute_layer(State& state, index l) {
     normalise_rows(state, l, 0, {place_q, place_v + 1});
     state.low_rank<Isa>(l, 0, s.normed.data(), m.hidden);
     project_heads<Isa>(state, l);
-    team.each(thread, s.tasks.size(), [&](index i, bool more) {
-        const Task* task = &state.s.tasks[i];
-        attend<Isa>(state, l, *task, more ? task + 1 : nullptr);
-    });
+    attend_rows<Isa>(state, l);
     team.meet();
     state.low_rank<Isa>(l, 1, s.attended.data(), query);
     add_to_residual<Isa>(state, l, 0, state.o(l), state.gate_up(l), place_o, s.attended.data());

@@ -7,6 +7,7 @@
 #pragma once
 
 #include "step_attention_few.h"
+#include "step_types.h"
 
 namespace gw::stepping {
 
@@ -45,6 +46,11 @@ inline void pack_values(const bf16* values, index count, index size, index ahead
 inline void fetch(const bf16* rows, index count, index size) {
     for (index n = 0; n < count * size; n += 32) _mm_prefetch(rows + n, _MM_HINT_T1);
 }
+
+struct Task {  // query rows of one span that attend to the keys of one head
+    const Span* span;
+    index first, count, head;
+};
 
 // What one thread needs to attend; too large for a stack.
 struct AttentionScratch {

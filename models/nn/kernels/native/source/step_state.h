@@ -12,11 +12,6 @@
 
 namespace gw::stepping {
 
-struct Task {  // query rows of one span that attend to the keys of one head
-    const Span* span;
-    index first, count, head;
-};
-
 // The panels of q, k and v come in pairs: 16 outputs of a head's first half, and those that they
 // are rotated with, half a head on.
 inline Output output_of_qkv(const Model& m, index panel) {

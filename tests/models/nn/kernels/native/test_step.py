@@ -73,9 +73,10 @@ def test_drawn_tokens_attend_by_vectors_as_chunks_do_to_the_bit(shape: str) -> N
 
 
 @needs_avx512
-def test_drawn_tokens_among_tiles_depend_neither_on_company_nor_on_chunks() -> None:
-    world = World.of(make_backbone(), form="emulated")
-    rows = [Row(slot, drawn_ids(50 + 9 * slot, seed=slot), decodes=True) for slot in range(3)]
+@pytest.mark.parametrize("shape", SHAPES)
+def test_drawn_tokens_among_tiles_depend_neither_on_company_nor_on_chunks(shape: str) -> None:
+    world = World.of(make_backbone(shape), form="emulated")
+    rows = [Row(slot, drawn_ids(50 + 45 * slot, seed=slot), decodes=True) for slot in range(3)]
     last = [[*range(len(row.ids) - 4, len(row.ids) + 1)] for row in rows]
     together = advance(world, rows, [[0, 33, *bounds] for bounds in last])
     for row, bounds, found in zip(rows, last, together, strict=True):
