@@ -53,7 +53,7 @@ using Pass = std::integral_constant<Passing, which>;
 
 template <class Tiles>
 struct Amx {
-    using Unit = Tiles;
+    using Unit = Tiles;  // for what is computed by tiles without panels
     static constexpr index most_rows = 32;
     static constexpr int most_panels = 2;
     static constexpr index step = 32;  // inputs of an operand must be a multiple of this

@@ -14,7 +14,7 @@
 
 namespace gw::stepping {
 
-struct Drawn {  // one of its key heads
+struct Drawn {  // what the queries of a drawn token that share a key head attend to
     const Task* task;
     const bf16 *queries, *keys, *values;
     index count;  // of keys
@@ -152,7 +152,7 @@ class DrawnAttention {
         for (index g = 0; g < block.groups(); ++g) {
             const Mask there = first_lanes(block.count - g * 16);
             Floats scores[4];
-            turn_columns(block.columns + g * 16 * panel_width, scores);
+            by_query(block.columns + g * 16 * panel_width, scores);
             for (int q = 0; q < Q; ++q) {
                 const Floats score = scores[q] * splat(scale);
                 store(s.scores[q] + g * 16, score);
@@ -185,7 +185,7 @@ class DrawnAttention {
     }
 
     // The scores of up to four queries from 16 rows, one of each key.
-    static void turn_columns(const float* columns, Floats (&scores)[4]) {
+    static void by_query(const float* columns, Floats (&scores)[4]) {
         __m512 rows[4];
         for (index n = 0; n < 4; ++n) {
             const float* first = columns + n * panel_width;

@@ -78,7 +78,9 @@ def test_drawn_tokens_among_tiles_depend_neither_on_company_nor_on_chunks(shape:
     world = World.of(make_backbone(shape), form="emulated")
     rows = [Row(slot, drawn_ids(50 + 45 * slot, seed=slot), decodes=True) for slot in range(3)]
     last = [[*range(len(row.ids) - 4, len(row.ids) + 1)] for row in rows]
-    together = advance(world, rows, [[0, 33, *bounds] for bounds in last])
+    prompt = Row(3, IDS[:60])
+    cuts = [[0, 10, 20, 30, 40, 60], *([0, 33, *bounds] for bounds in last)]
+    together = advance(world, [prompt, *rows], cuts)[1:]
     for row, bounds, found in zip(rows, last, together, strict=True):
         again = Row(3, row.ids, decodes=True)
         alone = advance(world, [again], [[0, *bounds]])[0]
