@@ -47,7 +47,13 @@ def admit(backbone: Backbone, blocks: Blocks) -> tuple[NativeRunner | None, str]
     """
     try:
         library = find()
-        model = StepModel.of(backbone, library, keys=blocks.keys, values=blocks.values)
+        model = StepModel.of(
+            backbone,
+            library,
+            keys=blocks.keys,
+            values=blocks.values,
+            codes=library.instructions == "amx",
+        )
         probe = _Probe(backbone, blocks)
     except (Unavailable, Unsuited, MemoryError, RuntimeError) as error:
         return None, f"plain torch: {error}"

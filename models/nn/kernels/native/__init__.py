@@ -106,6 +106,24 @@ class Library:
             _address(panels, torch.int8),
         )
 
+    def coded_bytes(self, weight_nk: Tensor) -> int:
+        """Return the bytes that a panel of a contiguous bfloat16 weight (N, K) takes if coded."""
+        count = self.handle.gw_coded_bytes
+        count.restype = ctypes.c_int64
+        outputs, inputs = weight_nk.shape
+        return int(count(_address(weight_nk, torch.bfloat16), _long(outputs), _long(inputs)))
+
+    def pack_coded(self, panels: Tensor, weight_nk: Tensor) -> None:
+        """Pack a contiguous bfloat16 weight (N, K) into (N / 16, `coded_bytes`) that are there."""
+        outputs, inputs = weight_nk.shape
+        self.handle.gw_pack_coded(
+            _address(weight_nk, torch.bfloat16),
+            _long(outputs),
+            _long(inputs),
+            _long(panels.shape[1]),
+            _address(panels, torch.uint8),
+        )
+
     def _pack(
         self, weight: Tensor, outputs: int, inputs: int, panels: Tensor, *, transposed: bool
     ) -> None:

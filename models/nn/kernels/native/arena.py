@@ -14,6 +14,8 @@ from models.nn.kernels.native import PANEL_WIDTH, Library
 
 LARGE_PAGE = 2 * 1024 * 1024
 _LINE = 64
+_WORTH_CODING = 7 / 8
+"""At most so much of what a weight takes in bfloat16."""
 
 
 class Arena:
@@ -49,6 +51,22 @@ class Arena:
         panels = self._take(weight_nk.numel())
         self._library.pack_int8(panels.view(torch.int8), weight_nk)
         return panels.data_ptr()
+
+    def pack_coded(self, weight_nk: Tensor) -> tuple[int, int] | None:
+        """Keep a weight (N, K) in 12 bits a number; return its address and the bytes of a panel.
+
+        N and K must fill panels and tiles. None if its numbers are of too many sizes for that.
+        """
+        weight_nk = weight_nk.bfloat16().contiguous()
+        outputs, inputs = weight_nk.shape
+        stride = self._library.coded_bytes(weight_nk)
+        if stride > _WORTH_CODING * PANEL_WIDTH * inputs * 2:
+            return None
+        count = outputs // PANEL_WIDTH
+        panels = self._take(count * stride)
+        self._library.pack_coded(panels.view(count, stride), weight_nk)
+        give_way()
+        return panels.data_ptr(), stride
 
     def put(self, values: Tensor | None) -> int | None:
         """Keep a vector or table as contiguous float32; None stays None."""

@@ -10,6 +10,7 @@
 #include <type_traits>
 
 #include "common.h"
+#include "narrow.h"
 #include "operand.h"
 #include "scratch.h"
 #include "vector.h"
@@ -57,7 +58,9 @@ struct Amx {
     static constexpr index most_rows = 32;
     static constexpr int most_panels = 2;
     static constexpr index step = 32;  // inputs of an operand must be a multiple of this
-    static constexpr bool reads_int8 = true;
+    template <class Packed>
+    static constexpr Widening widening = std::is_same_v<Packed, bf16> ? Widening::none
+                                                                      : Widening::along;
     static constexpr bool reads_keys = true;  // of a cache as they lie
     static constexpr bool works_aside = true;  // leaving vectors to others
     static constexpr index group_bytes = 512 * 1024;  // a quarter of a core's second cache
@@ -90,18 +93,20 @@ struct Amx {
     // The sums (rows, ld) of at most `most_rows` rows; calls meanwhile() for every `step` inputs,
     // and for every one or two panels more(first, panels, adder), which adds what else their sums
     // have: see `Adder`. Panels that come from memory, `Far`, are fetched a little ahead, and what
-    // follows them.
+    // follows them. What narrow ones widen to is left in `wide`, if it is not null.
     template <bool Far, class Packed, class Meanwhile, class More>
     static void multiply_into(Shaped& shaped, float* sums, index ld, index panels, index rows,
-                              const OperandOf<bf16, Packed>& given, Meanwhile&& meanwhile,
-                              More&& more) {
+                              const OperandOf<bf16, Packed>& given, bf16* wide,
+                              Meanwhile&& meanwhile, More&& more) {
         shaped.fit(rows);
         const Rows all = as_they_lie(given);
         for (index p = 0; p < panels; p += most_panels) {
-            const index wide = std::min<index>(most_panels, panels - p);
-            block(wide, rows, sums + p * panel_width, ld, [&](auto add) {
-                add(Pass<Far ? Passing::memory : Passing::rows>{}, all, given.panel(p), meanwhile);
-                more(p, wide, Adder{});
+            const index count = std::min<index>(most_panels, panels - p);
+            bf16* here = wide ? wide + p * panel_width * given.inputs : nullptr;
+            block(count, rows, sums + p * panel_width, ld, [&](auto add) {
+                using Passes = Pass<Far ? Passing::memory : Passing::rows>;
+                add(Passes{}, all, given.panel(p), here, meanwhile);
+                more(p, count, Adder{});
             });
         }
     }
@@ -129,8 +134,8 @@ struct Amx {
                 const auto meanwhile = [&] { done.hand_on(count, store); };
                 const index wide = std::min<index>(most_panels, panels - p);
                 block(wide, here, sums[turn], 32, [&](auto add) {
-                    add(Pass<Passing::panels>{}, one, first.panel(p), meanwhile);
-                    add(Pass<Passing::panels>{}, two, more.panel(p), meanwhile);
+                    add(Pass<Passing::panels>{}, one, first.panel(p), nullptr, meanwhile);
+                    add(Pass<Passing::panels>{}, two, more.panel(p), nullptr, meanwhile);
                 });
                 done.hand_on(done.left(), store);
                 done = {sums[turn], top, p, here, wide};
@@ -175,14 +180,6 @@ struct Amx {
         return {tiles, step, most_rows * step};
     }
 
-    // A tile's part of a panel; one in 8 bits is widened, exactly, into `room`.
-    static const bf16* tile(const bf16* packed, bf16*) { return packed; }
-    static const bf16* tile(const std::int8_t* packed, bf16* room) {
-        for (index i = 0; i < step * panel_width; i += 2 * panel_width)
-            store_exact_pairs(room + i, load_int8(packed + i), load_int8(packed + i + panel_width));
-        return room;
-    }
-
     // Others use tiles on the same threads, so no shape is taken to be still there.
     static void configure(index rows) {
         const index upper = std::min<index>(16, rows), lower = rows - upper;
@@ -216,8 +213,8 @@ struct Amx {
         if constexpr (P > 1) Tiles::template zero<1>();
         if constexpr (Lower) Tiles::template zero<2>();
         if constexpr (Lower && P > 1) Tiles::template zero<3>();
-        act([](auto passing, const Rows& rows, const auto& panels, auto&& meanwhile) {
-            add<P, Lower, passing>(rows, panels, meanwhile);
+        act([](auto passing, const Rows& rows, const auto& panels, bf16* wide, auto&& meanwhile) {
+            add<P, Lower, passing>(rows, panels, wide, meanwhile);
         });
         Tiles::template store<0>(sums, ld * 4);
         if constexpr (P > 1) Tiles::template store<1>(sums + panel_width, ld * 4);
@@ -226,16 +223,12 @@ struct Amx {
             Tiles::template store<3>(sums + 16 * ld + panel_width, ld * 4);
     }
 
-    // Asks for what is read two steps later of one or two panels; behind their last inputs, that is
-    // of the next ones. Nearer or farther, a core gets less of the memory's bandwidth.
+    // Where a tile of one or two panels lies; behind their last one, a tile of the next ones.
     template <int P, class Packed>
-    static void fetch(const OperandOf<bf16, Packed>& given, index k) {
-        const index ahead = k + 2 * step;
-        const Packed* next = given.panels + ahead * panel_width;
-        if (ahead >= given.inputs) next += (P - 1) * given.stride;
-        for (int p = 0; p < P; ++p, next += given.stride)
-            for (index i = 0; i < step * panel_width; i += 64 / sizeof(Packed))
-                _mm_prefetch(next + i, _MM_HINT_T0);
+    static const char* tile_ahead(const OperandOf<bf16, Packed>& given, index panel, index which) {
+        const index tiles = given.inputs / step, behind = which < tiles ? 0 : P;
+        return reinterpret_cast<const char*>(tile_of(
+            given.panels + (panel + behind) * given.stride, behind ? which - tiles : which));
     }
 
     // Loads a tile, past the first cache if what is there should stay.
@@ -247,25 +240,66 @@ struct Amx {
             Tiles::template load<T>(source, bytes);
     }
 
-    template <int P, bool Lower, Passing passing, class Packed, class Meanwhile>
-    static void add(const Rows& rows, const OperandOf<bf16, Packed>& given, Meanwhile& meanwhile) {
+    // Panels from memory are fetched two steps ahead: nearer or farther, a core gets less of its
+    // bandwidth.
+    template <int P, bool Lower, Passing passing, class Meanwhile>
+    static void add(const Rows& rows, const Operand& given, bf16*, Meanwhile& meanwhile) {
         for (index k = 0; k < given.inputs; k += step) {
-            const bf16* x = rows.x + k / step * rows.next;
-            const Packed* panel = given.panels + k * panel_width;
-            alignas(64) bf16 wide[2][step * panel_width];
-            if constexpr (passing == Passing::memory) fetch<P>(given, k);
-            load<4, passing == Passing::rows>(x, rows.ld * 2);
-            load<6, passing == Passing::panels>(tile(panel, wide[0]), 64);
-            Tiles::template add<0, 4, 6>();
-            if constexpr (P > 1)
-                load<7, passing == Passing::panels>(tile(panel + given.stride, wide[1]), 64);
-            if constexpr (P > 1) Tiles::template add<1, 4, 7>();
-            if constexpr (Lower) {
-                load<5, passing == Passing::rows>(x + 16 * rows.ld, rows.ld * 2);
-                Tiles::template add<2, 5, 6>();
-                if constexpr (P > 1) Tiles::template add<3, 5, 7>();
-            }
+            if constexpr (passing == Passing::memory)
+                for (index p = 0; p < P; ++p) {
+                    const char* ahead = tile_ahead<P>(given, p, k / step + 2);
+                    for (index i = 0; i < Lay<bf16>::tile; i += 64)
+                        _mm_prefetch(ahead + i, _MM_HINT_T0);
+                }
+            const bf16* panel = given.panels + k * panel_width;
+            add_step<P, Lower, passing>(rows, k, panel, panel + given.stride);
             meanwhile();
+        }
+    }
+
+    // Narrow ones are widened two steps before they are multiplied with, for what was stored to
+    // have arrived in the first cache, and fetched three before that, each line between others.
+    template <int P, bool Lower, Passing passing, class Packed, class Meanwhile>
+    static void add(const Rows& rows, const OperandOf<bf16, Packed>& given, bf16* wide,
+                    Meanwhile& meanwhile) {
+        constexpr index lead = 2, few = 4;  // tiles of a panel that have room if none are kept
+        constexpr bool kept = passing != Passing::memory;
+        alignas(64) bf16 passing_by[P][kept ? 1 : few][tile_numbers];
+        const auto place = [&](index panel, index tile) -> bf16* {
+            if constexpr (kept) return wide + (panel * given.inputs + tile * step) * panel_width;
+            return passing_by[panel][tile % few];
+        };
+        Narrow<Packed> panels[2] = {{given.panels, given.inputs},
+                                    {given.panel(P - 1).panels, given.inputs}};
+        const index tiles = given.inputs / step;
+        for (index tile = -lead; tile < tiles; ++tile) {
+            if (const index next = tile + lead; next < tiles)
+                for (index p = 0; p < P; ++p) {
+                    const char* ahead = tile_ahead<P>(given, p, next + 3);
+                    const char* const last = ahead + Lay<Packed>::tile;
+                    panels[p].widen(next, place(p, next), [&] {
+                        if (ahead < last) _mm_prefetch(ahead, _MM_HINT_T0);
+                        ahead += 64;
+                    });
+                }
+            if (tile < 0) continue;
+            add_step<P, Lower, passing>(rows, tile * step, place(0, tile), place(P - 1, tile));
+            meanwhile();
+        }
+    }
+
+    template <int P, bool Lower, Passing passing>
+    static void add_step(const Rows& rows, index k, const bf16* first, const bf16* second) {
+        const bf16* x = rows.x + k / step * rows.next;
+        load<4, passing == Passing::rows>(x, rows.ld * 2);
+        load<6, passing == Passing::panels>(first, 64);
+        Tiles::template add<0, 4, 6>();
+        if constexpr (P > 1) load<7, passing == Passing::panels>(second, 64);
+        if constexpr (P > 1) Tiles::template add<1, 4, 7>();
+        if constexpr (Lower) {
+            load<5, passing == Passing::rows>(x + 16 * rows.ld, rows.ld * 2);
+            Tiles::template add<2, 5, 6>();
+            if constexpr (P > 1) Tiles::template add<3, 5, 7>();
         }
     }
 

@@ -8,6 +8,7 @@
 
 #include <immintrin.h>
 
+#include "coded.h"
 #include "operand.h"
 #include "scratch.h"
 #include "sum_block.h"
@@ -55,7 +56,9 @@ struct Avx2 {
     static constexpr int most_panels = 4;
     static constexpr index step = 2;  // inputs of an operand must be a multiple of this
 
-    static constexpr bool reads_int8 = true;
+    template <class Packed>
+    static constexpr Widening widening = std::is_same_v<Packed, Coded> ? Widening::before
+                                                                       : Widening::none;
     static constexpr bool reads_keys = false;  // of a cache as they lie
     static constexpr bool works_aside = false;  // leaving vectors to others
     struct Shaped {};

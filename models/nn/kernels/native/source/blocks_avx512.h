@@ -6,6 +6,7 @@
 
 #include <immintrin.h>
 
+#include "coded.h"
 #include "common.h"
 #include "operand.h"
 #include "products.h"
@@ -25,7 +26,9 @@ struct Avx512 {
     static constexpr int most_rows = 6;
     static constexpr int most_panels = 4;
     static constexpr index step = 2;  // inputs of an operand must be a multiple of this
-    static constexpr bool reads_int8 = false;
+    template <class Packed>
+    static constexpr Widening widening = std::is_same_v<Packed, bf16> ? Widening::none
+                                                                      : Widening::before;
     static constexpr bool reads_keys = false;  // of a cache as they lie
     static constexpr bool works_aside = false;  // leaving vectors to others
     struct Shaped {};

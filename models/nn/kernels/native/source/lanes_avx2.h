@@ -3,6 +3,7 @@
 
 #include <immintrin.h>
 
+#include "coded.h"
 #include "common.h"
 
 namespace gw {
@@ -144,6 +145,17 @@ inline void store_exact_pairs(bf16* target, Floats even, Floats odd) {
     auto* place = reinterpret_cast<__m256i*>(target);
     _mm256_storeu_si256(place, join(even.low, odd.low));
     _mm256_storeu_si256(place + 1, join(even.high, odd.high));
+}
+
+template <class Meanwhile>
+inline void widen_coded(const std::uint8_t* tile, const std::uint8_t* uppers, bf16* target,
+                        Meanwhile&&) {
+    for (index i = 0; i < tile_numbers; ++i) {
+        const index byte = coded_byte(i);
+        const int codes = tile[code_byte(byte)];
+        const int upper = uppers[holds_second(byte) ? codes >> 4 : codes & 15];
+        target[i] = static_cast<bf16>(upper << 8 | tile[byte]);
+    }
 }
 
 // Element j of row i becomes element i of row j.

@@ -3,6 +3,7 @@
 
 #include <immintrin.h>
 
+#include "coded.h"
 #include "common.h"
 
 namespace gw {
@@ -63,6 +64,25 @@ inline Floats load_int8(const std::int8_t* source) {
 inline void store_exact_pairs(bf16* target, Floats even, Floats odd) {
     _mm512_storeu_si512(target, _mm512_or_si512(_mm512_srli_epi32(_mm512_castps_si512(even), 16),
                                                 _mm512_castps_si512(odd)));
+}
+
+// The numbers of a coded tile, from its bytes and the panel's upper ones. Where a register has been
+// stored it may call meanwhile().
+template <class Meanwhile>
+inline void widen_coded(const std::uint8_t* tile, const std::uint8_t* uppers, bf16* target,
+                        Meanwhile&& meanwhile) {
+    const __m512i known = _mm512_loadu_si512(uppers), half = _mm512_set1_epi8(15);
+#pragma GCC unroll 8
+    for (index first = 0; first < tile_numbers; first += 64) {
+        const __m512i both = _mm512_loadu_si512(tile + code_byte(first));
+        const __m512i own = holds_second(first) ? _mm512_srli_epi16(both, 4) : both;
+        const __m512i upper = _mm512_shuffle_epi8(known, _mm512_and_si512(own, half));
+        const __m512i lower = _mm512_loadu_si512(tile + first);
+        _mm512_storeu_si512(target + first, _mm512_unpacklo_epi8(lower, upper));
+        meanwhile();
+        _mm512_storeu_si512(target + first + 32, _mm512_unpackhi_epi8(lower, upper));
+        meanwhile();
+    }
 }
 
 // Transposes 16 rows of 16 pairs: target[i][n] is pair i of row n, zero for rows from `rows` on.

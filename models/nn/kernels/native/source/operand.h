@@ -21,6 +21,9 @@ struct OperandOf {
 
 using Operand = OperandOf<bf16, bf16>;
 
+// When panels of a kind are made bfloat16: not at all, before a product, or along with it.
+enum class Widening { none, before, along };
+
 // For products beside which nothing else is done, or to which nothing is added.
 struct Nothing {
     template <class... Given>

@@ -62,7 +62,6 @@ class HeadPlace {
 
 template <class Isa>
 void project_heads(State& state, index l) {
-    const Model& m = state.m;
     const auto output = [&](index panel) { return state.s.heads[panel]; };
     const auto input = [&](int place) { return state.input(l, place); };
     const auto place = [&](Range rows, index first, index panels) {

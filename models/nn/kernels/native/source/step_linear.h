@@ -2,6 +2,7 @@
 #pragma once
 
 #include "ahead.h"
+#include "narrow.h"
 #include "scratch.h"
 #include "step_piece.h"
 
@@ -13,9 +14,29 @@ struct Weight {
     index outputs, inputs;
     index unit;  // panels that belong together
 
+    // Calls act with a number of the kind that its panels have.
+    template <class Act>
+    auto as_it_lies(Act&& act) const {
+        return matrix.coded ? act(Coded{}) : matrix.scales ? act(std::int8_t{}) : act(bf16{});
+    }
+
+    template <class Isa>
+    Widening widening() const {
+        return as_it_lies([](auto kind) { return Isa::template widening<decltype(kind)>; });
+    }
+
+    // From one panel to the next, in bytes.
+    index stride() const {
+        const index numbers = panel_width * inputs;
+        return matrix.coded ? matrix.coded : matrix.scales ? numbers : 2 * numbers;
+    }
+
+    // Panels from the given one on, as they lie.
     template <class Packed>
-    const Packed* panels(index first) const {
-        return static_cast<const Packed*>(matrix.panels) + first * panel_width * inputs;
+    OperandOf<bf16, Packed> from(const bf16* x, index panel) const {
+        const char* first = static_cast<const char*>(matrix.panels) + panel * stride();
+        return {x, inputs, reinterpret_cast<const Packed*>(first), inputs,
+                stride() / static_cast<index>(sizeof(Packed))};
     }
 
     // Sixteen outputs of one panel from what was summed for them.
@@ -25,14 +46,16 @@ struct Weight {
     }
 };
 
-// Numbers in 8 bits as bfloat16, which holds them exactly.
-inline const bf16* widened(const std::int8_t* packed, index count) {
-    static thread_local Aligned<bf16> room;
-    if (static_cast<index>(room.size()) < count) room.resize(count);
-    for (index i = 0; i < count; i += 2 * panel_width)
-        store_exact_pairs(room.data() + i, load_int8(packed + i),
-                          load_int8(packed + i + panel_width));
-    return room.data();
+// Widens some panels of a narrow weight.
+inline void widen(const Weight& weight, Range panels, bf16* wide) {
+    weight.as_it_lies([&]<class Packed>(Packed) {
+        if constexpr (!std::is_same_v<Packed, bf16>)
+            for (index p = panels.first; p < panels.last; ++p) {
+                Narrow<Packed> panel(weight.from<Packed>(nullptr, p).panels, weight.inputs);
+                for (index k = 0; k < weight.inputs; k += input_step, wide += tile_numbers)
+                    panel.widen(k / input_step, wide, Nothing{});
+            }
+    });
 }
 
 // Rows that are multiplied with some panels of a weight, and where the sums go, before its scales.
@@ -41,32 +64,34 @@ struct Factor {
     index rows;  // at most `block_rows`
     Range panels;
     float* sums;  // in rows of a piece
+    bf16* wide = nullptr;  // where narrow panels lie, or are to lie, as bfloat16, if anywhere
+    bool widened = false;
 };
 
 // `Far` weights come from memory; `more` tells tiles what else to add.
 template <class Isa, bool Far, class Meanwhile, class More>
 void multiply_weight(typename Isa::Shaped& shaped, const Weight& weight, const Factor& factor,
                      Meanwhile&& meanwhile, const More& more) {
-    const auto [x, rows, panels, sums] = factor;
-    const index count = panels.last - panels.first, inputs = weight.inputs;
-    const auto multiply = [&]<class Packed>(const Packed* packed) {
+    const auto [x, rows, panels, sums, wide, widened] = factor;
+    const index count = panels.last - panels.first;
+    const auto multiply = [&](const auto& all) {
         if constexpr (Isa::works_aside) {
-            const OperandOf<bf16, Packed> all{x, inputs, packed, inputs, panel_width * inputs};
-            Isa::template multiply_into<Far>(shaped, sums, Piece::ld, count, rows, all, meanwhile,
-                                             more);
+            Isa::template multiply_into<Far>(shaped, sums, Piece::ld, count, rows, all, wide,
+                                             meanwhile, more);
         } else {
             const auto put = [sums](index r, index n, Floats sum) {
                 store(sums + r * Piece::ld + n * panel_width, sum);
             };
-            multiply_piece<Isa>(x, inputs, rows, packed, inputs, count, put, meanwhile);
+            multiply_piece<Isa>(x, all.ldx, rows, all.panels, all.inputs, count, put, meanwhile);
         }
     };
-    if (!weight.matrix.scales)
-        multiply(weight.panels<bf16>(panels.first));
-    else if constexpr (Isa::reads_int8)
-        multiply(weight.panels<std::int8_t>(panels.first));
+    if (widened)
+        multiply(Operand{x, weight.inputs, wide, weight.inputs, panel_width * weight.inputs});
     else
-        multiply(widened(weight.panels<std::int8_t>(panels.first), count * panel_width * inputs));
+        weight.as_it_lies([&]<class Packed>(Packed) {
+            if constexpr (Isa::template widening<Packed> != Widening::before)
+                multiply(weight.from<Packed>(x, panels.first));
+        });
 }
 
 // How a product is divided among threads: by panels, a few of which are read at one go, and of
@@ -125,9 +150,8 @@ struct Coming {  // memory that is read soon
 // A piece of a weight, as memory that is read soon.
 inline Coming coming_piece(const Weight& weight, const Cut& cut, index which) {
     const Range panels = cut.panels(weight, which);
-    const index width = weight.matrix.scales ? 1 : 2, row = panel_width * weight.inputs * width;
-    return {static_cast<const char*>(weight.matrix.panels) + panels.first * row,
-            (panels.last - panels.first) * row};
+    return {static_cast<const char*>(weight.matrix.panels) + panels.first * weight.stride(),
+            (panels.last - panels.first) * weight.stride()};
 }
 
 }  // namespace gw::stepping

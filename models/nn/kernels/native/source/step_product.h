@@ -54,6 +54,7 @@ class Product {
             const Range panels = cut_.panels(weight_, which);
             const Chains chains = chains_of(which);
             fetch(which, more, coming, chains, rows.last - rows.first);
+            widen_first(panels);
             for (index top = rows.first; top < rows.last; top += block_rows<Isa>) {
                 const Range block{top, std::min(top + block_rows<Isa>, rows.last)};
                 turn_ = 1 - turn_;
@@ -63,6 +64,7 @@ class Product {
                                 finish_(block, panels.first, panels.last - panels.first), block};
                 }});
                 sum(panels, block, piece);
+                widened_ = wide_;
                 do_all();
                 rest_ = &rest;
                 if (!Isa::works_aside || terms_.replace) do_all();
@@ -140,14 +142,27 @@ class Product {
         ahead.spread(down * steps, far());
     }
 
+    // Finds room for narrow panels, and fills it unless their first block does so.
+    void widen_first(Range panels) {
+        static thread_local Scratch room;
+        const Widening widening = weight_.widening<Isa>();
+        widened_ = widening == Widening::before;
+        wide_ = widened_ || (widening == Widening::along && !far())
+                    ? room.room<bf16>((panels.last - panels.first) * panel_width * weight_.inputs)
+                    : nullptr;
+        if (widened_) widen(weight_, panels, wide_);
+    }
+
     // The sums of a block; panels that read the same rows are computed together.
     void sum(Range panels, Range block, Piece& piece) {
         for (index p = panels.first; p < panels.last;) {
             const bf16* x = input_of_(output_of_(p).place);
             index q = p + 1;
             while (q < panels.last && input_of_(output_of_(q).place) == x) ++q;
+            const index before = (p - panels.first) * panel_width * weight_.inputs;
             const Factor factor{x + block.first * weight_.inputs, block.last - block.first, {p, q},
-                                piece.at(0, p - panels.first)};
+                                piece.at(0, p - panels.first), wide_ ? wide_ + before : nullptr,
+                                widened_};
             if (far())
                 multiply<Isa::works_aside>(factor, block.first / block_rows<Isa>);
             else
@@ -221,6 +236,8 @@ class Product {
     std::optional<Rest> rests_[2];
     Rest* rest_ = nullptr;
     typename Isa::Shaped shaped_;
+    bf16* wide_ = nullptr;  // room for the panels at work, if they are narrow and read again
+    bool widened_ = false;
     index asked_ = -1;  // the piece whose terms have been asked for
     index at_once_ = 1;  // rows that are finished beside one step of a block
     int turn_ = 0;

@@ -82,7 +82,7 @@ class World:
     values: list[Tensor]
 
     @classmethod
-    def of(cls, backbone: Backbone, *, form: Form | None = None) -> "World":
+    def of(cls, backbone: Backbone, *, form: Form | None = None, codes: bool = False) -> "World":
         """Take, unless told, the form by vectors, which every processor with kernels has."""
         shape = backbone.shape
         size = (SLOTS, shape.kv_heads, POSITIONS, shape.head_dim)
@@ -90,7 +90,7 @@ class World:
             [torch.zeros(size, dtype=torch.bfloat16) for _ in range(shape.layers)] for _ in range(2)
         )
         by_vectors: Form = "avx512" if loaded().trains else "avx2"
-        model = StepModel.of(backbone, loaded(), keys=keys, values=values)
+        model = StepModel.of(backbone, loaded(), keys=keys, values=values, codes=codes)
         return cls(backbone, NativeStep(model, loaded(), form=form or by_vectors), keys, values)
 
     def logits(self, runs: Sequence[Run]) -> list[Tensor]:
