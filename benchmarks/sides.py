@@ -67,6 +67,7 @@ class Side:
         """Start `python -m module arguments`; what it prints besides answers goes to `log`."""
         self.name = name
         self._log = log
+        self._owes = False
         with log.open("ab") as errors:
             self.process = subprocess.Popen(
                 [str(python), "-m", module, *arguments],
@@ -87,15 +88,25 @@ class Side:
 
     def ask(self, question: JSON) -> JSON:
         """Send a question, wait for the answer; `SideFailed` if the side could not give one."""
-        if self.process.stdin is None or self.process.stdout is None:
-            raise SideFailed(f"{self.name} has no standard streams.")
+        self.put(question)
+        return self.take()
+
+    def put(self, question: JSON) -> None:
+        """Send a question whose answer is taken before the next one is put."""
+        if self.process.stdin is None or self._owes:
+            raise SideFailed(f"{self.name} has no standard input, or an answer that none took.")
+        self._owes = True
         self._signal(signal.SIGCONT)
-        try:
+        with suppress(BrokenPipeError):  # of a side that ended: its answer will be missing
             self.process.stdin.write(json.dumps(question) + "\n")
             self.process.stdin.flush()
-            line = self.process.stdout.readline()
-        except BrokenPipeError:
-            line = ""
+
+    def take(self) -> JSON:
+        """Wait for the answer to what was put; `SideFailed` if the side could not give one."""
+        if self.process.stdout is None:
+            raise SideFailed(f"{self.name} has no standard output.")
+        line = self.process.stdout.readline()
+        self._owes = False
         self._signal(signal.SIGSTOP)
         if not line:
             raise SideFailed(f"{self.name} ended:\n{self._last_words()}")

@@ -45,16 +45,6 @@ class Installed:
         finally:
             database.close()
 
-    def remove(self, stored: Sequence[Stored]) -> None:
-        """Take adapters' rows away."""
-        database = Database(self.settings.database)
-        try:
-            with database.unit_of_work() as session:
-                for each in stored:
-                    adapters.delete(session, each.name, tenant=FIRST_TENANT)
-        finally:
-            database.close()
-
     def client(self) -> Client:
         """Return a client of this installation."""
         return Client(self.url, api_key=self.key)

@@ -10,7 +10,7 @@ from statistics import median
 from benchmarks.serve.adapters import Stored
 from benchmarks.serve.floor import floor_of
 from benchmarks.serve.measure import say
-from benchmarks.serve.world import LENGTH, RANK, ROWS, TOKENS, World, start_engine
+from benchmarks.serve.world import LENGTH, RANK, ROWS, TOKENS, World, ready, start_engine
 from benchmarks.sides import JSON, Side
 
 DISTINCT = (1, 2, 4, 8, 16, 32)
@@ -28,6 +28,7 @@ def ratios_of_steps(world: World, *, repeats: int) -> JSON:
         "kinds": [kind.name for kind in world.kinds],
     }
     with start_engine(world, adapters=[*world.loras, *world.kinds]) as engine:
+        ready(engine)
         seconds = time_batches(world, engine, batches, rows=ROWS, repeats=repeats)
     return {
         "rows": ROWS,
@@ -70,6 +71,7 @@ def growth(world: World, *, repeats: int, bandwidth: float) -> JSON:
     ranked[RANK] = many[:8]
     everybody = [*many, *(adapter for rank in RANKS for adapter in ranked[rank])]
     with start_engine(world, adapters=everybody) as engine:
+        ready(engine)
         table = {
             "distinct": time_batches(
                 world,

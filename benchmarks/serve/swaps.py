@@ -6,7 +6,7 @@ from benchmarks.serve.adapters import Stored
 from benchmarks.serve.gaps import BUSY, QUIET, percentile
 from benchmarks.serve.measure import say
 from benchmarks.serve.work import in_turn
-from benchmarks.serve.world import LENGTH, RANK, World, start_engine
+from benchmarks.serve.world import LENGTH, RANK, World, ready, start_engine
 from benchmarks.sides import JSON, Side
 from models.nn.artifact import TENSORS
 
@@ -29,6 +29,7 @@ def first_tokens(world: World, *, repeats: int) -> JSON:
     fresh = world.more_loras(repeats + 1, rank=RANK)
     prompt = world.work.prompts(1, length=PROMPT)[0]
     with start_engine(world, adapters=world.loras) as engine:
+        ready(engine)
         replies = [engine.ask(first_question(adapter, prompt)) for adapter in fresh]
     seconds = {what: [reply[what] for reply in replies[1:]] for what in ("copy", "cold", "warm")}
     for what, values in seconds.items():
@@ -51,6 +52,7 @@ def gaps(world: World, *, rounds: int) -> JSON:
     found: dict[str, list[float]] = {QUIET: [], BUSY: []}
     swaps = wrong = 0
     with start_engine(world, adapters=world.loras) as engine:
+        ready(engine)
         probe, texts = choose_probe(world, engine, versions)
         for _ in range(rounds):
             order = world.work.order(in_turn(world.names, OTHERS), length=LENGTH, tokens=ANSWER)

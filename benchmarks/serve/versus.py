@@ -8,7 +8,16 @@ from benchmarks.serve.equality import judge
 from benchmarks.serve.measure import Measured, figures_of, say, take_turns
 from benchmarks.serve.peers import hf_oracle, hf_peft, llamacpp, vllm_cpu
 from benchmarks.serve.work import Order, in_turn
-from benchmarks.serve.world import LENGTH, RANK, ROWS, TOKENS, World, start_engine, start_peer
+from benchmarks.serve.world import (
+    LENGTH,
+    RANK,
+    ROWS,
+    TOKENS,
+    World,
+    ready,
+    start_engine,
+    start_peer,
+)
 from benchmarks.sides import JSON, Side
 
 OURS = "graftwork"
@@ -27,6 +36,7 @@ def with_adapters(world: World, *, repeats: int) -> dict[str, JSON]:
         vllm = open_side(start_vllm(world, adapters=world.folders))
         peft = open_side(start_peer(world, hf_peft.PEER, label="peft", adapters=world.folders))
         oracle = open_side(start_oracle(world))
+        ready(ours, vllm, peft, oracle)
         return {
             "mixed": compare(
                 "mixed",
@@ -59,6 +69,7 @@ def without_adapters(world: World, *, repeats: int) -> dict[str, JSON]:
             )
             for form in llamacpp.FORMATS
         }
+        ready(ours, vllm, int8, oracle, *singles.values())
         return {
             "base": compare(
                 "base",

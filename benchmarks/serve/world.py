@@ -129,7 +129,7 @@ def start_peer(world: World, peer: Peer, *, label: str, **spec: Any) -> Side:
 
 
 def start(world: World, peer: Peer, *, label: str, spec: JSON) -> Side:
-    """Start a side and wait until it has loaded what `spec` says."""
+    """Start a side and have it load what `spec` says: `ready` waits for that."""
     side = Side(
         label,
         peer.module,
@@ -138,5 +138,11 @@ def start(world: World, peer: Peer, *, label: str, spec: JSON) -> Side:
         python=peer.python(),
         variables=peer.environment(),
     )
-    side.ask(READY)
+    side.put(READY)
     return side
+
+
+def ready(*sides: Side) -> None:
+    """Wait until sides that were started have loaded; until then they share the cores."""
+    for side in sides:
+        side.take()

@@ -27,6 +27,16 @@ def test_sides_answer_in_turns(tmp_path: Path) -> None:
     assert all(side.process.returncode == 0 for side in sides)
 
 
+def test_sides_work_beside_each_other_until_their_answers_are_taken(tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        sides = open_sides(stack, make_side("ours", tmp_path), make_side("peer", tmp_path))
+        for number, side in enumerate(sides):
+            side.put({"n": number})
+        with pytest.raises(SideFailed, match="an answer that none took"):
+            sides[0].ask({"n": 7})
+        assert [side.take()["n"] for side in reversed(sides)] == [1, 0]
+
+
 def test_a_side_that_fails_says_why_and_lives(tmp_path: Path) -> None:
     with make_side("peer", tmp_path) as side:
         with pytest.raises(SideFailed, match="no such thing"):

@@ -8,7 +8,7 @@ from benchmarks.serve.adapters import make_kinds, make_loras
 from benchmarks.serve.peers import hf_oracle, hf_peft
 from benchmarks.serve.steps import BASE, time_batches
 from benchmarks.serve.work import Work, in_turn
-from benchmarks.serve.world import World, start_engine, start_peer
+from benchmarks.serve.world import World, ready, start_engine, start_peer
 from core.bases import write_manifest
 from core.settings import ComputeSettings, EngineSettings, Settings
 from core.store import Store
@@ -48,6 +48,7 @@ def test_two_sides_give_the_same_tokens_and_the_oracle_agrees(world: World) -> N
         start_peer(world, hf_peft.PEER, label="peft", adapters=world.folders) as peft,
         versus.start_oracle(world) as oracle,
     ):
+        ready(ours, peft, oracle)
         found = versus.compare(
             "mixed",
             {versus.OURS: ours, "peft": peft},
@@ -64,8 +65,10 @@ def test_two_sides_give_the_same_tokens_and_the_oracle_agrees(world: World) -> N
 def test_the_oracle_finds_a_wrong_token(world: World) -> None:
     order = world.work.order([world.names[0]], length=8, tokens=4)
     with start_engine(world, adapters=world.loras) as ours:
+        ready(ours)
         right = ours.ask(order.posted(with_ids=True))["tokens"]
     with start_peer(world, hf_oracle.PEER, label="oracle", adapters=world.folders) as oracle:
+        ready(oracle)
         wrong = [[(token + 1) % 250 for token in row] for row in right]
         behind = [oracle.ask(order.posted(tokens=tokens))["behind"] for tokens in (right, wrong)]
     assert max(behind[0][0]) < 1e-3 < max(behind[1][0])
@@ -74,6 +77,7 @@ def test_the_oracle_finds_a_wrong_token(world: World) -> None:
 def test_steps_of_all_kinds_are_timed(world: World) -> None:
     names = [kind.name for kind in world.kinds]
     with start_engine(world, adapters=world.kinds) as engine:
+        ready(engine)
         found = time_batches(
             world, engine, {"base": BASE, "kinds": names}, rows=4, repeats=1, length=6, tokens=5
         )
