@@ -6,11 +6,14 @@ from math import prod
 import torch
 
 from benchmarks.serve.world import World
+from models.nn.kernels.native import library
 
 BYTES = 512 * 1024 * 1024
 """Read in one go: far more than any cache holds."""
 WIDTH = 2
 """Bytes of a number in bfloat16."""
+CODED_WIDTH = 1.5
+"""Bytes of a weight of the base where our step reads them coded."""
 
 
 def measure_bandwidth(*, repeats: int = 7) -> float:
@@ -28,10 +31,13 @@ def floor_of(
     world: World, *, bandwidth: float, rows: int, length: int, adapters: int, rank: int
 ) -> float:
     """Return seconds: weights and head once, each distinct adapter once, each row's cache once."""
+    kernels = library()
+    coded = kernels is not None and kernels.reads_codes
     shape = world.backbone.shape
     weights = sum(prod(size) for size in shape.linears.values())
     adapted = sum(
         rank * sum(size) for place, size in shape.linears.items() if place.startswith("layers.")
     )
     cache = 2 * shape.layers * shape.kv_heads * shape.head_dim * length
-    return WIDTH * (weights + adapters * adapted + rows * cache) / bandwidth
+    held = (CODED_WIDTH if coded else WIDTH) * weights
+    return (held + WIDTH * (adapters * adapted + rows * cache)) / bandwidth

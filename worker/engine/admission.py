@@ -52,7 +52,7 @@ def admit(backbone: Backbone, blocks: Blocks) -> tuple[NativeRunner | None, str]
             library,
             keys=blocks.keys,
             values=blocks.values,
-            codes=library.instructions == "amx",
+            codes=library.reads_codes,
         )
         probe = _Probe(backbone, blocks)
     except (Unavailable, Unsuited, MemoryError, RuntimeError) as error:

@@ -57,6 +57,11 @@ class Library:
         """Whether it has the ops of training, in bfloat16; by AVX2 that is no gain on float32."""
         return self.instructions != "avx2"
 
+    @property
+    def reads_codes(self) -> bool:
+        """Whether the best form of the step gains by a base in 12 bits a weight: that by tiles."""
+        return self.instructions == "amx"
+
     def call(self, name: str, *arguments: Argument) -> None:
         """Call the form of a function that this processor runs best, `gw_<name>_<form>`.
 

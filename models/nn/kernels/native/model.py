@@ -64,8 +64,8 @@ class StepModel:
         """Pack a network for a cache of (R, K, C, h) a layer; `Unsuited` says what stands against.
 
         The packed weights are a copy: the network goes on to serve what the step does not do.
-        With `codes` they take 12 bits each where that is possible, without loss, for the form of
-        the step that reads them so at no cost: that by tiles.
+        With `codes` those in bfloat16 take 12 bits each where that is possible, without loss; every
+        form of the step reads them, and that by tiles gains by it.
         """
         _require_llama(backbone, keys)
         arena, reader = Arena(library, chunk=_CHUNK), _Reader(backbone)

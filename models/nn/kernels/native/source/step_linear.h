@@ -46,6 +46,12 @@ struct Weight {
     }
 };
 
+// Room for the panels of a piece, which all products of a thread share.
+inline bf16* wide_room(index panels, index inputs) {
+    static thread_local Scratch room;
+    return room.room<bf16>(panels * panel_width * inputs);
+}
+
 // Widens some panels of a narrow weight.
 inline void widen(const Weight& weight, Range panels, bf16* wide) {
     weight.as_it_lies([&]<class Packed>(Packed) {

@@ -142,14 +142,12 @@ class Product {
         ahead.spread(down * steps, far());
     }
 
-    // Finds room for narrow panels, and fills it unless their first block does so.
+    // Finds room for narrow panels that are read again, and fills it where no product does so.
     void widen_first(Range panels) {
-        static thread_local Scratch room;
         const Widening widening = weight_.widening<Isa>();
         widened_ = widening == Widening::before;
-        wide_ = widened_ || (widening == Widening::along && !far())
-                    ? room.room<bf16>((panels.last - panels.first) * panel_width * weight_.inputs)
-                    : nullptr;
+        const bool keeps = widened_ || (widening == Widening::along && !far());
+        wide_ = keeps ? wide_room(panels.last - panels.first, weight_.inputs) : nullptr;
         if (widened_) widen(weight_, panels, wide_);
     }
 
