@@ -2,9 +2,9 @@
 
 Both get the same threads, allocator settings and waiting policy. Questions and answers are JSON
 lines over its standard streams, so that rounds can be interleaved while each side keeps its base
-loaded. One that has answered is stopped until it is asked again: threads that spin, or poll, take
-no core from the others. A side's module calls `serve` with what answers a question. Nothing but
-the standard library is imported here: a peer's own environment has none of our packages.
+loaded. One whose answer was taken is stopped until it is asked again: threads that spin, or poll,
+take no core from the others. A side's module calls `serve` with what answers a question. Nothing
+but the standard library is imported here: a peer's own environment has none of our packages.
 """
 
 import json
@@ -103,8 +103,8 @@ class Side:
 
     def take(self) -> JSON:
         """Wait for the answer to what was put; `SideFailed` if the side could not give one."""
-        if self.process.stdout is None:
-            raise SideFailed(f"{self.name} has no standard output.")
+        if self.process.stdout is None or not self._owes:
+            raise SideFailed(f"{self.name} has no standard output, or was not asked.")
         line = self.process.stdout.readline()
         self._owes = False
         self._signal(signal.SIGSTOP)
@@ -116,15 +116,15 @@ class Side:
         return answer
 
     def close(self) -> None:
-        """Close its input, at which it ends; kill it and what it started if it does not."""
+        """Close its input, at which it ends; kill it if it does not, and what it left running."""
         self._signal(signal.SIGCONT)
         if self.process.stdin is not None:
-            self.process.stdin.close()
-        try:
+            with suppress(BrokenPipeError):  # a question may be left that an ended one never read
+                self.process.stdin.close()
+        with suppress(subprocess.TimeoutExpired):
             self.process.wait(STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            self._signal(signal.SIGKILL)
-            self.process.wait()
+        self._signal(signal.SIGKILL)
+        self.process.wait()
         if self.process.stdout is not None:
             self.process.stdout.close()
 

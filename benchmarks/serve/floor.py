@@ -28,16 +28,30 @@ def measure_bandwidth(*, repeats: int = 7) -> float:
 
 
 def floor_of(
-    world: World, *, bandwidth: float, rows: int, length: int, adapters: int, rank: int
+    world: World,
+    *,
+    bandwidth: float,
+    rows: int,
+    length: int,
+    adapters: int,
+    rank: int,
+    weight_bytes: float = WIDTH,
 ) -> float:
-    """Return seconds: weights and head once, each distinct adapter once, each row's cache once."""
-    kernels = library()
-    coded = kernels is not None and kernels.reads_codes
+    """Return seconds: weights and head once, each distinct adapter once, each row's cache once.
+
+    `weight_bytes` is what a weight of the base takes.
+    """
     shape = world.backbone.shape
     weights = sum(prod(size) for size in shape.linears.values())
     adapted = sum(
         rank * sum(size) for place, size in shape.linears.items() if place.startswith("layers.")
     )
     cache = 2 * shape.layers * shape.kv_heads * shape.head_dim * length
-    held = (CODED_WIDTH if coded else WIDTH) * weights
-    return (held + WIDTH * (adapters * adapted + rows * cache)) / bandwidth
+    read = weight_bytes * weights + WIDTH * (adapters * adapted + rows * cache)
+    return read / bandwidth
+
+
+def weight_bytes() -> float:
+    """Return the bytes that a weight of the base takes as our step here reads it."""
+    kernels = library()
+    return CODED_WIDTH if kernels is not None and kernels.reads_codes else WIDTH

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 
 from benchmarks.serve.adapters import Stored
-from benchmarks.serve.floor import floor_of
+from benchmarks.serve.floor import floor_of, weight_bytes
 from benchmarks.serve.measure import say
 from benchmarks.serve.world import LENGTH, RANK, ROWS, TOKENS, World, ready, start_engine
 from benchmarks.sides import JSON, Side
@@ -109,6 +109,7 @@ def growth(world: World, *, repeats: int, bandwidth: float) -> JSON:
                 length=int(size) if kind == "length" else LENGTH + TOKENS // 2,
                 adapters={"distinct": int(size), "rank": 8}.get(kind, 0),
                 rank=int(size) if kind == "rank" else RANK,
+                weight_bytes=weight_bytes(),
             )
             ratio = figures["median"] / figures["floor"]
             say(f"{kind} {size}: {1000 * figures['median']:.2f} ms, {ratio:.2f} of the floor")

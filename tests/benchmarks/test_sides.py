@@ -35,6 +35,8 @@ def test_sides_work_beside_each_other_until_their_answers_are_taken(tmp_path: Pa
         with pytest.raises(SideFailed, match="an answer that none took"):
             sides[0].ask({"n": 7})
         assert [side.take()["n"] for side in reversed(sides)] == [1, 0]
+        with pytest.raises(SideFailed, match="was not asked"):
+            sides[0].take()
 
 
 def test_a_side_that_fails_says_why_and_lives(tmp_path: Path) -> None:

@@ -123,8 +123,10 @@ def test_a_floor_counts_weights_once_and_adapters_and_rows_each() -> None:
         norms={},
     )
     world = SimpleNamespace(backbone=SimpleNamespace(shape=shape))
-    floor = floor_of(world, bandwidth=2.0, rows=3, length=5, adapters=2, rank=1)  # type: ignore[arg-type]
+    asked = {"bandwidth": 2.0, "rows": 3, "length": 5, "adapters": 2, "rank": 1}
+    floor = floor_of(world, **asked)  # type: ignore[arg-type]
     assert floor == 72 + 2 * (8 + 8) + 3 * 2 * 2 * 1 * 2 * 5
+    assert floor - floor_of(world, **asked, weight_bytes=1.5) == 72 / 4  # type: ignore[arg-type]
 
 
 def test_a_copy_reads_the_whole_file(tmp_path: Path) -> None:

@@ -55,7 +55,8 @@ class Arena:
     def pack_coded(self, weight_nk: Tensor) -> tuple[int, int] | None:
         """Keep a weight (N, K) in 12 bits a number; return its address and the bytes of a panel.
 
-        N and K must fill panels and tiles. None if its numbers are of too many sizes for that.
+        N and K must fill panels and tiles. None if any panel has so many exceptions that too little
+        is saved: all of them have as much room as the one with most.
         """
         weight_nk = weight_nk.bfloat16().contiguous()
         outputs, inputs = weight_nk.shape

@@ -163,7 +163,7 @@ def _pack(arena: Arena, weight: Tensor, scales: Tensor | None, *, codes: bool) -
         return records.Matrix(panels=arena.pack_int8(weight), scales=arena.put(scales))
     if codes and (coded := arena.pack_coded(weight)):
         address, stride = coded
-        return records.Matrix(panels=address, coded=stride)
+        return records.Matrix(panels=address, coded_stride=stride)
     return records.Matrix(panels=arena.pack(weight))
 
 

@@ -71,11 +71,10 @@ struct Amx {
         return std::max<index>(most_panels, group_bytes / (2 * panel_width * inputs) / 2 * 2);
     }
 
-    template <int P, class Packed, class Store>
-    static void multiply(const bf16* x, index ldx, index rows, const Packed* panels, index inputs,
+    template <int P, class Store>
+    static void multiply(const bf16* x, index ldx, index rows, const bf16* panels, index inputs,
                          Store&& store) {
-        const OperandOf<bf16, Packed> all{x, ldx, panels, inputs, panel_width * inputs};
-        multiply_group(P, rows, all, {}, store);
+        multiply_group(P, rows, Operand{x, ldx, panels, inputs, panel_width * inputs}, {}, store);
     }
 
     // Remembers how tiles are shaped, as long as nobody else uses them on this thread.
@@ -114,9 +113,8 @@ struct Amx {
     // Calls store(row, panel, sum) with the sums over the inputs of two operands, `more` after
     // `first`: all panels for some rows, then for the next ones. The sums of a block are handed on
     // while the tiles of the next one are at work.
-    template <class Packed, class Store>
-    static void multiply_group(index panels, index rows, const OperandOf<bf16, Packed>& first,
-                               const std::type_identity_t<OperandOf<bf16, Packed>>& more,
+    template <class Store>
+    static void multiply_group(index panels, index rows, const Operand& first, const Operand& more,
                                Store&& store) {
         alignas(64) float sums[2][most_rows * most_panels * panel_width];
         Done done;
@@ -132,13 +130,13 @@ struct Amx {
                 const index steps = std::max<index>(1, (first.inputs + more.inputs) / step);
                 const index count = (done.left() + steps - 1) / steps;
                 const auto meanwhile = [&] { done.hand_on(count, store); };
-                const index wide = std::min<index>(most_panels, panels - p);
-                block(wide, here, sums[turn], 32, [&](auto add) {
+                const index across = std::min<index>(most_panels, panels - p);
+                block(across, here, sums[turn], 32, [&](auto add) {
                     add(Pass<Passing::panels>{}, one, first.panel(p), nullptr, meanwhile);
                     add(Pass<Passing::panels>{}, two, more.panel(p), nullptr, meanwhile);
                 });
                 done.hand_on(done.left(), store);
-                done = {sums[turn], top, p, here, wide};
+                done = {sums[turn], top, p, here, across};
             }
         }
         done.hand_on(done.left(), store);
@@ -223,14 +221,6 @@ struct Amx {
             Tiles::template store<3>(sums + 16 * ld + panel_width, ld * 4);
     }
 
-    // Where a tile of one or two panels lies; behind their last one, a tile of the next ones.
-    template <int P, class Packed>
-    static const char* tile_ahead(const OperandOf<bf16, Packed>& given, index panel, index which) {
-        const index tiles = given.inputs / step, behind = which < tiles ? 0 : P;
-        return reinterpret_cast<const char*>(tile_of(
-            given.panels + (panel + behind) * given.stride, behind ? which - tiles : which));
-    }
-
     // Loads a tile, past the first cache if what is there should stay.
     template <int T, bool Past>
     static void load(const bf16* source, index bytes) {
@@ -240,50 +230,40 @@ struct Amx {
             Tiles::template load<T>(source, bytes);
     }
 
-    // Panels from memory are fetched two steps ahead: nearer or farther, a core gets less of its
-    // bandwidth.
+    // Asks for what is read two steps later of one or two panels; behind their last inputs, that is
+    // of the next ones. Nearer or farther, a core gets less of the memory's bandwidth.
+    template <int P>
+    static void fetch(const Operand& given, index k) {
+        const index ahead = k + 2 * step;
+        const bf16* next = given.panels + ahead * panel_width;
+        if (ahead >= given.inputs) next += (P - 1) * given.stride;
+        for (int p = 0; p < P; ++p, next += given.stride)
+            for (index i = 0; i < tile_numbers; i += 32) _mm_prefetch(next + i, _MM_HINT_T0);
+    }
+
     template <int P, bool Lower, Passing passing, class Meanwhile>
     static void add(const Rows& rows, const Operand& given, bf16*, Meanwhile& meanwhile) {
         for (index k = 0; k < given.inputs; k += step) {
-            if constexpr (passing == Passing::memory)
-                for (index p = 0; p < P; ++p) {
-                    const char* ahead = tile_ahead<P>(given, p, k / step + 2);
-                    for (index i = 0; i < Lay<bf16>::tile; i += 64)
-                        _mm_prefetch(ahead + i, _MM_HINT_T0);
-                }
+            if constexpr (passing == Passing::memory) fetch<P>(given, k);
             const bf16* panel = given.panels + k * panel_width;
             add_step<P, Lower, passing>(rows, k, panel, panel + given.stride);
             meanwhile();
         }
     }
 
-    // Narrow ones are widened two steps before they are multiplied with, for what was stored to
-    // have arrived in the first cache, and fetched three before that, each line between others.
     template <int P, bool Lower, Passing passing, class Packed, class Meanwhile>
     static void add(const Rows& rows, const OperandOf<bf16, Packed>& given, bf16* wide,
                     Meanwhile& meanwhile) {
-        constexpr index lead = 2, few = 4;  // tiles of a panel that have room if none are kept
         constexpr bool kept = passing != Passing::memory;
-        alignas(64) bf16 passing_by[P][kept ? 1 : few][tile_numbers];
-        const auto place = [&](index panel, index tile) -> bf16* {
-            if constexpr (kept) return wide + (panel * given.inputs + tile * step) * panel_width;
-            return passing_by[panel][tile % few];
-        };
-        Narrow<Packed> panels[2] = {{given.panels, given.inputs},
-                                    {given.panel(P - 1).panels, given.inputs}};
+        using Panels = Widened<Packed, P, kept>;
+        alignas(64) bf16 ring[kept ? 1 : Panels::ring];
+        Panels panels(given, kept ? wide : ring);
         const index tiles = given.inputs / step;
-        for (index tile = -lead; tile < tiles; ++tile) {
-            if (const index next = tile + lead; next < tiles)
-                for (index p = 0; p < P; ++p) {
-                    const char* ahead = tile_ahead<P>(given, p, next + 3);
-                    const char* const last = ahead + Lay<Packed>::tile;
-                    panels[p].widen(next, place(p, next), [&] {
-                        if (ahead < last) _mm_prefetch(ahead, _MM_HINT_T0);
-                        ahead += 64;
-                    });
-                }
+        for (index tile = -panels.lead; tile < tiles; ++tile) {
+            if (tile + panels.lead < tiles) panels.widen(tile + panels.lead);
             if (tile < 0) continue;
-            add_step<P, Lower, passing>(rows, tile * step, place(0, tile), place(P - 1, tile));
+            add_step<P, Lower, passing>(rows, tile * step, panels.at(0, tile),
+                                        panels.at(P - 1, tile));
             meanwhile();
         }
     }

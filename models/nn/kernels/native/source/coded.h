@@ -1,9 +1,10 @@
 // How bfloat16 weights lie that take 12 bits each, without loss.
 //
 // Of a number the lower byte is kept as it is. The upper one, sign and most of the exponent, is one
-// of the panel's sixteen most frequent ones, as which it takes half a byte; numbers with another are
-// exceptions. A panel is one record: its sixteen upper bytes, four times; for every 32 inputs a tile
-// of 512 numbers, their lower bytes and then their codes; the exceptions, and one behind all others.
+// of the panel's sixteen most frequent ones, as which it takes half a byte; numbers with another
+// are exceptions. A panel is one record: its sixteen upper bytes; the exceptions, and one behind
+// all others; and, up to the record's end, for every 32 inputs a tile of 512 numbers, their lower
+// bytes and then their codes.
 #pragma once
 
 #include "common.h"
@@ -28,25 +29,15 @@ constexpr index coded_byte(index number) {
     return number / 64 * 64 + number % 32 / 8 * 16 + number / 32 % 2 * 8 + number % 8;
 }
 
-// Where the code of a lower byte lies: 64 share a register with the 64 that follow, as the lower and
-// the upper half of a byte.
+// Where the code of a lower byte lies: 64 share a register with the 64 that follow, as the lower
+// and the upper half of a byte.
 constexpr index code_byte(index lower) { return tile_numbers + lower / 128 * 64 + lower % 64; }
 constexpr bool holds_second(index lower) { return lower / 64 % 2; }
 
-// Where the numbers of 32 inputs lie in a panel of any kind.
+// Bytes of the numbers of 32 inputs of a panel of any kind.
 template <class Packed>
-struct Lay {
-    static constexpr index front = 0, tile = tile_numbers * sizeof(Packed);
-};
+constexpr index tile_bytes = tile_numbers * sizeof(Packed);
 template <>
-struct Lay<Coded> {
-    static constexpr index front = 4 * upper_codes, tile = tile_numbers * 3 / 2;
-};
-
-template <class Packed>
-const Packed* tile_of(const Packed* panel, index which) {
-    const char* bytes = reinterpret_cast<const char*>(panel);
-    return reinterpret_cast<const Packed*>(bytes + Lay<Packed>::front + which * Lay<Packed>::tile);
-}
+constexpr index tile_bytes<Coded> = tile_numbers * 3 / 2;
 
 }  // namespace gw

@@ -71,7 +71,9 @@ inline void store_exact_pairs(bf16* target, Floats even, Floats odd) {
 template <class Meanwhile>
 inline void widen_coded(const std::uint8_t* tile, const std::uint8_t* uppers, bf16* target,
                         Meanwhile&& meanwhile) {
-    const __m512i known = _mm512_loadu_si512(uppers), half = _mm512_set1_epi8(15);
+    const __m512i known = _mm512_broadcast_i32x4(
+        _mm_loadu_si128(reinterpret_cast<const __m128i*>(uppers)));
+    const __m512i half = _mm512_set1_epi8(15);
 #pragma GCC unroll 8
     for (index first = 0; first < tile_numbers; first += 64) {
         const __m512i both = _mm512_loadu_si512(tile + code_byte(first));

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "coded.h"
+#include "operand.h"
 #include "vector.h"
 
 namespace gw {
@@ -13,39 +14,86 @@ class Narrow;
 template <>
 class Narrow<std::int8_t> {
    public:
-    Narrow(const std::int8_t* panel, index) : panel_(panel) {}
+    explicit Narrow(const OperandOf<bf16, std::int8_t>& panel) : tiles_(panel.panels) {}
+
+    const std::int8_t* tile(index which) const { return tiles_ + which * tile_numbers; }
 
     template <class Meanwhile>
     void widen(index which, bf16* target, Meanwhile&& meanwhile) {
-        const std::int8_t* tile = tile_of(panel_, which);
+        const std::int8_t* from = tile(which);
         for (index i = 0; i < tile_numbers; i += 2 * panel_width) {
-            store_exact_pairs(target + i, load_int8(tile + i), load_int8(tile + i + panel_width));
+            store_exact_pairs(target + i, load_int8(from + i), load_int8(from + i + panel_width));
             meanwhile();
         }
     }
 
    private:
-    const std::int8_t* panel_;
+    const std::int8_t* tiles_;
 };
 
 template <>
 class Narrow<Coded> {
    public:
-    Narrow(const Coded* panel, index inputs)
-        : panel_(panel),
-          next_(reinterpret_cast<const Exception*>(tile_of(panel, inputs / input_step))) {}
+    explicit Narrow(const OperandOf<bf16, Coded>& panel)
+        : uppers_(reinterpret_cast<const std::uint8_t*>(panel.panels)),
+          tiles_(uppers_ + panel.stride - panel.inputs / input_step * tile_bytes<Coded>),
+          next_(reinterpret_cast<const Exception*>(uppers_ + upper_codes)) {}
+
+    const std::uint8_t* tile(index which) const { return tiles_ + which * tile_bytes<Coded>; }
 
     template <class Meanwhile>
     void widen(index which, bf16* target, Meanwhile&& meanwhile) {
-        widen_coded(reinterpret_cast<const std::uint8_t*>(tile_of(panel_, which)),
-                    reinterpret_cast<const std::uint8_t*>(panel_), target, meanwhile);
+        widen_coded(tile(which), uppers_, target, meanwhile);
         for (; next_->place < (which + 1) * tile_numbers; ++next_)
             target[next_->place % tile_numbers] = next_->value;
     }
 
    private:
-    const Coded* panel_;
+    const std::uint8_t *uppers_, *tiles_;
     const Exception* next_;
+};
+
+// Panels side by side that are widened along with a product, two tiles before these are multiplied
+// with: what was stored must have arrived in the first cache. Three tiles earlier still they are
+// asked for, one line between two stores; behind the last tile, those of the panels that follow.
+template <class Packed, int panels, bool kept>
+class Widened {
+   public:
+    static constexpr index lead = 2, ring_tiles = 4;
+    static constexpr index ring = panels * ring_tiles * tile_numbers;
+
+    // Kept ones are left in `wide`, as bfloat16 panels one behind the other; others need a ring.
+    Widened(const OperandOf<bf16, Packed>& given, bf16* wide)
+        : given_(given), wide_(wide), tiles_(given.inputs / input_step) {}
+
+    bf16* at(index panel, index tile) const {
+        const index place = kept ? panel * tiles_ + tile : panel * ring_tiles + tile % ring_tiles;
+        return wide_ + place * tile_numbers;
+    }
+
+    void widen(index tile) {
+        for (index p = 0; p < panels; ++p) {
+            const char* ahead = line_ahead(p, tile + 3);
+            const char* const last = ahead + tile_bytes<Packed>;
+            narrow_[p].widen(tile, at(p, tile), [&] {
+                if (ahead < last) _mm_prefetch(ahead, _MM_HINT_T0);
+                ahead += 64;
+            });
+        }
+    }
+
+   private:
+    const char* line_ahead(index panel, index tile) const {
+        if (tile < tiles_) return reinterpret_cast<const char*>(narrow_[panel].tile(tile));
+        const auto next = given_.panel(panel + panels);
+        _mm_prefetch(reinterpret_cast<const char*>(next.panels), _MM_HINT_T0);  // what is in front
+        return reinterpret_cast<const char*>(Narrow<Packed>(next).tile(tile - tiles_));
+    }
+
+    const OperandOf<bf16, Packed> given_;
+    bf16* const wide_;
+    const index tiles_;
+    Narrow<Packed> narrow_[2] = {Narrow<Packed>(given_), Narrow<Packed>(given_.panel(panels - 1))};
 };
 
 }  // namespace gw

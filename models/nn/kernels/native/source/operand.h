@@ -11,7 +11,7 @@ struct OperandOf {
     index ldx = 0;
     const Packed* panels = nullptr;
     index inputs = 0;
-    index stride = 0;  // from one panel to the next, 16 times the inputs or more
+    index stride = 0;  // from one panel to the next in `Packed`, 16 times the inputs or more
 
     OperandOf from(index row) const { return {x + row * ldx, ldx, panels, inputs, stride}; }
     OperandOf panel(index which) const {

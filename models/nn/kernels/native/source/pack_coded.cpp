@@ -28,13 +28,12 @@ struct Codes {
     }
 };
 
-void pack_panel(const bf16* rows, index inputs, std::uint8_t* panel) {
+void pack_panel(const bf16* rows, index inputs, index bytes, std::uint8_t* panel) {
     const Codes coding(rows, inputs);
-    for (index i = 0; i < Lay<Coded>::front; ++i) panel[i] = coding.uppers[i % upper_codes];
-    std::uint8_t* tile = panel + Lay<Coded>::front;
-    auto* exception =
-        reinterpret_cast<Exception*>(tile + inputs / input_step * Lay<Coded>::tile);
-    for (index first = 0; first < inputs; first += input_step, tile += Lay<Coded>::tile)
+    for (index i = 0; i < upper_codes; ++i) panel[i] = coding.uppers[i];
+    auto* exception = reinterpret_cast<Exception*>(panel + upper_codes);
+    std::uint8_t* tile = panel + bytes - inputs / input_step * tile_bytes<Coded>;
+    for (index first = 0; first < inputs; first += input_step, tile += tile_bytes<Coded>)
         for (index i = 0; i < tile_numbers; ++i) {
             const index pair = i / (2 * panel_width), output = i / 2 % panel_width;
             const bf16 number = rows[output * inputs + first + 2 * pair + i % 2];
@@ -57,9 +56,8 @@ GW_API index gw_coded_bytes(const bf16* weight, index outputs, index inputs) {
 #pragma omp parallel for schedule(static) reduction(max : most)
     for (index n = 0; n < outputs; n += panel_width)
         most = std::max(most, Codes(weight + n * inputs, inputs).exceptions);
-    const index tiles = inputs / input_step * Lay<Coded>::tile;
     const index exceptions = (most + 1) * static_cast<index>(sizeof(Exception));
-    return padded_to(Lay<Coded>::front + tiles + exceptions, 64);
+    return padded_to(upper_codes + exceptions, 64) + inputs / input_step * tile_bytes<Coded>;
 }
 
 // Packs W (N, K), N a multiple of 16 and K of 32, into panels of so many bytes.
@@ -67,5 +65,5 @@ GW_API void gw_pack_coded(const bf16* weight, index outputs, index inputs, index
                           std::uint8_t* packed) {
 #pragma omp parallel for schedule(static)
     for (index n = 0; n < outputs; n += panel_width)
-        pack_panel(weight + n * inputs, inputs, packed + n / panel_width * bytes);
+        pack_panel(weight + n * inputs, inputs, bytes, packed + n / panel_width * bytes);
 }

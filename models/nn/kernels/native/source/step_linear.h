@@ -17,7 +17,8 @@ struct Weight {
     // Calls act with a number of the kind that its panels have.
     template <class Act>
     auto as_it_lies(Act&& act) const {
-        return matrix.coded ? act(Coded{}) : matrix.scales ? act(std::int8_t{}) : act(bf16{});
+        if (matrix.coded_stride) return act(Coded{});
+        return matrix.scales ? act(std::int8_t{}) : act(bf16{});
     }
 
     template <class Isa>
@@ -28,7 +29,7 @@ struct Weight {
     // From one panel to the next, in bytes.
     index stride() const {
         const index numbers = panel_width * inputs;
-        return matrix.coded ? matrix.coded : matrix.scales ? numbers : 2 * numbers;
+        return matrix.coded_stride ? matrix.coded_stride : matrix.scales ? numbers : 2 * numbers;
     }
 
     // Panels from the given one on, as they lie.
@@ -57,7 +58,7 @@ inline void widen(const Weight& weight, Range panels, bf16* wide) {
     weight.as_it_lies([&]<class Packed>(Packed) {
         if constexpr (!std::is_same_v<Packed, bf16>)
             for (index p = panels.first; p < panels.last; ++p) {
-                Narrow<Packed> panel(weight.from<Packed>(nullptr, p).panels, weight.inputs);
+                Narrow<Packed> panel(weight.from<Packed>(nullptr, p));
                 for (index k = 0; k < weight.inputs; k += input_step, wide += tile_numbers)
                     panel.widen(k / input_step, wide, Nothing{});
             }
@@ -71,7 +72,7 @@ struct Factor {
     Range panels;
     float* sums;  // in rows of a piece
     bf16* wide = nullptr;  // where narrow panels lie, or are to lie, as bfloat16, if anywhere
-    bool widened = false;
+    bool widened = false;        // whether they lie there already
 };
 
 // `Far` weights come from memory; `more` tells tiles what else to add.

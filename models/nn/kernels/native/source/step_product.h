@@ -64,7 +64,7 @@ class Product {
                                 finish_(block, panels.first, panels.last - panels.first), block};
                 }});
                 sum(panels, block, piece);
-                widened_ = wide_;
+                widened_ = wide_ != nullptr;  // by the first block at the latest
                 do_all();
                 rest_ = &rest;
                 if (!Isa::works_aside || terms_.replace) do_all();
@@ -234,8 +234,8 @@ class Product {
     std::optional<Rest> rests_[2];
     Rest* rest_ = nullptr;
     typename Isa::Shaped shaped_;
-    bf16* wide_ = nullptr;  // room for the panels at work, if they are narrow and read again
-    bool widened_ = false;
+    bf16* wide_ = nullptr;   // room for the panels at work, if they are narrow and read again
+    bool widened_ = false;   // whether they lie there already
     index asked_ = -1;  // the piece whose terms have been asked for
     index at_once_ = 1;  // rows that are finished beside one step of a block
     int turn_ = 0;

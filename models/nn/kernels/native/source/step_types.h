@@ -57,7 +57,7 @@ struct Adapter {
 struct Matrix {          // a weight of the base
     const void* panels;    // packed bfloat16 or, where there are scales, int8
     const float* scales;   // of the outputs in the order of the panels, or null
-    index coded;           // bytes of a panel where bfloat16 is coded, or 0
+    index coded_stride;    // from one coded panel to the next in bytes, or 0
 };
 
 struct Layer {

@@ -179,6 +179,21 @@ def test_tiles_give_every_kind_in_company_and_in_chunks_what_it_gets_alone(
 
 
 @pytest.mark.parametrize("form", ["vectors", pytest.param("emulated", marks=needs_avx512)])
+def test_adapters_do_the_same_over_coded_weights_to_the_bit(
+    world: World, prepared: dict[str, Prepared], form: str
+) -> None:
+    found = []
+    for codes in (False, True):
+        own = "emulated" if form == "emulated" else None
+        stepping = World.of(world.backbone, form=own, codes=codes)
+        chosen = ("low rank, ragged", "input scales", "bottleneck-0")
+        rows = [prepared[case].row(stepping, slot) for slot, case in enumerate(chosen)]
+        rows.append(Row(SLOTS - 1, drawn_ids(80)))
+        found.append(advance(stepping, rows, [BOUNDS, [0, 9, 40], BOUNDS, [0, 1, 79, 80]]))
+    assert all(map(torch.equal, *found))
+
+
+@pytest.mark.parametrize("form", ["vectors", pytest.param("emulated", marks=needs_avx512)])
 def test_threads_that_share_the_rows_of_long_prompts_do_not_change_a_bit(
     world: World, prepared: dict[str, Prepared], form: str
 ) -> None:

@@ -38,16 +38,15 @@ def drawn_weight(outputs: int, inputs: int) -> Tensor:
 def decode(panel: bytes, inputs: int) -> Tensor:
     """Return the bits (16, K) int32 of a coded panel, as its layout is described."""
     raw = torch.frombuffer(bytearray(panel), dtype=torch.uint8).int()
-    uppers, behind = raw[:UPPERS], 4 * UPPERS + inputs // INPUT_STEP * TILE * 3 // 2
-    assert torch.equal(raw[: 4 * UPPERS], uppers.repeat(4))
-    tiles = raw[4 * UPPERS : behind].view(-1, TILE * 3 // 2)
+    front = len(raw) - inputs // INPUT_STEP * TILE * 3 // 2
+    uppers, tiles = raw[:UPPERS], raw[front:].view(-1, TILE * 3 // 2)
     lowers = tiles[:, :TILE].reshape(-1, 8, 64)
     pairs = tiles[:, TILE:].reshape(-1, 4, 1, 64)
     codes = torch.cat([pairs % 16, pairs // 16], dim=2).reshape(-1, 8, 64)
     by_byte = uppers[codes.long()] << 8 | lowers
     # 64 bytes are four parts of 8 numbers of the first 32 and 8 of the second.
     numbers = by_byte.view(-1, 8, 4, 2, 8).transpose(2, 3).reshape(-1)
-    exceptions = raw[behind:].to(torch.uint8).view(torch.int32).view(-1, 2)
+    exceptions = raw[UPPERS:front].to(torch.uint8).view(torch.int32).view(-1, 2)
     for place, value in exceptions.tolist():
         if place == -1:
             break
@@ -103,7 +102,7 @@ def test_products_are_the_same_to_the_bit(form: Form) -> None:
     found = {}
     for codes in (False, True):
         world = World.of(odd_backbone(), form=form, codes=codes)
-        coded = [getattr(world.step.model.layers[1], name).coded for name in ("qkv", "down")]
+        coded = [getattr(world.step.model.layers[1], name).coded_stride for name in ("qkv", "down")]
         assert all(coded) if codes else not any(coded)
         rows = [Row(0, ids, decodes=True), Row(1, ids[:100], decodes=True)]
         found[codes] = torch.cat(advance(world, rows, bounds))

@@ -58,6 +58,15 @@ def test_weights_in_8_bits_are_their_unpacked_selves(shape: str) -> None:
     assert distance(found, whole) > distance(found, expected)
 
 
+@pytest.mark.parametrize("form", ["vectors", pytest.param("emulated", marks=needs_avx512)])
+def test_weights_in_8_bits_are_the_same_to_few_rows_and_to_many(form: str) -> None:
+    packed = hold_in_8_bits(make_backbone("biased, tied", dtype=torch.float32))
+    world = World.of(packed, form="emulated" if form == "emulated" else None)
+    whole = advance(world, [Row(0, IDS)], [[0, 150]])[0]
+    cut = advance(world, [Row(2, IDS)], [[0, 20, 52, 101, 102, 150]])[0]
+    assert torch.equal(whole, cut)
+
+
 def test_chunks_are_the_whole_to_the_bit(world: World) -> None:
     whole = advance(world, [Row(0, IDS)], [[0, 150]])[0]
     cut = advance(world, [Row(2, IDS)], [[0, 1, 7, 70, 71, 135, *range(136, 151)]])[0]
