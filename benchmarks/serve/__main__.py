@@ -8,7 +8,9 @@ import argparse
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from math import inf
 from pathlib import Path
 
 from benchmarks import record
@@ -21,6 +23,8 @@ from benchmarks.sides import JSON
 
 PARTS = ("adapters", "base", "steps", "swaps", "http", "training", "outside", "growth")
 QUICK = ("adapters", "base", "steps", "swaps", "http", "training")
+PATIENCE_SECONDS = 20.0
+"""So long is a side asked again when it is to be quick."""
 RATIOS = (
     "mixed_vs_vllm",
     "mixed_vs_peft",
@@ -84,8 +88,6 @@ def measure(world: World, options: argparse.Namespace) -> JSON:
     bandwidth = measure_bandwidth()
     say(f"this machine reads {bandwidth / 1e9:.1f} GB/s")
     doing: dict[str, Callable[[], JSON]] = {
-        "adapters": lambda: versus.with_adapters(world, repeats=repeats),
-        "base": lambda: versus.without_adapters(world, repeats=repeats),
         "steps": lambda: steps.ratios_of_steps(world, repeats=repeats + 1),
         "swaps": lambda: {
             "first": swaps.first_tokens(world, repeats=4 * repeats),
@@ -99,12 +101,28 @@ def measure(world: World, options: argparse.Namespace) -> JSON:
         "growth": lambda: steps.growth(world, repeats=repeats, bandwidth=bandwidth),
     }
     found: JSON = {"bandwidth": bandwidth}
+    if contests := [part for part in options.parts if part in versus.PARTS]:
+        with timed(" and ".join(contests)):
+            found |= versus.against_peers(
+                world,
+                parts=contests,
+                repeats=repeats,
+                patience=PATIENCE_SECONDS if options.quick else inf,
+            )
     for part in options.parts:
-        say(f"--- {part}")
-        began = time.monotonic()
-        found[part] = doing[part]()
-        say(f"--- {part} took {time.monotonic() - began:.0f} s")
+        if part in doing:
+            with timed(part):
+                found[part] = doing[part]()
     return found
+
+
+@contextmanager
+def timed(part: str) -> Iterator[None]:
+    """Say when a part begins, and how long it took."""
+    say(f"--- {part}")
+    began = time.monotonic()
+    yield
+    say(f"--- {part} took {time.monotonic() - began:.0f} s")
 
 
 def ratios_of(parts: JSON) -> dict[str, float]:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -47,10 +48,17 @@ def make_adapter(
 
 
 def make_loras(
-    count: int, *, rank: int, backbone: Backbone, folder: Path, store: Store, first: int = 0
+    count: int,
+    *,
+    backbone: Backbone,
+    folder: Path,
+    store: Store,
+    first: int = 0,
+    rank: int,
+    **settings: Any,
 ) -> list[Stored]:
-    """Return LoRA adapters on all linears, each of other numbers."""
-    method = parse_method({"type": "lora", "rank": rank})
+    """Return LoRA adapters, on all linears unless `settings` differ, each of other numbers."""
+    method = parse_method({"type": "lora", "rank": rank, **settings})
     return [
         make_adapter(
             f"lora-r{rank}-{number}",

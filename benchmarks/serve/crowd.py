@@ -15,8 +15,8 @@ from benchmarks.sides import JSON
 from cli.client import Client
 
 REGISTERED = 1000
-SMALL_RANK = 1
-"""Of adapters that are only registered, so that a thousand of them fit any disk."""
+SMALL: JSON = {"rank": 1, "target_modules": ["q_proj"]}
+"""Adapters that are only registered, so that a thousand of them are soon made and fit any disk."""
 POLL_SECONDS = 0.5
 TRAINING = {
     "seed": 7,
@@ -41,7 +41,7 @@ def over_http(world: World, *, repeats: int, mixed: bool) -> JSON:
 
     Two installations take turns, for what else the machine does to slow both alike.
     """
-    crowd, one = world.more_loras(REGISTERED - 1, rank=SMALL_RANK), world.names[:1]
+    crowd, one = world.more_loras(REGISTERED - 1, **SMALL), world.names[:1]
     with installed(world.folder / "few") as few, installed(world.folder / "many") as many:
         few.register(world.loras[:1])
         many.register([*world.loras[:1], *crowd])

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import inf
 from statistics import median
 
 from benchmarks.record import load
@@ -39,11 +40,13 @@ def take_turns(
     make: Callable[[], Order],
     repeats: int,
     warm: int = 8,
+    patience: float = inf,
 ) -> tuple[dict[str, Measured], list[Order]]:
     """Give every side the same orders, one side at a time; return what came and the orders.
 
     Nobody reads along: whole answers are what the peers give. Before that, each side answers an
-    order of `warm` tokens a row that is not counted.
+    order of `warm` tokens a row that is not counted. A side that has taken longer than `patience`
+    seconds is not asked again.
     """
     first = make()
     for side in sides.values():
@@ -53,6 +56,8 @@ def take_turns(
     for number, order in enumerate(orders):
         turn = list(sides.items())
         for name, side in turn if number % 2 == 0 else reversed(turn):
+            if sum(measured[name].seconds) > patience:
+                continue
             reply = side.ask(order.posted(stream=False))
             measured[name].seconds.append(reply["seconds"])
             measured[name].rates.append(order.generated / reply["seconds"])

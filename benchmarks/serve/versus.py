@@ -1,7 +1,9 @@
 """The ratios against peers: the same requests, one side at a time, and their tokens judged."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
+from math import inf
 from typing import Any
 
 from benchmarks.serve.equality import judge
@@ -28,64 +30,96 @@ INEXACT = frozenset({INT8, "llamacpp-q8_0"})
 """Sides with other weights than the oracle's: their tokens are counted, not judged."""
 
 
-def with_adapters(world: World, *, repeats: int) -> dict[str, JSON]:
-    """Compare 32 requests over 8 adapters with vLLM and PEFT's mixed batch, one with vLLM."""
+@dataclass(frozen=True, kw_only=True)
+class Contest:
+    """Sides that are given the same orders."""
+
+    name: str
+    sides: Mapping[str, Side]
+    make: Callable[[], Order]
+    least: int = 1
+    """Repeats, however few are asked for."""
+
+
+Opener = Callable[[Side], Side]
+
+
+def against_peers(
+    world: World, *, parts: Sequence[str], repeats: int, patience: float = inf
+) -> dict[str, JSON]:
+    """Run the contests of some parts; the sides of all of them load side by side first."""
     with ExitStack() as stack:
-        open_side = stack.enter_context
-        ours = open_side(start_engine(world, adapters=world.loras))
-        vllm = open_side(start_vllm(world, adapters=world.folders))
-        peft = open_side(start_peer(world, hf_peft.PEER, label="peft", adapters=world.folders))
+        sides: list[Side] = []
+
+        def open_side(side: Side) -> Side:
+            sides.append(stack.enter_context(side))
+            return side
+
         oracle = open_side(start_oracle(world))
-        ready(ours, vllm, peft, oracle)
+        contests = {part: PARTS[part](world, open_side) for part in parts}
+        ready(*sides)
         return {
-            "mixed": compare(
-                "mixed",
-                {OURS: ours, "vllm": vllm, "peft": peft},
-                oracle=oracle,
-                make=lambda: over_adapters(world, ROWS),
-                repeats=repeats,
-            ),
-            "single": compare(
-                "single",
-                {OURS: ours, "vllm": vllm},
-                oracle=oracle,
-                make=lambda: over_adapters(world, 1),
-                repeats=repeats,
-            ),
+            part: {
+                contest.name: compare(
+                    contest.name,
+                    contest.sides,
+                    oracle=oracle,
+                    make=contest.make,
+                    repeats=max(contest.least, repeats),
+                    patience=patience,
+                )
+                for contest in contests[part]
+            }
+            for part in parts
         }
 
 
-def without_adapters(world: World, *, repeats: int) -> dict[str, JSON]:
-    """Compare 32 requests with vLLM without LoRA, one with llama.cpp in bf16 and in q8_0."""
-    with ExitStack() as stack:
-        open_side = stack.enter_context
-        ours = open_side(start_engine(world, adapters=[]))
-        vllm = open_side(start_vllm(world, adapters={}))
-        int8 = open_side(start_engine(world, adapters=[], quantization="int8"))
-        oracle = open_side(start_oracle(world))
-        singles = {
-            f"llamacpp-{form}": open_side(
-                start_peer(world, llamacpp.PEER, label=f"llamacpp-{form}", format=form)
-            )
-            for form in llamacpp.FORMATS
-        }
-        ready(ours, vllm, int8, oracle, *singles.values())
-        return {
-            "base": compare(
-                "base",
-                {OURS: ours, "vllm": vllm},
-                oracle=oracle,
-                make=lambda: world.work.order([None] * ROWS, length=LENGTH, tokens=TOKENS),
-                repeats=repeats,
-            ),
-            "single_base": compare(
-                "single base",
-                {OURS: ours, INT8: int8, **singles},
-                oracle=oracle,
-                make=lambda: world.work.order([None], length=LENGTH, tokens=TOKENS),
-                repeats=max(5, repeats),
-            ),
-        }
+def with_adapters(world: World, open_side: Opener) -> list[Contest]:
+    """Have 32 requests over 8 adapters for vLLM and PEFT's mixed batch, one for vLLM."""
+    ours = open_side(start_engine(world, adapters=world.loras))
+    vllm = open_side(start_vllm(world, adapters=world.folders))
+    peft = open_side(start_peer(world, hf_peft.PEER, label="peft", adapters=world.folders))
+    return [
+        Contest(
+            name="mixed",
+            sides={OURS: ours, "vllm": vllm, "peft": peft},
+            make=lambda: over_adapters(world, ROWS),
+        ),
+        Contest(
+            name="single",
+            sides={OURS: ours, "vllm": vllm},
+            make=lambda: over_adapters(world, 1),
+        ),
+    ]
+
+
+def without_adapters(world: World, open_side: Opener) -> list[Contest]:
+    """Have 32 requests for vLLM without LoRA, one for llama.cpp in bf16 and in q8_0."""
+    ours = open_side(start_engine(world, adapters=[]))
+    vllm = open_side(start_vllm(world, adapters={}))
+    int8 = open_side(start_engine(world, adapters=[], quantization="int8"))
+    singles = {
+        f"llamacpp-{form}": open_side(
+            start_peer(world, llamacpp.PEER, label=f"llamacpp-{form}", format=form)
+        )
+        for form in llamacpp.FORMATS
+    }
+    return [
+        Contest(
+            name="base",
+            sides={OURS: ours, "vllm": vllm},
+            make=lambda: over_base(world, ROWS),
+        ),
+        Contest(
+            name="single_base",
+            sides={OURS: ours, INT8: int8, **singles},
+            make=lambda: over_base(world, 1),
+            least=5,
+        ),
+    ]
+
+
+PARTS = {"adapters": with_adapters, "base": without_adapters}
 
 
 def start_vllm(world: World, *, adapters: Mapping[str, str]) -> Side:
@@ -104,6 +138,11 @@ def over_adapters(world: World, rows: int) -> Order:
     return world.work.order(in_turn(world.names, rows), length=LENGTH, tokens=TOKENS)
 
 
+def over_base(world: World, rows: int) -> Order:
+    """Return a request a row without adapters."""
+    return world.work.order([None] * rows, length=LENGTH, tokens=TOKENS)
+
+
 def compare(
     what: str,
     sides: Mapping[str, Side],
@@ -111,13 +150,14 @@ def compare(
     oracle: Side,
     make: Callable[[], Order],
     repeats: int,
+    patience: float = inf,
 ) -> JSON:
-    """Measure sides on one kind of order, and have the oracle judge the last answers."""
-    measured, orders = take_turns(what, sides, make=make, repeats=repeats)
-    last = orders[-1]
-    tokens = {name: side.replies[-1]["tokens"] for name, side in measured.items()}
+    """Measure sides on one kind of order, and have the oracle judge the first answers."""
+    measured, orders = take_turns(what, sides, make=make, repeats=repeats, patience=patience)
+    first = orders[0]
+    tokens = {name: side.replies[0]["tokens"] for name, side in measured.items()}
     named = {
-        name: sides[name].ask(last.posted(with_ids=True, stream=False))
+        name: sides[name].ask(first.posted(with_ids=True, stream=False))
         for name in sides
         if name in NAMING
     }
@@ -125,7 +165,7 @@ def compare(
     return {
         "sides": figures_of(measured),
         "texts_as_when_timed": _same_texts(named[OURS], measured[OURS]),
-        **judge_all(what, oracle, last, tokens),
+        **judge_all(what, oracle, first, tokens),
     }
 
 
@@ -155,5 +195,5 @@ def ratio(figures: JSON, peer: str) -> float:
 
 def _same_texts(named: JSON, timed: Measured) -> str:
     """Say how many texts came again when token ids were asked for."""
-    pairs = list(zip(named["texts"], timed.replies[-1]["texts"], strict=True))
+    pairs = list(zip(named["texts"], timed.replies[0]["texts"], strict=True))
     return f"{sum(a == b for a, b in pairs)} of {len(pairs)}"

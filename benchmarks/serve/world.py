@@ -56,16 +56,16 @@ class World:
         """Where each of them lies, for those who read PEFT's files."""
         return {adapter.name: str(adapter.folder) for adapter in self.loras}
 
-    def more_loras(self, count: int, *, rank: int) -> list[Stored]:
+    def more_loras(self, count: int, **settings: Any) -> list[Stored]:
         """Make further adapters, other than all before."""
         first, self.made = self.made, self.made + count
         return make_loras(
             count,
-            rank=rank,
             backbone=self.backbone,
             folder=self.folder / "adapters",
             store=self.store,
             first=first,
+            **settings,
         )
 
 

@@ -75,6 +75,8 @@ def test_sides_take_turns_on_the_same_orders() -> None:
     assert [order.tokens for order in orders] == [11, 12]
     assert measured["ours"].rates == [11.0, 12.0]
     assert measured["peer"].rate == 5.75
+    measured, _ = take_turns("quick", sides, make=make, repeats=2, patience=3.0)
+    assert [len(side.rates) for side in measured.values()] == [2, 1]
 
 
 def test_no_prompt_comes_twice(tmp_path: Path) -> None:

@@ -23,13 +23,11 @@ void attend_second(const Second& second, const Model& m, const Task& task, const
         attention.add<Isa>(queries, second.keys + packed, second.values + packed, count,
                            [&](index) { return count; });
     }
-    for (index r = 0; r < rows; ++r) {
+    attention.hand_out([&](index r, index n, Floats output) {
         const Floats gate = splat(second.gate[task.head * group + r % group]);
-        for (index n = 0; n < size; n += 16) {
-            float* target = attended + r * size + n;
-            store(target, fma(attention.output(r, n), gate, load(target)));
-        }
-    }
+        float* target = attended + r * size + n;
+        store(target, fma(output, gate, load(target)));
+    });
 }
 
 // Where the keys or values of a task's head begin in a cache.
@@ -130,9 +128,8 @@ void attend(State& state, index l, const Task& task, const Task* next) {
     if (!attend_few(attention, state, l, queries, task, next))
         attend_blocks<Isa>(attention, scratch, state, l, queries, task);
     attended.resize(rows * size);
-    for (index r = 0; r < rows; ++r)
-        for (index n = 0; n < size; n += 16)
-            store(&attended[r * size + n], attention.output(r, n));
+    attention.hand_out(
+        [&](index r, index n, Floats output) { store(&attended[r * size + n], output); });
     hand_on<Isa>(state, l, task, attended.data());
 }
 

@@ -136,9 +136,13 @@ class Attention {
     }
 #endif
 
-    // Sixteen outputs of a row.
-    Floats output(index r, index n) const {
-        return load(s.sums + r * size + n) / splat(s.total[r]);
+    // Calls put(r, n, sixteen outputs of row r from n on) for all of them.
+    template <class Put>
+    void hand_out(Put&& put) const {
+        for (index r = 0; r < rows; ++r) {
+            const Floats part = splat(1.0f / s.total[r]);
+            for (index n = 0; n < size; n += 16) put(r, n, load(s.sums + r * size + n) * part);
+        }
     }
 
    private:

@@ -28,7 +28,7 @@ struct DrawnScratch {
     alignas(64) float columns[2][drawn_keys * panel_width];  // scores of two blocks, key by key
     alignas(64) float scores[few_queries][drawn_keys];
     alignas(64) bf16 weights[drawn_keys / 16][2 * few_queries * input_step];  // two rows a query
-    alignas(64) float mixed[2][2 * few_queries * panel_width];                // likewise
+    alignas(64) float mixed[2][2 * few_queries * panel_width];  // likewise, of 32 outputs each
     alignas(64) float attended[few_queries * most_head_size];
 };
 
@@ -204,7 +204,7 @@ class DrawnAttention {
         }
     }
 
-    // Adds values by their weights; groups take turns with two tiles of outputs.
+    // Adds values by their weights, for 64 outputs at a time.
     void mix(const Block& block) {
         shape_tiles();
         const index groups = block.groups();
@@ -212,33 +212,32 @@ class DrawnAttention {
         const auto at = [&](index g) {
             return g + 1 < groups ? block.row.values + (block.top + g * 16) * size : last;
         };
-        for (index n = 0; n < size; n += input_step) {
+        for (index n = 0; n < size; n += 2 * input_step) {
+            const bool two = n + input_step < size;
             Tiles::template zero<2>();
             Tiles::template zero<3>();
-            for (index g = 0; g < groups; g += 2) {
+            for (index g = 0; g < groups; ++g) {
                 Tiles::template load<7>(s.weights[g], 64);
                 Tiles::template load<4>(at(g) + n, size * 2);
                 Tiles::template add<2, 7, 4>();
                 ahead();
-                if (g + 1 == groups) break;
-                Tiles::template load<7>(s.weights[g + 1], 64);
-                Tiles::template load<5>(at(g + 1) + n, size * 2);
+                if (!two) continue;
+                Tiles::template load<5>(at(g) + n + input_step, size * 2);
                 Tiles::template add<3, 7, 5>();
                 ahead();
             }
             Tiles::template store<2>(s.mixed[0], 64);
-            Tiles::template store<3>(s.mixed[1], 64);
-            for (int q = 0; q < Q; ++q) put(q, n, block.first());
+            if (two) Tiles::template store<3>(s.mixed[1], 64);
+            for (int half = 0; half < 1 + two; ++half)
+                for (int q = 0; q < Q; ++q)
+                    put(q, n + half * input_step, s.mixed[half], block.first());
         }
     }
 
     // Brings even and odd outputs of 32 into order and adds them to those of former blocks.
-    void put(int q, index n, bool first) {
-        const auto mixed = [&](int odd) {
-            const index at = (2 * q + odd) * panel_width;
-            return load(s.mixed[0] + at) + load(s.mixed[1] + at);
-        };
-        const Floats even = mixed(0), odd = mixed(1);
+    void put(int q, index n, const float* mixed, bool first) {
+        const Floats even = load(mixed + 2 * q * panel_width);
+        const Floats odd = load(mixed + (2 * q + 1) * panel_width);
         const __m512i order =
             _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
         for (index half = 0; half < 2; ++half) {
