@@ -8,8 +8,8 @@ import argparse
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from functools import partial
 from math import inf
 from pathlib import Path
 
@@ -84,10 +84,13 @@ def read_options(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def measure(world: World, options: argparse.Namespace) -> JSON:
     """Run the parts that are wanted, each after the other; return what they found."""
-    repeats = options.repeats
+    repeats, patience = options.repeats, PATIENCE_SECONDS if options.quick else inf
+    peers = partial(versus.against_peers, world, repeats=repeats, patience=patience)
     bandwidth = measure_bandwidth()
     say(f"this machine reads {bandwidth / 1e9:.1f} GB/s")
     doing: dict[str, Callable[[], JSON]] = {
+        "adapters": lambda: peers("adapters"),
+        "base": lambda: peers("base"),
         "steps": lambda: steps.ratios_of_steps(world, repeats=repeats + 1),
         "swaps": lambda: {
             "first": swaps.first_tokens(world, repeats=4 * repeats),
@@ -101,28 +104,12 @@ def measure(world: World, options: argparse.Namespace) -> JSON:
         "growth": lambda: steps.growth(world, repeats=repeats, bandwidth=bandwidth),
     }
     found: JSON = {"bandwidth": bandwidth}
-    if contests := [part for part in options.parts if part in versus.PARTS]:
-        with timed(" and ".join(contests)):
-            found |= versus.against_peers(
-                world,
-                parts=contests,
-                repeats=repeats,
-                patience=PATIENCE_SECONDS if options.quick else inf,
-            )
     for part in options.parts:
-        if part in doing:
-            with timed(part):
-                found[part] = doing[part]()
+        say(f"--- {part}")
+        began = time.monotonic()
+        found[part] = doing[part]()
+        say(f"--- {part} took {time.monotonic() - began:.0f} s")
     return found
-
-
-@contextmanager
-def timed(part: str) -> Iterator[None]:
-    """Say when a part begins, and how long it took."""
-    say(f"--- {part}")
-    began = time.monotonic()
-    yield
-    say(f"--- {part} took {time.monotonic() - began:.0f} s")
 
 
 def ratios_of(parts: JSON) -> dict[str, float]:

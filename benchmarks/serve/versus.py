@@ -1,6 +1,6 @@
 """The ratios against peers: the same requests, one side at a time, and their tokens judged."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from math import inf
@@ -44,10 +44,8 @@ class Contest:
 Opener = Callable[[Side], Side]
 
 
-def against_peers(
-    world: World, *, parts: Sequence[str], repeats: int, patience: float = inf
-) -> dict[str, JSON]:
-    """Run the contests of some parts; the sides of all of them load side by side first."""
+def against_peers(world: World, part: str, *, repeats: int, patience: float = inf) -> JSON:
+    """Run a part's contests, once all their sides, which load side by side, are there."""
     with ExitStack() as stack:
         sides: list[Side] = []
 
@@ -56,21 +54,18 @@ def against_peers(
             return side
 
         oracle = open_side(start_oracle(world))
-        contests = {part: PARTS[part](world, open_side) for part in parts}
+        contests = PARTS[part](world, open_side)
         ready(*sides)
         return {
-            part: {
-                contest.name: compare(
-                    contest.name,
-                    contest.sides,
-                    oracle=oracle,
-                    make=contest.make,
-                    repeats=max(contest.least, repeats),
-                    patience=patience,
-                )
-                for contest in contests[part]
-            }
-            for part in parts
+            contest.name: compare(
+                contest.name,
+                contest.sides,
+                oracle=oracle,
+                make=contest.make,
+                repeats=max(contest.least, repeats),
+                patience=patience,
+            )
+            for contest in contests
         }
 
 
