@@ -24,7 +24,7 @@ from benchmarks.sides import JSON
 PARTS = ("adapters", "base", "steps", "swaps", "http", "training", "outside", "growth")
 QUICK = ("adapters", "base", "steps", "swaps", "http", "training")
 PATIENCE_SECONDS = 20.0
-"""So long is a side asked again when it is to be quick."""
+"""A side that has taken longer is not asked again when it is to be quick."""
 RATIOS = (
     "mixed_vs_vllm",
     "mixed_vs_peft",
@@ -89,8 +89,8 @@ def measure(world: World, options: argparse.Namespace) -> JSON:
     bandwidth = measure_bandwidth()
     say(f"this machine reads {bandwidth / 1e9:.1f} GB/s")
     doing: dict[str, Callable[[], JSON]] = {
-        "adapters": lambda: peers("adapters"),
-        "base": lambda: peers("base"),
+        "adapters": lambda: peers(versus.with_adapters),
+        "base": lambda: peers(versus.without_adapters),
         "steps": lambda: steps.ratios_of_steps(world, repeats=repeats + 1),
         "swaps": lambda: {
             "first": swaps.first_tokens(world, repeats=4 * repeats),

@@ -42,9 +42,16 @@ class Contest:
 
 
 Opener = Callable[[Side], Side]
+"""Keeps a side open until a part's contests are over."""
 
 
-def against_peers(world: World, part: str, *, repeats: int, patience: float = inf) -> JSON:
+def against_peers(
+    world: World,
+    part: Callable[[World, Opener], list[Contest]],
+    *,
+    repeats: int,
+    patience: float = inf,
+) -> JSON:
     """Run a part's contests, once all their sides, which load side by side, are there."""
     with ExitStack() as stack:
         sides: list[Side] = []
@@ -54,7 +61,7 @@ def against_peers(world: World, part: str, *, repeats: int, patience: float = in
             return side
 
         oracle = open_side(start_oracle(world))
-        contests = PARTS[part](world, open_side)
+        contests = part(world, open_side)
         ready(*sides)
         return {
             contest.name: compare(
@@ -112,9 +119,6 @@ def without_adapters(world: World, open_side: Opener) -> list[Contest]:
             least=5,
         ),
     ]
-
-
-PARTS = {"adapters": with_adapters, "base": without_adapters}
 
 
 def start_vllm(world: World, *, adapters: Mapping[str, str]) -> Side:
