@@ -59,8 +59,8 @@ class Library:
 
     @property
     def reads_codes(self) -> bool:
-        """Whether the best form of the step gains by a base in 12 bits a weight: that by tiles."""
-        return self.instructions == "amx"
+        """Whether the best form of the step gains by a base in 12 bits a weight: not by AVX2."""
+        return self.instructions != "avx2"
 
     def call(self, name: str, *arguments: Argument) -> None:
         """Call the form of a function that this processor runs best, `gw_<name>_<form>`.

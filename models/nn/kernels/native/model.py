@@ -65,7 +65,7 @@ class StepModel:
 
         The packed weights are a copy: the network goes on to serve what the step does not do.
         With `codes` those in bfloat16 take 12 bits each where that is possible, without loss; every
-        form of the step reads them, and that by tiles gains by it.
+        form of the step reads them, and that by AVX2 alone does not gain by it.
         """
         _require_llama(backbone, keys)
         arena, reader = Arena(library, chunk=_CHUNK), _Reader(backbone)

@@ -34,44 +34,56 @@ class Ahead {
     index ld_ = 0, lines_ = 0, left_ = 0, burst_ = 0, line_ = 0;
 };
 
-// The same of pieces of memory, one behind the other; what is needed soon into the first cache.
+// The same of pieces of memory, one behind the other; of a large one at four places side by side,
+// which memory gives faster. What is needed soon goes into the first cache.
 class Stream {
  public:
     void clear() {
         parts_.clear();
-        part_ = lines_ = 0;
+        part_ = rows_ = 0;
     }
     void add(const void* first, index bytes) {
-        const char* begin = static_cast<const char*>(first);
-        if (bytes > 0) parts_.push_back({begin, begin + bytes});
-        lines_ += (bytes + 63) / 64;
+        if (bytes <= 0) return;
+        const index lines = (bytes + 63) / 64, width = lines < worth_splitting ? 1 : 4;
+        const index rows = (lines + width - 1) / width;
+        parts_.push_back({static_cast<const char*>(first), rows * 64, width, rows});
+        rows_ += rows;
     }
     void spread(index calls, bool soon) {
-        burst_ = calls > 0 ? (lines_ + calls - 1) / calls : 0;
+        calls_ = std::max<index>(calls, 1);
+        due_ = 0;
         soon_ = soon;
     }
 
     void operator()() {
-        for (index n = burst_; n > 0 && part_ < parts_.size();) {
-            auto& [next, last] = parts_[part_];
-            const char* end = std::min(last, next + n * 64);
-            n -= (end - next + 63) / 64;
+        for (due_ += rows_; due_ >= calls_ && part_ < parts_.size(); due_ -= calls_) {
+            Part& part = parts_[part_];
             if (soon_)
-                for (; next < end; next += 64) _mm_prefetch(next, _MM_HINT_T0);
+                ask<_MM_HINT_T0>(part);
             else
-                for (; next < end; next += 64) _mm_prefetch(next, _MM_HINT_T1);
-            if (next >= last) ++part_;
+                ask<_MM_HINT_T1>(part);
+            if (!part.rows) ++part_;
         }
     }
 
  private:
+    static constexpr index worth_splitting = 64;  // lines
+
     struct Part {
-        const char *next, *last;
+        const char* next;
+        index stride, width, rows;  // a row is a line at each place, `stride` apart
     };
+
+    template <_mm_hint hint>
+    static void ask(Part& part) {
+        for (index i = 0; i < part.width; ++i) _mm_prefetch(part.next + i * part.stride, hint);
+        part.next += 64;
+        --part.rows;
+    }
 
     std::vector<Part> parts_;
     std::size_t part_ = 0;  // that is being fetched
-    index lines_ = 0, burst_ = 0;
+    index rows_ = 0, calls_ = 1, due_ = 0;  // in `calls_`ths of a row
     bool soon_ = false;
 };
 

@@ -57,6 +57,7 @@ struct Amx {
     using Unit = Tiles;  // for what is computed by tiles without panels
     static constexpr index most_rows = 32;
     static constexpr int most_panels = 2;
+    static constexpr int most_once = most_rows;  // rows for which narrow panels go into a ring
     static constexpr index step = 32;  // inputs of an operand must be a multiple of this
     template <class Packed>
     static constexpr Widening widening = std::is_same_v<Packed, bf16> ? Widening::none
@@ -255,12 +256,13 @@ struct Amx {
     static void add(const Rows& rows, const OperandOf<bf16, Packed>& given, bf16* wide,
                     Meanwhile& meanwhile) {
         constexpr bool kept = passing != Passing::memory;
-        using Panels = Widened<Packed, P, kept>;
+        constexpr index lead = 2;  // what was stored must have arrived in the first cache
+        using Panels = Widened<Packed, P, kept, lead>;
         alignas(64) bf16 ring[kept ? 1 : Panels::ring];
         Panels panels(given, kept ? wide : ring);
         const index tiles = given.inputs / step;
-        for (index tile = -panels.lead; tile < tiles; ++tile) {
-            if (tile + panels.lead < tiles) panels.widen(tile + panels.lead);
+        for (index tile = -lead; tile < tiles; ++tile) {
+            if (tile + lead < tiles) panels.widen_and_fetch(tile + lead);
             if (tile < 0) continue;
             add_step<P, Lower, passing>(rows, tile * step, panels.at(0, tile),
                                         panels.at(P - 1, tile));

@@ -54,6 +54,7 @@ OperandOf<float, Packed> widen(const OperandOf<bf16, Packed>& given, index rows,
 struct Avx2 {
     static constexpr int most_rows = 6;  // of a panel; its sums take 12 of 16 registers
     static constexpr int most_panels = 4;
+    static constexpr int most_once = 0;  // rows for which narrow panels go into a ring
     static constexpr index step = 2;  // inputs of an operand must be a multiple of this
 
     template <class Packed>

@@ -8,6 +8,7 @@
 
 #include "coded.h"
 #include "common.h"
+#include "narrow.h"
 #include "operand.h"
 #include "products.h"
 #include "sum_block.h"
@@ -22,13 +23,22 @@ inline __m512bh pair(const bf16* x) {
 
 inline __m512bh pairs(const bf16* w) { return reinterpret_cast<__m512bh>(_mm512_loadu_si512(w)); }
 
+// Narrow panels that are widened along with a product: into `wide`, where they are `kept` for more
+// rows to read, or into a ring for no longer than they are needed.
+template <class Packed, bool kept>
+struct Along {
+    OperandOf<bf16, Packed> given;
+    bf16* wide = nullptr;
+};
+
 struct Avx512 {
-    static constexpr int most_rows = 6;
+    static constexpr int most_rows = 6;  // of all panels at once
     static constexpr int most_panels = 4;
+    static constexpr int most_once = 12;  // rows for which narrow panels are widened into a ring
     static constexpr index step = 2;  // inputs of an operand must be a multiple of this
     template <class Packed>
     static constexpr Widening widening = std::is_same_v<Packed, bf16> ? Widening::none
-                                                                      : Widening::before;
+                                                                      : Widening::along;
     static constexpr bool reads_keys = false;  // of a cache as they lie
     static constexpr bool works_aside = false;  // leaving vectors to others
     struct Shaped {};
@@ -63,20 +73,33 @@ struct Avx512 {
     template <int P, class Store, class Meanwhile = Nothing>
     static void multiply(index rows, const Operand& first, const Operand& more, Store&& store,
                          Meanwhile&& meanwhile = {}) {
-        const index blocks = (rows + most_rows - 1) / most_rows;
+        const index blocks = blocks_of(rows);
         for (index b = 0; b < blocks; ++b) {
             const auto [top, bottom] = share(rows, b, blocks);
-            const Operand one = first.from(top), two = more.from(top);
             const auto put = [&](int r, int p, __m512 sum) { store(top + r, p, sum); };
-            switch (bottom - top) {
-                case 6: sum_block<Avx512, 6, P>(one, two, put, meanwhile); break;
-                case 5: sum_block<Avx512, 5, P>(one, two, put, meanwhile); break;
-                case 4: sum_block<Avx512, 4, P>(one, two, put, meanwhile); break;
-                case 3: sum_block<Avx512, 3, P>(one, two, put, meanwhile); break;
-                case 2: sum_block<Avx512, 2, P>(one, two, put, meanwhile); break;
-                case 1: sum_block<Avx512, 1, P>(one, two, put, meanwhile); break;
-            }
+            sum_rows<P>(bottom - top, first.from(top), more.from(top), put, meanwhile);
         }
+    }
+
+    // The same of narrow panels, which the first rows widen into `wide`, for the others to read. It
+    // is null for up to `most_once` rows: these take two panels at once rather than pass by twice.
+    template <int P, class Packed, class Store, class Meanwhile>
+    static void multiply_along(index rows, const OperandOf<bf16, Packed>& narrow, bf16* wide,
+                               Store&& store, Meanwhile&& meanwhile) {
+        if constexpr (P > 2)
+            if (!wide && rows > most_rows) {
+                const auto put = [&](index row, int p, __m512 sum) { store(row, p + 2, sum); };
+                multiply_along<2>(rows, narrow, wide, store, meanwhile);
+                return multiply_along<P - 2>(rows, narrow.panel(2), wide, put, meanwhile);
+            }
+        if (!wide)
+            return sum_rows<P>(rows, Along<Packed, false>{narrow}, Operand{}, store, meanwhile);
+        const index first = share(rows, 0, blocks_of(rows)).last;
+        sum_rows<P>(first, Along<Packed, true>{narrow, wide}, Operand{}, store, meanwhile);
+        const Operand others{narrow.x + first * narrow.ldx, narrow.ldx, wide, narrow.inputs,
+                             panel_width * narrow.inputs};
+        const auto put = [&](index row, int p, __m512 sum) { store(first + row, p, sum); };
+        multiply<P>(rows - first, others, {}, put, meanwhile);
     }
 
     // What `sum_block` calls.
@@ -90,12 +113,60 @@ struct Avx512 {
 #pragma GCC unroll 8
             for (int p = 0; p < P; ++p) w[p] = pairs(panels + p * stride + k * panel_width);
             meanwhile();
-#pragma GCC unroll 8
+#pragma GCC unroll 12
             for (int r = 0; r < R; ++r) {
                 const __m512bh xs = pair(x + r * ldx + k);
 #pragma GCC unroll 8
                 for (int p = 0; p < P; ++p) sum[r][p] = _mm512_dpbf16_ps(sum[r][p], xs, w[p]);
             }
+        }
+    }
+
+    // A tile of each panel is widened part by part beside the dot products of the tile before: all
+    // at once, it would wait for them and they for it.
+    template <int R, int P, class Packed, bool kept, class Meanwhile>
+    [[gnu::always_inline]] static inline void add(const Along<Packed, kept>& along,
+                                                  __m512 (&sum)[R][P], Meanwhile& meanwhile) {
+        using Panels = Widened<Packed, P, kept, 1>;
+        static_assert(P * tile_parts <= input_step / step);
+        const auto& given = along.given;
+        alignas(64) bf16 ring[kept ? 1 : Panels::ring];
+        Panels panels(given, kept ? along.wide : ring);
+        for (index part = 0; part < P * tile_parts; ++part) panels.widen(0, part);
+        for (index tile = 0; tile * input_step < given.inputs; ++tile) {
+            index part = 0;
+            const auto both = [&] {
+                panels.widen(tile + 1, part++);
+                meanwhile();
+            };
+            add<R, P>(Operand{given.x + tile * input_step, given.ldx, panels.at(0, tile),
+                              input_step, panels.stride()},
+                      sum, both);
+        }
+    }
+
+   private:
+    static index blocks_of(index rows) { return (rows + most_rows - 1) / most_rows; }
+
+    template <int P, class First, class Put, class Meanwhile>
+    static void sum_rows(index rows, const First& first, const Operand& more, const Put& put,
+                         Meanwhile&& meanwhile) {
+        if constexpr (P <= 2)
+            switch (rows) {
+                case 12: return sum_block<Avx512, 12, P>(first, more, put, meanwhile);
+                case 11: return sum_block<Avx512, 11, P>(first, more, put, meanwhile);
+                case 10: return sum_block<Avx512, 10, P>(first, more, put, meanwhile);
+                case 9: return sum_block<Avx512, 9, P>(first, more, put, meanwhile);
+                case 8: return sum_block<Avx512, 8, P>(first, more, put, meanwhile);
+                case 7: return sum_block<Avx512, 7, P>(first, more, put, meanwhile);
+            }
+        switch (rows) {
+            case 6: return sum_block<Avx512, 6, P>(first, more, put, meanwhile);
+            case 5: return sum_block<Avx512, 5, P>(first, more, put, meanwhile);
+            case 4: return sum_block<Avx512, 4, P>(first, more, put, meanwhile);
+            case 3: return sum_block<Avx512, 3, P>(first, more, put, meanwhile);
+            case 2: return sum_block<Avx512, 2, P>(first, more, put, meanwhile);
+            case 1: return sum_block<Avx512, 1, P>(first, more, put, meanwhile);
         }
     }
 };

@@ -12,6 +12,8 @@
 namespace gw {
 
 constexpr index tile_numbers = input_step * panel_width;
+constexpr index tile_parts = 4;  // in which a tile may be widened, one after the other
+constexpr index part_numbers = tile_numbers / tile_parts;
 constexpr index upper_codes = 16;
 
 enum class Coded : std::uint8_t {};  // a byte of such a panel
@@ -31,7 +33,9 @@ constexpr index coded_byte(index number) {
 
 // Where the code of a lower byte lies: 64 share a register with the 64 that follow, as the lower
 // and the upper half of a byte.
-constexpr index code_byte(index lower) { return tile_numbers + lower / 128 * 64 + lower % 64; }
+constexpr index code_byte(index lower) {
+    return tile_numbers + lower / part_numbers * 64 + lower % 64;
+}
 constexpr bool holds_second(index lower) { return lower / 64 % 2; }
 
 // Bytes of the numbers of 32 inputs of a panel of any kind.

@@ -148,9 +148,9 @@ inline void store_exact_pairs(bf16* target, Floats even, Floats odd) {
 }
 
 template <class Meanwhile>
-inline void widen_coded(const std::uint8_t* tile, const std::uint8_t* uppers, bf16* target,
-                        Meanwhile&&) {
-    for (index i = 0; i < tile_numbers; ++i) {
+inline void widen_coded(const std::uint8_t* tile, index part, const std::uint8_t* uppers,
+                        bf16* target, Meanwhile&&) {
+    for (index i = part * part_numbers; i < (part + 1) * part_numbers; ++i) {
         const index byte = coded_byte(i);
         const int codes = tile[code_byte(byte)];
         const int upper = uppers[holds_second(byte) ? codes >> 4 : codes & 15];

@@ -66,18 +66,21 @@ inline void store_exact_pairs(bf16* target, Floats even, Floats odd) {
                                                 _mm512_castps_si512(odd)));
 }
 
-// The numbers of a coded tile, from its bytes and the panel's upper ones. Where a register has been
-// stored it may call meanwhile().
+// The numbers of one part of a coded tile, from its bytes and the panel's upper ones. Where a
+// register has been stored it may call meanwhile().
 template <class Meanwhile>
-inline void widen_coded(const std::uint8_t* tile, const std::uint8_t* uppers, bf16* target,
-                        Meanwhile&& meanwhile) {
+[[gnu::always_inline]] inline void widen_coded(const std::uint8_t* tile, index part,
+                                               const std::uint8_t* uppers, bf16* target,
+                                               Meanwhile&& meanwhile) {
     const __m512i known = _mm512_broadcast_i32x4(
         _mm_loadu_si128(reinterpret_cast<const __m128i*>(uppers)));
     const __m512i half = _mm512_set1_epi8(15);
-#pragma GCC unroll 8
-    for (index first = 0; first < tile_numbers; first += 64) {
-        const __m512i both = _mm512_loadu_si512(tile + code_byte(first));
-        const __m512i own = holds_second(first) ? _mm512_srli_epi16(both, 4) : both;
+    const index begin = part * part_numbers;
+    const __m512i both = _mm512_loadu_si512(tile + code_byte(begin));
+#pragma GCC unroll 2
+    for (index within = 0; within < part_numbers; within += 64) {
+        const index first = begin + within;
+        const __m512i own = holds_second(within) ? _mm512_srli_epi16(both, 4) : both;
         const __m512i upper = _mm512_shuffle_epi8(known, _mm512_and_si512(own, half));
         const __m512i lower = _mm512_loadu_si512(tile + first);
         _mm512_storeu_si512(target + first, _mm512_unpacklo_epi8(lower, upper));

@@ -1,13 +1,16 @@
 // Panels with fewer bits than bfloat16, which widen to it exactly: in 8 bits, and coded ones.
 #pragma once
 
+#include <array>
+#include <utility>
+
 #include "coded.h"
 #include "operand.h"
 #include "vector.h"
 
 namespace gw {
 
-// A panel whose tiles are widened one after the other, each with calls of meanwhile() in between.
+// A panel whose tiles are widened part by part, each with calls of meanwhile() in between.
 template <class Packed>
 class Narrow;
 
@@ -19,9 +22,11 @@ class Narrow<std::int8_t> {
     const std::int8_t* tile(index which) const { return tiles_ + which * tile_numbers; }
 
     template <class Meanwhile>
-    void widen(index which, bf16* target, Meanwhile&& meanwhile) {
+    [[gnu::always_inline]] void widen(index which, index part, bf16* target,
+                                      Meanwhile&& meanwhile) {
         const std::int8_t* from = tile(which);
-        for (index i = 0; i < tile_numbers; i += 2 * panel_width) {
+        const index begin = part * part_numbers;
+        for (index i = begin; i < begin + part_numbers; i += 2 * panel_width) {
             store_exact_pairs(target + i, load_int8(from + i), load_int8(from + i + panel_width));
             meanwhile();
         }
@@ -42,9 +47,10 @@ class Narrow<Coded> {
     const std::uint8_t* tile(index which) const { return tiles_ + which * tile_bytes<Coded>; }
 
     template <class Meanwhile>
-    void widen(index which, bf16* target, Meanwhile&& meanwhile) {
-        widen_coded(tile(which), uppers_, target, meanwhile);
-        for (; next_->place < (which + 1) * tile_numbers; ++next_)
+    [[gnu::always_inline]] void widen(index which, index part, bf16* target,
+                                      Meanwhile&& meanwhile) {
+        widen_coded(tile(which), part, uppers_, target, meanwhile);
+        for (; next_->place < which * tile_numbers + (part + 1) * part_numbers; ++next_)
             target[next_->place % tile_numbers] = next_->value;
     }
 
@@ -53,36 +59,56 @@ class Narrow<Coded> {
     const Exception* next_;
 };
 
-// Panels side by side that are widened along with a product, two tiles before these are multiplied
-// with: what was stored must have arrived in the first cache. Three tiles earlier still they are
-// asked for, one line between two stores; behind the last tile, those of the panels that follow.
-template <class Packed, int panels, bool kept>
+// Panels side by side that are widened along with a product, `lead` tiles before these are
+// multiplied with.
+template <class Packed, int panels, bool kept, index lead>
 class Widened {
    public:
-    static constexpr index lead = 2, ring_tiles = 4;
+    static constexpr index ring_tiles = 2 * lead;
     static constexpr index ring = panels * ring_tiles * tile_numbers;
 
     // Kept ones are left in `wide`, as bfloat16 panels one behind the other; others need a ring.
     Widened(const OperandOf<bf16, Packed>& given, bf16* wide)
-        : given_(given), wide_(wide), tiles_(given.inputs / input_step) {}
+        : given_(given),
+          wide_(wide),
+          tiles_(given.inputs / input_step),
+          narrow_(all(std::make_index_sequence<panels>{})) {}
 
     bf16* at(index panel, index tile) const {
         const index place = kept ? panel * tiles_ + tile : panel * ring_tiles + tile % ring_tiles;
         return wide_ + place * tile_numbers;
     }
 
-    void widen(index tile) {
+    // From one panel to the next.
+    index stride() const { return (kept ? tiles_ : ring_tiles) * tile_numbers; }
+
+    // Three tiles earlier still they are asked for, one line between two stores; behind the last
+    // tile, those of the panels that follow.
+    void widen_and_fetch(index tile) {
         for (index p = 0; p < panels; ++p) {
             const char* ahead = line_ahead(p, tile + 3);
             const char* const last = ahead + tile_bytes<Packed>;
-            narrow_[p].widen(tile, at(p, tile), [&] {
-                if (ahead < last) _mm_prefetch(ahead, _MM_HINT_T0);
-                ahead += 64;
-            });
+            for (index part = 0; part < tile_parts; ++part)
+                narrow_[p].widen(tile, part, at(p, tile), [&] {
+                    if (ahead < last) _mm_prefetch(ahead, _MM_HINT_T0);
+                    ahead += 64;
+                });
         }
     }
 
+    // The `part`th part of all panels' tiles, if there are as many.
+    [[gnu::always_inline]] void widen(index tile, index part) {
+        const index panel = part / tile_parts;
+        if (panel < panels && tile < tiles_)
+            narrow_[panel].widen(tile, part % tile_parts, at(panel, tile), Nothing{});
+    }
+
    private:
+    template <std::size_t... which>
+    std::array<Narrow<Packed>, panels> all(std::index_sequence<which...>) const {
+        return {Narrow<Packed>(given_.panel(which))...};
+    }
+
     const char* line_ahead(index panel, index tile) const {
         if (tile < tiles_) return reinterpret_cast<const char*>(narrow_[panel].tile(tile));
         const auto next = given_.panel(panel + panels);
@@ -93,7 +119,7 @@ class Widened {
     const OperandOf<bf16, Packed> given_;
     bf16* const wide_;
     const index tiles_;
-    Narrow<Packed> narrow_[2] = {Narrow<Packed>(given_), Narrow<Packed>(given_.panel(panels - 1))};
+    std::array<Narrow<Packed>, panels> narrow_;
 };
 
 }  // namespace gw

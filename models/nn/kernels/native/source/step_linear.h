@@ -60,7 +60,8 @@ inline void widen(const Weight& weight, Range panels, bf16* wide) {
             for (index p = panels.first; p < panels.last; ++p) {
                 Narrow<Packed> panel(weight.from<Packed>(nullptr, p));
                 for (index k = 0; k < weight.inputs; k += input_step, wide += tile_numbers)
-                    panel.widen(k / input_step, wide, Nothing{});
+                    for (index part = 0; part < tile_parts; ++part)
+                        panel.widen(k / input_step, part, wide, Nothing{});
             }
     });
 }
@@ -81,7 +82,7 @@ void multiply_weight(typename Isa::Shaped& shaped, const Weight& weight, const F
                      Meanwhile&& meanwhile, const More& more) {
     const auto [x, rows, panels, sums, wide, widened] = factor;
     const index count = panels.last - panels.first;
-    const auto multiply = [&](const auto& all) {
+    const auto multiply = [&]<class Packed>(const OperandOf<bf16, Packed>& all) {
         if constexpr (Isa::works_aside) {
             Isa::template multiply_into<Far>(shaped, sums, Piece::ld, count, rows, all, wide,
                                              meanwhile, more);
@@ -89,7 +90,13 @@ void multiply_weight(typename Isa::Shaped& shaped, const Weight& weight, const F
             const auto put = [sums](index r, index n, Floats sum) {
                 store(sums + r * Piece::ld + n * panel_width, sum);
             };
-            multiply_piece<Isa>(x, all.ldx, rows, all.panels, all.inputs, count, put, meanwhile);
+            if constexpr (Isa::template widening<Packed> == Widening::along)
+                for_panels(count, [&](auto n) {
+                    Isa::template multiply_along<n>(rows, all, wide, put, meanwhile);
+                });
+            else
+                multiply_piece<Isa>(x, all.ldx, rows, all.panels, all.inputs, count, put,
+                                    meanwhile);
         }
     };
     if (widened)

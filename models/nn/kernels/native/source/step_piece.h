@@ -33,19 +33,24 @@ inline Range common(Range a, Range b) {
     return {std::max(a.first, b.first), std::min(a.last, b.last)};
 }
 
-// Calls store(row, panel, sum) for up to `most_panels` panels side by side.
-template <class Isa, class Packed, class Store, class... Meanwhile>
-void multiply_piece(const bf16* x, index ldx, index rows, const Packed* packed, index inputs,
-                    index panels, Store&& store, Meanwhile&&... meanwhile) {
-    const auto multiply = [&](auto count) {
-        Isa::template multiply<count>(x, ldx, rows, packed, inputs, store, meanwhile...);
-    };
+// Calls multiply(panels) with a number of panels side by side, up to `most_panels`, as a constant.
+template <class Multiply>
+void for_panels(index panels, Multiply&& multiply) {
     switch (panels) {
         case 4: return multiply(std::integral_constant<int, 4>{});
         case 3: return multiply(std::integral_constant<int, 3>{});
         case 2: return multiply(std::integral_constant<int, 2>{});
         default: return multiply(std::integral_constant<int, 1>{});
     }
+}
+
+// Calls store(row, panel, sum) for up to `most_panels` panels side by side.
+template <class Isa, class Packed, class Store, class... Meanwhile>
+void multiply_piece(const bf16* x, index ldx, index rows, const Packed* packed, index inputs,
+                    index panels, Store&& store, Meanwhile&&... meanwhile) {
+    for_panels(panels, [&](auto count) {
+        Isa::template multiply<count>(x, ldx, rows, packed, inputs, store, meanwhile...);
+    });
 }
 
 struct Rows {  // of bfloat16 numbers, one behind the other

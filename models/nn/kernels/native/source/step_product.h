@@ -146,7 +146,8 @@ class Product {
     void widen_first(Range panels) {
         const Widening widening = weight_.widening<Isa>();
         widened_ = widening == Widening::before;
-        const bool keeps = widened_ || (widening == Widening::along && !far());
+        const bool again = rows_ > Isa::most_once;
+        const bool keeps = widened_ || (widening == Widening::along && again);
         wide_ = keeps ? wide_room(panels.last - panels.first, weight_.inputs) : nullptr;
         if (widened_) widen(weight_, panels, wide_);
     }

@@ -12,15 +12,15 @@ template <class Isa, int R, int P, class First, class More, class Put, class Mea
 inline void sum_block(const First& first, const More& more, const Put& put,
                       Meanwhile&& meanwhile = {}) {
     Floats sum[R][P];
-#pragma GCC unroll 8
+#pragma GCC unroll 12
     for (int r = 0; r < R; ++r)
-#pragma GCC unroll 8
+#pragma GCC unroll 12
         for (int p = 0; p < P; ++p) sum[r][p] = zeros();
     Isa::template add<R, P>(first, sum, meanwhile);
     if (more.inputs) Isa::template add<R, P>(more, sum, meanwhile);
-#pragma GCC unroll 8
+#pragma GCC unroll 12
     for (int r = 0; r < R; ++r)
-#pragma GCC unroll 8
+#pragma GCC unroll 12
         for (int p = 0; p < P; ++p) put(r, p, sum[r][p]);
 }
 

@@ -96,14 +96,14 @@ def odd_backbone() -> Backbone:
 
 @pytest.mark.parametrize("form", forms())
 def test_products_are_the_same_to_the_bit(form: Form) -> None:
-    """For few rows, which pass panels by once, and for many."""
+    """For up to 6 and up to 12 rows, which pass panels by once, and for more."""
     ids = drawn_ids(170)
-    bounds = [[0, 1, 30, 90, *range(91, 96), 170], [0, 6, 7, 100]]
+    bounds = [[0, 1, 30, 90, *range(91, 96), 170], [0, 6, 7, 100], [0, 5, 6, 7, 14, 25, 35, 43]]
     found = {}
     for codes in (False, True):
         world = World.of(odd_backbone(), form=form, codes=codes)
         coded = [getattr(world.step.model.layers[1], name).coded_stride for name in ("qkv", "down")]
         assert all(coded) if codes else not any(coded)
-        rows = [Row(0, ids, decodes=True), Row(1, ids[:100], decodes=True)]
+        rows = [Row(slot, ids, decodes=True) for slot in range(len(bounds))]
         found[codes] = torch.cat(advance(world, rows, bounds))
     assert torch.equal(found[True], found[False])
