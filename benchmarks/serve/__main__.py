@@ -14,6 +14,7 @@ from math import inf
 from pathlib import Path
 
 from benchmarks import record
+from benchmarks.failures import Failures
 from benchmarks.serve import crowd, outside, steps, swaps, versus
 from benchmarks.serve.data import DATA, find_training
 from benchmarks.serve.floor import measure_bandwidth
@@ -40,27 +41,38 @@ RATIOS = (
 )
 
 
+CONTESTS = {
+    "mixed_vs_vllm": ("adapters", "mixed", "vllm"),
+    "mixed_vs_peft": ("adapters", "mixed", "peft"),
+    "base_vs_vllm": ("base", "base", "vllm"),
+    "single_vs_vllm": ("adapters", "single", "vllm"),
+    "single_vs_llamacpp": ("base", "single_base", "llamacpp-bf16"),
+}
+"""The ratios against peers: the part, its contest, and the peer."""
+
+
 def main() -> None:
     """Measure what the command line asks for, and leave the results."""
     options = read_options()
     record.announce()
-    began = time.monotonic()
+    began, failures = time.monotonic(), Failures()
     with tempfile.TemporaryDirectory(prefix="graftwork-bench-") as folder:
         world = make_world(Path(folder), data=options.data, seed=options.seed)
-        parts = measure(world, options)
+        parts = measure(world, options, failures)
         versions = dict(world.versions)
     ratios, wrong = ratios_of(parts), wrong_of(parts)
     result = {
         "benchmark": "serve",
         "ratios": ratios,
         "wrong": wrong,
+        "failures": failures,
         "minutes": round((time.monotonic() - began) / 60, 1),
         **record.gather(),
         "peers": versions,
     }
     record.save(options.name, {**result, "parts": parts}, folder=options.out)
     record.finish(result)
-    if wrong or (set(options.parts) >= set(QUICK) and set(ratios) != set(RATIOS)):
+    if wrong or failures or (set(options.parts) >= set(QUICK) and set(ratios) != set(RATIOS)):
         sys.exit(1)
 
 
@@ -82,10 +94,12 @@ def read_options(arguments: list[str] | None = None) -> argparse.Namespace:
     return options
 
 
-def measure(world: World, options: argparse.Namespace) -> JSON:
+def measure(world: World, options: argparse.Namespace, failures: Failures) -> JSON:
     """Run the parts that are wanted, each after the other; return what they found."""
     repeats, patience = options.repeats, PATIENCE_SECONDS if options.quick else inf
-    peers = partial(versus.against_peers, world, repeats=repeats, patience=patience)
+    peers = partial(
+        versus.against_peers, world, failures=failures, repeats=repeats, patience=patience
+    )
     bandwidth = measure_bandwidth()
     say(f"this machine reads {bandwidth / 1e9:.1f} GB/s")
     doing: dict[str, Callable[[], JSON]] = {
@@ -107,7 +121,8 @@ def measure(world: World, options: argparse.Namespace) -> JSON:
     for part in options.parts:
         say(f"--- {part}")
         began = time.monotonic()
-        found[part] = doing[part]()
+        with failures.guard(part):
+            found[part] = doing[part]()
         say(f"--- {part} took {time.monotonic() - began:.0f} s")
     return found
 
@@ -115,13 +130,9 @@ def measure(world: World, options: argparse.Namespace) -> JSON:
 def ratios_of(parts: JSON) -> dict[str, float]:
     """Return the ratios that the parts which ran give."""
     found: dict[str, float] = {}
-    if adapters := parts.get("adapters"):
-        found["mixed_vs_vllm"] = versus.ratio(adapters["mixed"], "vllm")
-        found["mixed_vs_peft"] = versus.ratio(adapters["mixed"], "peft")
-        found["single_vs_vllm"] = versus.ratio(adapters["single"], "vllm")
-    if base := parts.get("base"):
-        found["base_vs_vllm"] = versus.ratio(base["base"], "vllm")
-        found["single_vs_llamacpp"] = versus.ratio(base["single_base"], "llamacpp-bf16")
+    for name, (part, contest, peer) in CONTESTS.items():
+        if figures := parts.get(part, {}).get(contest):
+            found[name] = versus.ratio(figures, peer)
     for part, keys in (
         ("steps", ("mixed_over_base", "kinds_over_base")),
         ("http", ("registered_1000",)),

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from math import inf
 from typing import Any
 
+from benchmarks.failures import Failures
 from benchmarks.serve.equality import judge
 from benchmarks.serve.measure import Measured, figures_of, say, take_turns
 from benchmarks.serve.peers import hf_oracle, hf_peft, llamacpp, vllm_cpu
@@ -49,10 +50,12 @@ def against_peers(
     world: World,
     part: Callable[[World, Opener], list[Contest]],
     *,
+    failures: Failures,
     repeats: int,
     patience: float = inf,
 ) -> JSON:
     """Run a part's contests, once all their sides, which load side by side, are there."""
+    found: JSON = {}
     with ExitStack() as stack:
         sides: list[Side] = []
 
@@ -63,17 +66,17 @@ def against_peers(
         oracle = open_side(start_oracle(world))
         contests = part(world, open_side)
         ready(*sides)
-        return {
-            contest.name: compare(
-                contest.name,
-                contest.sides,
-                oracle=oracle,
-                make=contest.make,
-                repeats=max(contest.least, repeats),
-                patience=patience,
-            )
-            for contest in contests
-        }
+        for contest in contests:
+            with failures.guard(contest.name):
+                found[contest.name] = compare(
+                    contest.name,
+                    contest.sides,
+                    oracle=oracle,
+                    make=contest.make,
+                    repeats=max(contest.least, repeats),
+                    patience=patience,
+                )
+    return found
 
 
 def with_adapters(world: World, open_side: Opener) -> list[Contest]:

@@ -36,7 +36,7 @@ def main() -> None:
         )
         for name in [*options.only, *(EXTRA if options.profile else ())]:
             print(f"== {name}", flush=True)
-            with stage.guard(name):
+            with stage.failures.guard(name):
                 found[name] = {**PARTS, **EXTRA}[name](stage)
     result = {
         "benchmark": "train",

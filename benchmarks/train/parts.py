@@ -107,7 +107,7 @@ def measure_kinds(stage: Stage) -> JSON:
 def _measure_kind(stage: Stage, bench: Bench, subject: Subject, found: dict[str, JSON]) -> None:
     size = stage.size
     work = stage.chat(stage.first_set, steps=size.kind_steps)
-    with stage.guard(subject.name):
+    with stage.failures.guard(subject.name):
         found[subject.name] = bench.compare(
             subject, work, layouts=size.kind_layouts, repeats=size.kind_repeats
         )

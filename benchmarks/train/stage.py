@@ -1,14 +1,12 @@
 """What all parts of the benchmark share: base, data, sizes, and how sides are started."""
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from benchmarks.equality import Unequal
-from benchmarks.sides import Side, SideFailed
+from benchmarks.failures import Failures
+from benchmarks.sides import Side
 from benchmarks.train.compare import Bench
 from benchmarks.train.rows import (
     RowSet,
@@ -34,16 +32,7 @@ class Stage:
     scratch: Path
     size: Size
     variables: dict[str, str]
-    failures: dict[str, str] = field(default_factory=dict)
-
-    @contextmanager
-    def guard(self, name: str) -> Iterator[None]:
-        """Note what fails in this block and go on: the benchmark as a whole has failed then."""
-        try:
-            yield
-        except (Unequal, SideFailed) as error:
-            self.failures[name] = str(error)
-            print(f"  {name} failed: {error}", flush=True)
+    failures: Failures = field(default_factory=Failures)
 
     @cached_property
     def renderer(self) -> Renderer:
