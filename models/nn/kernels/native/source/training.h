@@ -1,0 +1,49 @@
+// The entry points of training, in the form that a translation unit asks for: by `Isa`, under the
+// names that `GW_FORM(function)` gives.
+#pragma once
+
+#include "attend.h"
+#include "cross_entropy.h"
+#include "project_gradient.h"
+
+using namespace gw;
+
+GW_API void GW_FORM(attend_forward)(const bf16* heads, index ld, index query_heads, index kv_heads,
+                                    index size, float scale, const index* bounds,
+                                    const index* parents, index sequences, bf16* out,
+                                    float* logs) {
+    attend_forward<Isa>({heads, ld, query_heads, kv_heads, size, scale},
+                        {bounds, parents, sequences}, out, logs);
+}
+
+GW_API void GW_FORM(attend_backward)(const bf16* heads, index ld, index query_heads,
+                                     index kv_heads, index size, float scale, const index* bounds,
+                                     const index* parents, index sequences, const bf16* out,
+                                     const float* logs, const bf16* grad_out, index ldd,
+                                     bf16* grad) {
+    attend_backward<Isa>({heads, ld, query_heads, kv_heads, size, scale},
+                         {out, grad_out, ldd, logs, grad}, {bounds, parents, sequences});
+}
+
+GW_API void GW_FORM(project_forward)(const bf16* weight, index ld, index outputs, index inputs,
+                                     const bf16* bias, const Update* updates, index count,
+                                     const bf16* x, index ldx, index rows, bf16* inner, bf16* y) {
+    project_forward<Isa>({weight, ld, outputs, inputs, bias, updates, count}, {x, ldx, rows},
+                         inner, y);
+}
+
+GW_API void GW_FORM(project_backward)(const bf16* weight, index ld, index outputs, index inputs,
+                                      const Update* updates, index count, const bf16* x, index ldx,
+                                      const bf16* dy, index ldy, index rows, const bf16* inner,
+                                      bf16* pulled, bf16* dx) {
+    project_backward<Isa>({weight, ld, outputs, inputs, nullptr, updates, count}, {dy, ldy, rows},
+                          {x, ldx, rows}, inner, pulled, dx);
+}
+
+GW_API void GW_FORM(cross_entropy)(const bf16* weight, index ld, index outputs, index inputs,
+                                   const bf16* bias, const bf16* x, index ldx, index rows,
+                                   const index* targets, float* losses, std::uint8_t* correct,
+                                   float* grad) {
+    cross_entropy<Isa>({weight, ld, outputs, inputs, bias}, x, ldx, rows, targets, losses, correct,
+                       grad);
+}
