@@ -39,8 +39,6 @@ RATIOS = (
     "registered_1000",
     "beside_training",
 )
-
-
 CONTESTS = {
     "mixed_vs_vllm": ("adapters", "mixed", "vllm"),
     "mixed_vs_peft": ("adapters", "mixed", "peft"),

@@ -148,26 +148,14 @@ struct Avx512 {
    private:
     static index blocks_of(index rows) { return (rows + most_rows - 1) / most_rows; }
 
-    template <int P, class First, class Put, class Meanwhile>
+    // For as many rows as their sums have registers for, beside P panels.
+    template <int P, int R = P <= 2 ? most_once : most_rows, class First, class Put, class Meanwhile>
     static void sum_rows(index rows, const First& first, const Operand& more, const Put& put,
                          Meanwhile&& meanwhile) {
-        if constexpr (P <= 2)
-            switch (rows) {
-                case 12: return sum_block<Avx512, 12, P>(first, more, put, meanwhile);
-                case 11: return sum_block<Avx512, 11, P>(first, more, put, meanwhile);
-                case 10: return sum_block<Avx512, 10, P>(first, more, put, meanwhile);
-                case 9: return sum_block<Avx512, 9, P>(first, more, put, meanwhile);
-                case 8: return sum_block<Avx512, 8, P>(first, more, put, meanwhile);
-                case 7: return sum_block<Avx512, 7, P>(first, more, put, meanwhile);
-            }
-        switch (rows) {
-            case 6: return sum_block<Avx512, 6, P>(first, more, put, meanwhile);
-            case 5: return sum_block<Avx512, 5, P>(first, more, put, meanwhile);
-            case 4: return sum_block<Avx512, 4, P>(first, more, put, meanwhile);
-            case 3: return sum_block<Avx512, 3, P>(first, more, put, meanwhile);
-            case 2: return sum_block<Avx512, 2, P>(first, more, put, meanwhile);
-            case 1: return sum_block<Avx512, 1, P>(first, more, put, meanwhile);
-        }
+        if (rows == R)
+            sum_block<Avx512, R, P>(first, more, put, meanwhile);
+        else if constexpr (R > 1)
+            sum_rows<P, R - 1>(rows, first, more, put, meanwhile);
     }
 };
 
