@@ -115,12 +115,16 @@ class Side:
             raise SideFailed(f"{self.name} failed:\n{answer['failure']}")
         return answer
 
-    def close(self) -> None:
-        """Close its input, at which it ends; kill it if it does not, and what it left running."""
+    def dismiss(self) -> None:
+        """Close its input, at which it ends; several sides then end side by side."""
         self._signal(signal.SIGCONT)
         if self.process.stdin is not None:
             with suppress(BrokenPipeError):  # a question may be left that an ended one never read
                 self.process.stdin.close()
+
+    def close(self) -> None:
+        """Wait until it has ended; kill it if it does not, and what it left running."""
+        self.dismiss()
         with suppress(subprocess.TimeoutExpired):
             self.process.wait(STOP_SECONDS)
         self._signal(signal.SIGKILL)

@@ -8,7 +8,7 @@ import argparse
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from math import inf
 from pathlib import Path
@@ -19,6 +19,7 @@ from benchmarks.serve import crowd, outside, steps, swaps, versus
 from benchmarks.serve.data import DATA, find_training
 from benchmarks.serve.floor import measure_bandwidth
 from benchmarks.serve.measure import say
+from benchmarks.serve.peers import vllm_cpu
 from benchmarks.serve.world import World, make_world
 from benchmarks.sides import JSON
 
@@ -39,14 +40,21 @@ RATIOS = (
     "registered_1000",
     "beside_training",
 )
+VLLM, ALL_CORES = "vllm", "vllm-all-cores"
 CONTESTS = {
-    "mixed_vs_vllm": ("adapters", "mixed", "vllm"),
+    "mixed_vs_vllm": ("adapters", "mixed", VLLM),
     "mixed_vs_peft": ("adapters", "mixed", "peft"),
-    "base_vs_vllm": ("base", "base", "vllm"),
-    "single_vs_vllm": ("adapters", "single", "vllm"),
+    "base_vs_vllm": ("base", "base", VLLM),
+    "single_vs_vllm": ("adapters", "single", VLLM),
     "single_vs_llamacpp": ("base", "single_base", "llamacpp-bf16"),
 }
 """The ratios against peers: the part, its contest, and the peer."""
+FURTHER = {
+    f"{name}_all_cores": (part, contest, ALL_CORES)
+    for name, (part, contest, peer) in CONTESTS.items()
+    if peer == VLLM
+}
+"""Ratios without a bar: vLLM, which by itself leaves a core free, told to compute on all."""
 
 
 def main() -> None:
@@ -62,6 +70,7 @@ def main() -> None:
     result = {
         "benchmark": "serve",
         "ratios": ratios,
+        "further": ratios_against(parts, FURTHER),
         "wrong": wrong,
         "failures": failures,
         "minutes": round((time.monotonic() - began) / 60, 1),
@@ -96,7 +105,12 @@ def measure(world: World, options: argparse.Namespace, failures: Failures) -> JS
     """Run the parts that are wanted, each after the other; return what they found."""
     repeats, patience = options.repeats, PATIENCE_SECONDS if options.quick else inf
     peers = partial(
-        versus.against_peers, world, failures=failures, repeats=repeats, patience=patience
+        versus.against_peers,
+        world,
+        failures=failures,
+        repeats=repeats,
+        patience=patience,
+        vllms={VLLM: vllm_cpu.PEER, **({} if options.quick else {ALL_CORES: vllm_cpu.ALL_CORES})},
     )
     bandwidth = measure_bandwidth()
     say(f"this machine reads {bandwidth / 1e9:.1f} GB/s")
@@ -104,10 +118,7 @@ def measure(world: World, options: argparse.Namespace, failures: Failures) -> JS
         "adapters": lambda: peers(versus.with_adapters),
         "base": lambda: peers(versus.without_adapters),
         "steps": lambda: steps.ratios_of_steps(world, repeats=repeats + 1),
-        "swaps": lambda: {
-            "first": swaps.first_tokens(world, repeats=4 * repeats),
-            "others": swaps.gaps(world, rounds=max(1, repeats - 2)),
-        },
+        "swaps": lambda: swaps.over_one_engine(world, repeats=repeats),
         "http": lambda: crowd.over_http(world, repeats=repeats, mixed=not options.quick),
         "training": lambda: crowd.beside_training(
             world, file=find_training(options.data), repeats=repeats, quick=options.quick
@@ -127,10 +138,7 @@ def measure(world: World, options: argparse.Namespace, failures: Failures) -> JS
 
 def ratios_of(parts: JSON) -> dict[str, float]:
     """Return the ratios that the parts which ran give."""
-    found: dict[str, float] = {}
-    for name, (part, contest, peer) in CONTESTS.items():
-        if figures := parts.get(part, {}).get(contest):
-            found[name] = versus.ratio(figures, peer)
+    found = ratios_against(parts, CONTESTS)
     for part, keys in (
         ("steps", ("mixed_over_base", "kinds_over_base")),
         ("http", ("registered_1000",)),
@@ -142,6 +150,16 @@ def ratios_of(parts: JSON) -> dict[str, float]:
         found["swap_over_copy"] = parts["swaps"]["first"]["swap_over_copy"]
         found["swap_gap"] = parts["swaps"]["others"]["swap_gap"]
     return {name: round(found[name], 3) for name in RATIOS if name in found}
+
+
+def ratios_against(parts: JSON, contests: Mapping[str, tuple[str, str, str]]) -> dict[str, float]:
+    """Return the ratios of those contests in which the peer took part."""
+    found: dict[str, float] = {}
+    for name, (part, contest, peer) in contests.items():
+        figures = parts.get(part, {}).get(contest)
+        if figures and peer in figures["sides"]:
+            found[name] = round(versus.ratio(figures, peer), 3)
+    return found
 
 
 def wrong_of(parts: JSON) -> list[str]:

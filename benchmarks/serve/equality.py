@@ -6,6 +6,7 @@ is, is measured on the same answers: `LEEWAY` times the most by which the token 
 Face's own bfloat16 network prefers lies behind.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,13 +45,31 @@ class Verdict:
         }
 
 
-def judge(oracle: Side, order: Order, tokens: list[list[int]]) -> Verdict:
-    """Ask the oracle about the tokens that a side gave for an order."""
-    reply = oracle.ask(order.posted(tokens=tokens))
-    return verdict_of(reply["behind"], noise=reply["noise"])
+def judge(
+    oracle: Side, order: Order, given: Mapping[str, Sequence[Sequence[int]]]
+) -> dict[str, Verdict]:
+    """Ask the oracle about the tokens that each side gave for an order.
+
+    What several sides answered to a prompt, it reads once.
+    """
+    answers = {name: list(enumerate(map(tuple, rows))) for name, rows in given.items()}
+    asked = list(dict.fromkeys(answer for side in answers.values() for answer in side))
+    reply = oracle.ask(
+        {
+            "prompts": [order.prompts[row] for row, _ in asked],
+            "adapters": [order.adapters[row] for row, _ in asked],
+            "tokens": [tokens for _, tokens in asked],
+        }
+    )
+    behind = dict(zip(asked, reply["behind"], strict=True))
+    noise = dict(zip(asked, reply["noise"], strict=True))
+    return {
+        name: verdict_of([behind[each] for each in side], noise=max(noise[each] for each in side))
+        for name, side in answers.items()
+    }
 
 
-def verdict_of(behind: list[list[float]], *, noise: float) -> Verdict:
+def verdict_of(behind: Sequence[Sequence[float]], *, noise: float) -> Verdict:
     """Return the verdict on rows of shortfalls."""
     gaps = [gap for row in behind for gap in row]
     return Verdict(

@@ -19,7 +19,17 @@ ANSWER = 1900
 """Tokens that the others are asked for: more than the phases need."""
 
 
-def first_tokens(world: World, *, repeats: int) -> JSON:
+def over_one_engine(world: World, *, repeats: int) -> JSON:
+    """Measure first tokens, then the gaps of others."""
+    with start_engine(world, adapters=world.loras) as engine:
+        ready(engine)
+        return {
+            "first": first_tokens(world, engine, repeats=4 * repeats),
+            "others": gaps(world, engine, rounds=max(1, repeats - 2)),
+        }
+
+
+def first_tokens(world: World, engine: Side, *, repeats: int) -> JSON:
     """Time cold adapters from the request to the first token, against copying their bytes.
 
     In it is all that a stored version needs: its manifest and files fetched and hashed, read,
@@ -28,9 +38,7 @@ def first_tokens(world: World, *, repeats: int) -> JSON:
     """
     fresh = world.more_loras(repeats + 1, rank=RANK)
     prompt = world.work.prompts(1, length=PROMPT)[0]
-    with start_engine(world, adapters=world.loras) as engine:
-        ready(engine)
-        replies = [engine.ask(first_question(adapter, prompt)) for adapter in fresh]
+    replies = [engine.ask(first_question(adapter, prompt)) for adapter in fresh]
     seconds = {what: [reply[what] for reply in replies[1:]] for what in ("copy", "cold", "warm")}
     for what, values in seconds.items():
         ms = " ".join(f"{1000 * value:.1f}" for value in values)
@@ -42,7 +50,7 @@ def first_tokens(world: World, *, repeats: int) -> JSON:
     }
 
 
-def gaps(world: World, *, rounds: int) -> JSON:
+def gaps(world: World, engine: Side, *, rounds: int) -> JSON:
     """Compare the gaps between tokens of other rows in quiet phases and in ones full of swaps.
 
     Every phase is one of a run in which two versions are loaded, replaced and unloaded without a
@@ -51,16 +59,14 @@ def gaps(world: World, *, rounds: int) -> JSON:
     versions = world.more_loras(2, rank=RANK)
     found: dict[str, list[float]] = {QUIET: [], BUSY: []}
     swaps = wrong = 0
-    with start_engine(world, adapters=world.loras) as engine:
-        ready(engine)
-        probe, texts = choose_probe(world, engine, versions)
-        for _ in range(rounds):
-            order = world.work.order(in_turn(world.names, OTHERS), length=LENGTH, tokens=ANSWER)
-            plan = {"probe": probe, "swapped": texts, "phases": PHASES, "seconds": PHASE_SECONDS}
-            reply = engine.ask(order.posted(do="churn", with_ids=True, **plan))
-            swaps, wrong = swaps + reply["swaps"], wrong + reply["wrong"]
-            for name, values in reply["gaps"].items():
-                found[name] += values
+    probe, texts = choose_probe(world, engine, versions)
+    for _ in range(rounds):
+        order = world.work.order(in_turn(world.names, OTHERS), length=LENGTH, tokens=ANSWER)
+        plan = {"probe": probe, "swapped": texts, "phases": PHASES, "seconds": PHASE_SECONDS}
+        reply = engine.ask(order.posted(do="churn", with_ids=True, **plan))
+        swaps, wrong = swaps + reply["swaps"], wrong + reply["wrong"]
+        for name, values in reply["gaps"].items():
+            found[name] += values
     if not all(found.values()):
         raise RuntimeError("The rows ended before a quiet and a busy phase were over.")
     tails = {

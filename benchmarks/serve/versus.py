@@ -9,7 +9,8 @@ from typing import Any
 from benchmarks.failures import Failures
 from benchmarks.serve.equality import judge
 from benchmarks.serve.measure import Measured, figures_of, say, take_turns
-from benchmarks.serve.peers import hf_oracle, hf_peft, llamacpp, vllm_cpu
+from benchmarks.serve.peers import hf_oracle, hf_peft, llamacpp
+from benchmarks.serve.peers.peer import Peer
 from benchmarks.serve.work import Order, in_turn
 from benchmarks.serve.world import (
     LENGTH,
@@ -46,12 +47,17 @@ Opener = Callable[[Side], Side]
 """Keeps a side open until a part's contests are over."""
 
 
+Part = Callable[[World, Opener, Mapping[str, Peer]], list[Contest]]
+"""Opens sides, vLLM as these peers by label, and returns the contests between them."""
+
+
 def against_peers(
     world: World,
-    part: Callable[[World, Opener], list[Contest]],
+    part: Part,
     *,
     failures: Failures,
     repeats: int,
+    vllms: Mapping[str, Peer],
     patience: float = inf,
 ) -> JSON:
     """Run a part's contests, once all their sides, which load side by side, are there."""
@@ -64,7 +70,7 @@ def against_peers(
             return side
 
         oracle = open_side(start_oracle(world))
-        contests = part(world, open_side)
+        contests = part(world, open_side, vllms)
         ready(*sides)
         for contest in contests:
             with failures.guard(contest.name):
@@ -76,32 +82,34 @@ def against_peers(
                     repeats=max(contest.least, repeats),
                     patience=patience,
                 )
+        for side in sides:
+            side.dismiss()
     return found
 
 
-def with_adapters(world: World, open_side: Opener) -> list[Contest]:
+def with_adapters(world: World, open_side: Opener, vllms: Mapping[str, Peer]) -> list[Contest]:
     """Have 32 requests over 8 adapters for vLLM and PEFT's mixed batch, one for vLLM."""
     ours = open_side(start_engine(world, adapters=world.loras))
-    vllm = open_side(start_vllm(world, adapters=world.folders))
+    theirs = open_vllms(world, open_side, vllms, adapters=world.folders)
     peft = open_side(start_peer(world, hf_peft.PEER, label="peft", adapters=world.folders))
     return [
         Contest(
             name="mixed",
-            sides={OURS: ours, "vllm": vllm, "peft": peft},
+            sides={OURS: ours, **theirs, "peft": peft},
             make=lambda: over_adapters(world, ROWS),
         ),
         Contest(
             name="single",
-            sides={OURS: ours, "vllm": vllm},
+            sides={OURS: ours, **theirs},
             make=lambda: over_adapters(world, 1),
         ),
     ]
 
 
-def without_adapters(world: World, open_side: Opener) -> list[Contest]:
+def without_adapters(world: World, open_side: Opener, vllms: Mapping[str, Peer]) -> list[Contest]:
     """Have 32 requests for vLLM without LoRA, one for llama.cpp in bf16 and in q8_0."""
     ours = open_side(start_engine(world, adapters=[]))
-    vllm = open_side(start_vllm(world, adapters={}))
+    theirs = open_vllms(world, open_side, vllms, adapters={})
     int8 = open_side(start_engine(world, adapters=[], quantization="int8"))
     singles = {
         f"llamacpp-{form}": open_side(
@@ -112,7 +120,7 @@ def without_adapters(world: World, open_side: Opener) -> list[Contest]:
     return [
         Contest(
             name="base",
-            sides={OURS: ours, "vllm": vllm},
+            sides={OURS: ours, **theirs},
             make=lambda: over_base(world, ROWS),
         ),
         Contest(
@@ -124,10 +132,17 @@ def without_adapters(world: World, open_side: Opener) -> list[Contest]:
     ]
 
 
-def start_vllm(world: World, *, adapters: Mapping[str, str]) -> Side:
-    """Start vLLM; without adapters, without its support for LoRA."""
-    label = "vllm-lora" if adapters else "vllm"
-    return start_peer(world, vllm_cpu.PEER, label=label, adapters=adapters, rank=RANK, rows=ROWS)
+def open_vllms(
+    world: World, open_side: Opener, vllms: Mapping[str, Peer], *, adapters: Mapping[str, str]
+) -> dict[str, Side]:
+    """Open vLLM, in each of its ways; without adapters, without its support for LoRA."""
+    what = "-lora" if adapters else ""
+    return {
+        label: open_side(
+            start_peer(world, peer, label=label + what, adapters=adapters, rank=RANK, rows=ROWS)
+        )
+        for label, peer in vllms.items()
+    }
 
 
 def start_oracle(world: World) -> Side:
@@ -175,7 +190,7 @@ def judge_all(
     what: str, oracle: Side, order: Order, tokens: Mapping[str, list[list[int]]]
 ) -> dict[str, Any]:
     """Return the oracle's verdict on each side's answers, and who was wrong."""
-    verdicts = {name: judge(oracle, order, given) for name, given in tokens.items()}
+    verdicts = judge(oracle, order, tokens)
     for name, verdict in verdicts.items():
         say(
             f"{what:<12} {name:<14} {verdict.likeliest} of {verdict.tokens} tokens likeliest, "

@@ -2,9 +2,12 @@
 
 It judges greedy tokens by reading them: at each place, how far the token that was taken lies
 behind the likeliest one, given the very same tokens before it.
-Shapes: n rows, t tokens of prompt and answer, g generated tokens, V vocabulary.
+Shapes: n rows, p tokens of prompt, g generated ones, t of both, V vocabulary.
 """
 
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -21,6 +24,8 @@ PEER = Peer(
     packages=("peft", "transformers", "torch"),
     variables={"HF_HUB_OFFLINE": "1"},
 )
+TOGETHER = 16
+"""Rows that are read at once: their logits in float32 take 12.6 MB each."""
 
 
 def load(spec: JSON) -> Answer:
@@ -34,22 +39,23 @@ def load(spec: JSON) -> Answer:
 
     def answer(order: JSON) -> JSON:
         """Judge `tokens`, the answers to `prompts` under `adapters`."""
-        behind: list[list[float]] = [[] for _ in order["prompts"]]
-        noise: list[float] = []
-        for name in dict.fromkeys(order["adapters"]):
-            rows = [row for row, owner in enumerate(order["adapters"]) if owner == name]
-            prompts = torch.tensor([order["prompts"][row] for row in rows])
-            taken_ng = torch.tensor([order["tokens"][row] for row in rows])
-            ids_nt = torch.cat([prompts, taken_ng], 1)
+        rows_of: dict[str | None, list[int]] = defaultdict(list)
+        for row, name in enumerate(order["adapters"]):
+            rows_of[name].append(row)
+        said: dict[int, tuple[list[float], float]] = {}
+        for name, rows in rows_of.items():
             folder = spec["adapters"][name] if name else None
-            exact_ngv, rough_ngv = (
-                read(network, ids_nt, folder=folder, answer=taken_ng.shape[1])
-                for network in (exact, rough)
-            )
-            for row, gaps_g in zip(rows, shortfall(exact_ngv, taken_ng), strict=True):
-                behind[row] = gaps_g.tolist()
-            noise.append(float(shortfall(exact_ngv, rough_ngv.argmax(-1)).max()))
-        return {"behind": behind, "noise": max(noise)}
+            with adapted(exact, folder) as exactly, adapted(rough, folder) as roughly:
+                for first in range(0, len(rows), TOGETHER):
+                    own = rows[first : first + TOGETHER]
+                    prompts_np, taken_ng = (
+                        torch.tensor([order[what][row] for row in own])
+                        for what in ("prompts", "tokens")
+                    )
+                    verdicts = judge(exactly, roughly, prompts_np, taken_ng)
+                    said |= zip(own, verdicts, strict=True)
+        behind, noise = zip(*(said[row] for row in range(len(said))), strict=True)
+        return {"behind": behind, "noise": noise}
 
     return answer
 
@@ -64,13 +70,36 @@ def round_outputs(network: torch.nn.Module) -> None:
         module.register_forward_hook(rounded)
 
 
-def read(network: Any, ids_nt: Tensor, *, folder: str | None, answer: int) -> Tensor:
+@contextmanager
+def adapted(network: Any, folder: str | None) -> Iterator[Any]:
+    """Give a network the adapter of a folder, if there is one, for as long as the block lasts."""
+    if folder is None:
+        yield network
+        return
+    wrapped = PeftModel.from_pretrained(network, folder)
+    try:
+        yield wrapped
+    finally:
+        wrapped.unload()
+
+
+def judge(
+    exact: Any, rough: Any, prompts_np: Tensor, taken_ng: Tensor
+) -> list[tuple[list[float], float]]:
+    """Return for each row how far its tokens lie behind, and the most that `rough`'s choices do."""
+    ids_nt = torch.cat([prompts_np, taken_ng], 1)
+    exact_ngv, rough_ngv = (
+        read(network, ids_nt, answer=taken_ng.shape[1]) for network in (exact, rough)
+    )
+    behind = shortfall(exact_ngv, taken_ng).tolist()
+    noise = shortfall(exact_ngv, rough_ngv.argmax(-1)).amax(1).tolist()
+    return list(zip(behind, noise, strict=True))
+
+
+def read(network: Any, ids_nt: Tensor, *, answer: int) -> Tensor:
     """Return (n, g, V) float32: the logits at the places from which the answer was drawn."""
-    adapted = PeftModel.from_pretrained(network, folder) if folder else network
     with torch.inference_mode():
-        logits_ngv: Tensor = adapted(ids_nt[:, :-1], logits_to_keep=answer).logits.float()
-    if folder:
-        adapted.unload()
+        logits_ngv: Tensor = network(ids_nt[:, :-1], logits_to_keep=answer).logits.float()
     return logits_ngv
 
 

@@ -3,14 +3,21 @@
 import json
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 
-from benchmarks.serve.__main__ import RATIOS, ratios_of, read_options, wrong_of
+from benchmarks.serve.__main__ import (
+    FURTHER,
+    RATIOS,
+    ratios_against,
+    ratios_of,
+    read_options,
+    wrong_of,
+)
 from benchmarks.serve.data import find_texts, find_training
-from benchmarks.serve.equality import LEAST, verdict_of
+from benchmarks.serve.equality import LEAST, judge, verdict_of
 from benchmarks.serve.floor import floor_of
 from benchmarks.serve.gaps import BUSY, QUIET, Phase, gaps_by_phase, percentile
 from benchmarks.serve.measure import take_turns
@@ -20,6 +27,7 @@ from benchmarks.serve.peers.peer import Peer
 from benchmarks.serve.slots import copy_seconds
 from benchmarks.serve.versus import OURS
 from benchmarks.serve.work import Order, Work, in_turn
+from benchmarks.sides import Side
 from models.nn.shape import Shape
 
 
@@ -41,6 +49,31 @@ def test_tokens_are_right_as_long_as_bfloat16_explains_them() -> None:
     assert (near.likeliest, near.tokens, near.right) == (2, 3, True)
     assert not verdict_of([[0.0, 0.5]], noise=0.2).right
     assert verdict_of([[LEAST]], noise=0.0).right
+
+
+def test_the_oracle_reads_once_what_sides_answer_alike() -> None:
+    order = Order(prompts=[[1], [2]], adapters=["a", None], tokens=2)
+    asked: list[dict[str, Any]] = []
+
+    def ask(question: dict[str, Any]) -> dict[str, Any]:
+        asked.append(question)
+        return {"behind": [[0.0, 0.0], [0.0, 0.1], [0.0, 0.6]], "noise": [0.0, 0.2, 0.0]}
+
+    oracle = cast("Side", SimpleNamespace(ask=ask))
+    found = judge(oracle, order, {"one": [[5, 6], [7, 8]], "other": [[5, 6], [7, 9]]})
+    assert asked == [
+        {
+            "prompts": [[1], [2], [2]],
+            "adapters": ["a", None, None],
+            "tokens": [(5, 6), (7, 8), (7, 9)],
+        }
+    ]
+    assert (found["one"].worst, found["one"].allowed, found["one"].right) == (0.1, 0.4, True)
+    assert (found["other"].worst, found["other"].allowed, found["other"].right) == (
+        0.6,
+        0.05,
+        False,
+    )
 
 
 def test_a_shortfall_is_measured_from_the_likeliest() -> None:
@@ -173,6 +206,13 @@ def test_ratios_have_the_names_of_the_bars() -> None:
     assert wrong_of(parts) == ["adapters.single: vllm"]
     single = {"adapters": {"single": parts["adapters"]["single"]}}  # the other contest failed
     assert ratios_of(single) == {"single_vs_vllm": 5.0}
+
+
+def test_a_peer_that_was_given_all_cores_counts_apart() -> None:
+    figures = speeds(**{OURS: 100.0, "vllm": 40.0, "vllm-all-cores": 80.0})
+    parts = {"base": {"base": figures}}
+    assert ratios_of(parts) == {"base_vs_vllm": 2.5}
+    assert ratios_against(parts, FURTHER) == {"base_vs_vllm_all_cores": 1.25}
 
 
 def test_quick_leaves_out_what_has_no_bar() -> None:

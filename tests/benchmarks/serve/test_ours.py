@@ -87,13 +87,12 @@ def test_steps_of_all_kinds_are_timed(world: World) -> None:
 def test_swaps_are_timed_and_answers_are_right(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = swaps.first_tokens(world, repeats=2)
-    assert first["swap_over_copy"] > 0
     monkeypatch.setattr(swaps, "PHASE_SECONDS", 0.02)
     monkeypatch.setattr(swaps, "PHASES", 2)
     monkeypatch.setattr(swaps, "OTHERS", 2)
     monkeypatch.setattr(swaps, "ANSWER", 900)
-    others = swaps.gaps(world, rounds=1)
-    assert others["wrong"] == []
-    assert others["swaps"] > 0
-    assert others["swap_gap"] > 0
+    found = swaps.over_one_engine(world, repeats=1)
+    assert found["first"]["swap_over_copy"] > 0
+    assert found["others"]["wrong"] == []
+    assert found["others"]["swaps"] > 0
+    assert found["others"]["swap_gap"] > 0
