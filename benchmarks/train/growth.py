@@ -14,6 +14,8 @@ from benchmarks.train.rows import Work
 from benchmarks.train.stage import Stage
 
 STEPS = 4
+PROFILED = (4, 256)
+"""Rows of a step and tokens of a row."""
 RANKS = (4, 16, 64)
 ROWS = (2, 8, 32)
 LENGTHS = ((16, 64), (4, 256), (1, 1024))
@@ -23,8 +25,12 @@ JOB_STEPS = 10
 
 
 def profile_step(stage: Stage) -> JSON:
-    """Return the parts of a LoRA step on real rows, and the floor of its products."""
-    work = stage.chat(stage.first_set, steps=STEPS)
+    """Return the parts of a LoRA step on full rows, and the floor of its products.
+
+    Such rows begin differently: of real ones, what they share is computed once, which no floor by
+    tokens of data would know.
+    """
+    work = stage.full(*PROFILED)
     with stage.bench() as bench, stage.side("profile") as side:
         question = {
             "order": bench.order(LORA, work),

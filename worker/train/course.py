@@ -121,7 +121,8 @@ class ByGradient:
         return total
 
     def _terms(self) -> Terms:
-        return Terms.of(self._method, self._tensors, self._base)
+        casts = self._optimizer.casts(self._base.dtype)
+        return Terms.of(self._method, self._tensors, self._base, casts=casts)
 
     def is_over(self, progress: Progress) -> bool:
         """See `Course.is_over`."""

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from models.nn.cast import cast_pieces
 from models.nn.methods.base import Method
 from models.spec import LoopSpec
 
@@ -49,8 +50,7 @@ class Optimizer:
                 names.setdefault(method.learning_rate_scale(name), []).append(name)
         self._scales = list(names)
         self._large: list[Tensor] = []
-        self._gradients: list[Tensor] = []
-        """Of all others, joined."""
+        self._joined: list[_Joined] = []
         self._places: dict[str, _Place] = {}
         groups = [self._group({name: tensors[name] for name in same}) for same in names.values()]
         self._adamw = torch.optim.AdamW(
@@ -72,14 +72,27 @@ class Optimizer:
     def _join(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """Move tensors into one, and their gradients into its gradient."""
         values = torch.cat([tensor.detach().flatten() for tensor in tensors.values()])
-        gradients = values.grad = torch.zeros_like(values)
+        gradients = torch.zeros_like(values)
         bounds = pairwise(accumulate((t.numel() for t in tensors.values()), initial=0))
         for (name, tensor), (first, last) in zip(tensors.items(), bounds, strict=True):
             self._places[name] = _Place(values, slice(first, last), tensor.shape)
             tensor.data = values[first:last].view(tensor.shape)
             tensor.grad = gradients[first:last].view(tensor.shape)
-        self._gradients.append(gradients)
+        values.requires_grad_().grad = gradients
+        self._joined.append(_Joined(values, list(tensors.values())))
         return values
+
+    def casts(self, dtype: torch.dtype) -> dict[int, Tensor]:
+        """Return the small tensors in `dtype` by the `id` of each, cast as one; differentiable.
+
+        What flows back reaches the one buffer of gradients by a single sum, not by one a tensor.
+        """
+        return {
+            id(tensor): cast
+            for joined in self._joined
+            if joined.values.dtype is not dtype
+            for tensor, cast in zip(joined.tensors, joined.cast(dtype), strict=True)
+        }
 
     def learning_rate(self, step: int, *, total_steps: int) -> float:
         """Return the rate of `step` (from 0) before any scale of a single tensor."""
@@ -94,7 +107,7 @@ class Optimizer:
         bfloat16 gradients it would bias them, and apart it would be passes over all memory.
         """
         given = [tensor.grad for tensor in self._large if tensor.grad is not None]
-        norm = _norm([*given, *self._gradients]) / labelled_tokens
+        norm = _norm([*given, *(joined.gradients for joined in self._joined)]) / labelled_tokens
         shrink = (norm / self._loop.max_grad_norm).clamp(min=1.0)
         self._adamw.grad_scale = shrink * labelled_tokens  # type: ignore[attr-defined]  # as of GradScaler
         return norm
@@ -110,8 +123,8 @@ class Optimizer:
         """Have no gradients."""
         for tensor in self._large:
             tensor.grad = None
-        for gradient in self._gradients:
-            gradient.zero_()
+        for joined in self._joined:
+            joined.gradients.zero_()
 
     def state(self) -> dict[str, Tensor]:
         """Return the moments under `<kind>.<tensor name>`; nothing before the first step."""
@@ -142,6 +155,23 @@ def _norm(gradients: Sequence[Tensor]) -> Tensor:
     rows = [torch.linalg.vector_norm(gradient, dim=-1).flatten() for gradient in gradients]
     total: Tensor = torch.linalg.vector_norm(torch.cat(rows))
     return total
+
+
+class _Joined(NamedTuple):
+    """What AdamW takes for several tensors, and these, which are views of it."""
+
+    values: Tensor
+    tensors: list[Tensor]
+
+    @property
+    def gradients(self) -> Tensor:
+        """The one buffer: a tensor's own gradient is a view of it, so that both ways add up."""
+        assert self.values.grad is not None  # noqa: S101 - set when they were joined
+        return self.values.grad
+
+    def cast(self, dtype: torch.dtype) -> tuple[Tensor, ...]:
+        """Return the tensors in `dtype`."""
+        return cast_pieces(self.values, [tensor.shape for tensor in self.tensors], dtype)
 
 
 class _Place(NamedTuple):

@@ -120,6 +120,28 @@ def test_small_tensors_are_joined_by_rate_and_all_keep_their_names_and_shapes():
         torch.testing.assert_close(state[f"exp_avg.{name}"], expected.state[tensor]["exp_avg"])
 
 
+def test_casts_and_the_tensors_themselves_have_one_gradient():
+    tensors = {
+        name: torch.full(size, 0.5, requires_grad=True)
+        for name, size in {"a": (2, 3), "b": (4,), "apart": (2**16,)}.items()
+    }
+    optimizer = Optimizer(tensors, method=LORA, loop=loop())
+    for _ in range(2):  # micro-batches of one step
+        casts = optimizer.casts(torch.bfloat16)
+        assert {id(tensors["a"]), id(tensors["b"])} == set(casts)
+        a, b = (casts[id(tensors[name])] for name in "ab")
+        assert (a.dtype, a.shape, b.shape) == (torch.bfloat16, (2, 3), (4,))
+        (a * 3.0).sum().backward()
+        (tensors["b"] * 2.0).sum().backward()
+    assert tensors["a"].grad.tolist() == [[6.0] * 3] * 2
+    assert tensors["b"].grad.tolist() == [4.0] * 4
+    assert optimizer.normalise(1).item() == pytest.approx((6 * 36 + 4 * 16) ** 0.5)
+    optimizer.step(0.1)
+    assert optimizer.casts(torch.bfloat16)[id(tensors["a"])][0, 0].item() < 0.5
+    assert not tensors["a"].grad.any()
+    assert optimizer.casts(torch.float32) == {}
+
+
 def test_the_norm_of_many_numbers_is_precise():
     tensor = torch.zeros(4096, 4096, requires_grad=True)
     optimizer = Optimizer({"a": tensor}, method=LORA, loop=loop())
