@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ def prepare(order: TrainOrder, spec: TrainSpec, *, backbone: Backbone, channel: 
     """Read the training file, tell what became of its rows, and adapt the method to them."""
     files = Files(
         order,
-        renderer=Renderer.load(Path(order.base_folder)),
+        renderer=_renderer(Path(order.base_folder)),
         max_length=min(spec.loop.max_sequence_length, backbone.shape.context),
         stay_alive=channel.stay_alive,
     )
@@ -74,6 +75,12 @@ def prepare(order: TrainOrder, spec: TrainSpec, *, backbone: Backbone, channel: 
         "prompt": describe_prompts(files.training_path),
     }
     return Setup(method, problem, files, examples, held_out, provenance)
+
+
+@lru_cache(maxsize=1)
+def _renderer(folder: Path) -> Renderer:
+    """Return the renderer of the base that the jobs of a process share."""
+    return Renderer.load(folder)
 
 
 def take_over_labels(order: TrainOrder, method: Method, backbone: Backbone) -> Method:
