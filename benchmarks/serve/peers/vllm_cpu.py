@@ -22,13 +22,8 @@ PEER = Peer(
     },
     without=("OMP_NUM_THREADS", "MKL_NUM_THREADS"),
 )
-ALL_CORES = replace(
-    PEER,
-    variables={
-        **PEER.variables,
-        "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, sorted(os.sched_getaffinity(0)))),
-    },
-)
+_CORES = ",".join(map(str, range(os.cpu_count() or 1)))
+ALL_CORES = replace(PEER, variables={**PEER.variables, "VLLM_CPU_OMP_THREADS_BIND": _CORES})
 """By itself it computes on all cores but one, which it leaves to its own Python."""
 
 
