@@ -24,6 +24,7 @@ from models.nn.executors import NOBODY, Executor
 from models.nn.flat import FlatTrunk, admit
 from models.nn.joint import Joint
 from models.nn.kernels import Weight, ops
+from models.nn.kernels.native.cross_entropy import keeps_rows_apart
 from models.nn.leaves import ATTENTION_NAME, act_in, is_offset, replace_leaves, rms
 from models.nn.quantized import leave_file, loading_options, unpack
 from models.nn.shape import BODY_PREFIX, HEAD, Shape, path_of
@@ -280,6 +281,10 @@ class Backbone:
         """
         loss = ops(hidden_rows.device).linear_cross_entropy
         return loss(hidden_rows, weight=self._head, targets_n=targets_n)
+
+    def loses_rows_apart(self, hidden_rows: Tensor) -> bool:
+        """Say whether `losses` of a row are the same bits whatever rows are beside it."""
+        return keeps_rows_apart(hidden_rows, self._head)
 
     def _below(self, prefix: str) -> dict[str, Tensor]:
         """Return the replaced parameters below a module, by their names in that."""

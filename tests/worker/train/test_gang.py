@@ -8,8 +8,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from models.nn.backbone import pick_dtype
+from models.nn.backbone import Backbone, pick_dtype
 from models.nn.kernels import rows as kernel
+from models.nn.kernels.native import library
 from tests.tiny import make_tiny_base
 from tests.worker.train.conftest import ROWS, Job, Recording, values_of, weights_hash
 from worker.train import gang as module
@@ -22,6 +23,7 @@ WIDE = {
     "intermediate_size": 512,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
+    "vocab_size": 288,  # more than the tokenizer's, so that the head too is one for C++
 }
 SHORT = [{"text": letter} for letter in "abcdefgh"]
 """Streams of very few rows: for those a matrix library sums in another order."""
@@ -108,6 +110,25 @@ def test_a_job_in_a_gang_is_that_job_alone(make_order, together, jobs, dtype):
     assert max(together) == len(jobs)
     for said, expected in zip(found, alone, strict=True):
         check_equal(said, expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_head_is_read_once_for_all_where_no_job_can_tell(
+    make_order, together, monkeypatch, dtype
+):
+    asked = []
+
+    def spy(backbone, rows_nd, *, targets_n):
+        asked.append(len(rows_nd))
+        return losses(backbone, rows_nd, targets_n=targets_n)
+
+    losses = Backbone.losses
+    monkeypatch.setattr(Backbone, "losses", spy)
+    run_together([make_order(rows=SHORT, loop={"dtype": dtype}) for _ in range(3)])
+    native = library()
+    as_one = native is not None and native.trains and dtype == "bfloat16"
+    assert len(asked) == (len(together) if as_one else sum(together))
+    assert max(together) == 3
 
 
 def by_height(x, weight, bias=None):

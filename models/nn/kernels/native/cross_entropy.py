@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from models.nn.autograd import apply
-from models.nn.kernels.native import INPUT_STEP, find, takes
+from models.nn.kernels.native import INPUT_STEP, find, library, takes
 from models.nn.kernels.plain import PLAIN
 from models.nn.kernels.table import Weight
 
@@ -18,12 +18,22 @@ def linear_cross_entropy(
     hidden_nd: Tensor, *, weight: Weight, targets_n: Tensor
 ) -> tuple[Tensor, Tensor]:
     """See `reference.linear_cross_entropy`; logits are not rounded, equal ones count as right."""
-    frozen = [weight.weight_oi, *([] if weight.bias_o is None else [weight.bias_o])]
-    aligned = all(size % INPUT_STEP == 0 for size in weight.weight_oi.shape)
-    if not (aligned and takes(hidden_nd, *frozen)):
+    if not _takes(hidden_nd, weight):
         return PLAIN.linear_cross_entropy(hidden_nd, weight=weight, targets_n=targets_n)
     both: tuple[Tensor, Tensor] = apply(_CrossEntropy, hidden_nd, weight, targets_n)
     return both
+
+
+def keeps_rows_apart(hidden_nd: Tensor, weight: Weight) -> bool:
+    """Say whether a row's loss and gradient are the same bits here whatever rows are beside it."""
+    found = library()
+    return found is not None and found.trains and _takes(hidden_nd, weight)
+
+
+def _takes(hidden_nd: Tensor, weight: Weight) -> bool:
+    frozen = [weight.weight_oi, *([] if weight.bias_o is None else [weight.bias_o])]
+    aligned = all(size % INPUT_STEP == 0 for size in weight.weight_oi.shape)
+    return aligned and takes(hidden_nd, *frozen)
 
 
 class _CrossEntropy(torch.autograd.Function):
