@@ -282,7 +282,7 @@ class Backbone:
         loss = ops(hidden_rows.device).linear_cross_entropy
         return loss(hidden_rows, weight=self._head, targets_n=targets_n)
 
-    def loses_rows_apart(self, hidden_rows: Tensor) -> bool:
+    def keeps_losses_apart(self, hidden_rows: Tensor) -> bool:
         """Say whether `losses` of a row are the same bits whatever rows are beside it."""
         return keeps_rows_apart(hidden_rows, self._head)
 

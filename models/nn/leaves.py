@@ -71,7 +71,7 @@ class LinearLeaf(nn.Module):
     def _choose_product(self) -> Callable[..., Tensor]:
         """Return the product for a stream that may be shared by jobs, or the plain one.
 
-        The head only ever sees rows of one job.
+        Through its leaf the head only ever sees rows of one job.
         """
         if not torch.is_grad_enabled() or self.place == HEAD or self.weight.requires_grad:
             return self._product

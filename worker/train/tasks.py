@@ -115,7 +115,7 @@ class NextTokens(Task):
         """See `Task.grade`; the head is applied to labelled rows only."""
         if not states.backbone.has_plain_head(states.executor):
             return self._grade_in_pieces(stream, states)
-        return _sum(*states.backbone.losses(states.hidden_td, targets_n=stream.targets_n))
+        return _sum_up(*states.backbone.losses(states.hidden_td, targets_n=stream.targets_n))
 
     def _grade_in_pieces(self, stream: Stream, states: States) -> "Graded":
         """Do as `grade` where more than the base's head makes the logits.
@@ -237,23 +237,23 @@ def score_together(shares: Sequence[Share]) -> list[Score]:
 def _grade(shares: Sequence[Share], states: Sequence[States]) -> list[Graded]:
     """Return the sums of each share; by one product with the head, if no job can tell."""
     backbone, rows_nd = states[0].backbone, [own.hidden_td for own in states]
-    apart = len(shares) == 1 or not all(
+    as_one = len(shares) > 1 and all(
         isinstance(share.task, NextTokens)
         and backbone.has_plain_head(own.executor)
-        and backbone.loses_rows_apart(own.hidden_td)
+        and backbone.keeps_losses_apart(own.hidden_td)
         for share, own in zip(shares, states, strict=True)
     )
-    if apart:
+    if not as_one:
         return [
             share.task.grade(share.stream, own) for share, own in zip(shares, states, strict=True)
         ]
     targets_n = torch.cat([share.stream.targets_n for share in shares])
     losses = backbone.losses(torch.cat(rows_nd), targets_n=targets_n)
     pieces = (torch.split(each, [len(own) for own in rows_nd]) for each in losses)
-    return [_sum(losses_n, correct_n) for losses_n, correct_n in zip(*pieces, strict=True)]
+    return [_sum_up(losses_n, correct_n) for losses_n, correct_n in zip(*pieces, strict=True)]
 
 
-def _sum(losses_n: Tensor, correct_n: Tensor) -> Graded:
+def _sum_up(losses_n: Tensor, correct_n: Tensor) -> Graded:
     loss = losses_n.sum()
     return Graded(Score(loss.item(), int(correct_n.sum().item()), len(losses_n)), loss, None)
 
