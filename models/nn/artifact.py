@@ -166,7 +166,7 @@ def _read_tensors(files: Files, name: str) -> dict[str, Tensor]:
         raise Corrupt(f"{name} is not a whole safetensors file: {error}") from error
     if odd := [name for name, tensor in stored.items() if not tensor.is_floating_point()]:
         raise Corrupt(f"Tensor {odd[0]!r} is not of a floating-point type.")
-    return {name: tensor.to(torch.float32) for name, tensor in stored.items()}
+    return {name: tensor.float() for name, tensor in stored.items()}
 
 
 def _read_json(files: Files, name: str) -> dict[str, Any]:

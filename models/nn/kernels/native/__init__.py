@@ -63,7 +63,8 @@ class Library:
         return self.instructions != "avx2"
 
     def call(self, name: str, *arguments: Argument) -> None:
-        """Call the form of a function that this processor runs best, `gw_<name>_<form>`.
+        """Call the form of a function that this processor runs best, `gw_<name>_<form>`, or the
+        only one, `gw_<name>`.
 
         Tensors are passed as the address of their data, None as no address; the caller has checked
         dtypes and strides, which C++ cannot see.
@@ -73,7 +74,7 @@ class Library:
 
     def _bind(self, name: str, arguments: Sequence[Argument]) -> Callable[..., None]:
         """Find a function, which takes what its first call is given: types are told once."""
-        names = [f"gw_{name}_{form}" for form in self.forms]
+        names = [*(f"gw_{name}_{form}" for form in self.forms), f"gw_{name}"]
         function = getattr(self.handle, next(each for each in names if hasattr(self.handle, each)))
         function.argtypes, function.restype = [_kind(each) for each in arguments], None
         self._functions[name] = function
@@ -88,10 +89,10 @@ class Library:
         if not packs(outputs, inputs) or weight_nk.stride(1) != 1:
             raise ValueError(f"A weight of {outputs} x {inputs} cannot be packed.")
         panels = torch.empty(outputs * inputs, dtype=torch.bfloat16)
-        self._pack(weight_nk, outputs, inputs, panels, transposed=transposed)
+        self._pack(weight_nk, outputs, inputs, panels.data_ptr(), transposed=transposed)
         return Packed(panels, outputs, inputs)
 
-    def pack_into(self, panels: Tensor, weight_nk: Tensor) -> None:
+    def pack_at(self, address: int, weight_nk: Tensor) -> None:
         """Pack a contiguous bfloat16 weight (N, K) into memory that is there.
 
         ValueError unless N is a multiple of 16 and K even; products by tiles need more.
@@ -99,17 +100,11 @@ class Library:
         outputs, inputs = weight_nk.shape
         if outputs % PANEL_WIDTH or inputs % 2 or not weight_nk.is_contiguous():
             raise ValueError(f"A weight of {outputs} x {inputs} cannot be packed.")
-        self._pack(weight_nk, outputs, inputs, panels, transposed=False)
+        self._pack(weight_nk, outputs, inputs, address, transposed=False)
 
-    def pack_int8(self, panels: Tensor, weight_nk: Tensor) -> None:
+    def pack_int8_at(self, address: int, weight_nk: Tensor) -> None:
         """Pack a contiguous int8 weight (N, K) into memory that is there."""
-        outputs, inputs = weight_nk.shape
-        self.handle.gw_pack_int8(
-            _address(weight_nk, torch.int8),
-            _long(outputs),
-            _long(inputs),
-            _address(panels, torch.int8),
-        )
+        self.call("pack_int8", _of(weight_nk, torch.int8), *weight_nk.shape, address)
 
     def coded_bytes(self, weight_nk: Tensor) -> int:
         """Return the bytes that a panel of a contiguous bfloat16 weight (N, K) takes if coded."""
@@ -118,28 +113,15 @@ class Library:
         outputs, inputs = weight_nk.shape
         return int(count(_address(weight_nk, torch.bfloat16), _long(outputs), _long(inputs)))
 
-    def pack_coded(self, panels: Tensor, weight_nk: Tensor) -> None:
-        """Pack a contiguous bfloat16 weight (N, K) into (N / 16, `coded_bytes`) that are there."""
-        outputs, inputs = weight_nk.shape
-        self.handle.gw_pack_coded(
-            _address(weight_nk, torch.bfloat16),
-            _long(outputs),
-            _long(inputs),
-            _long(panels.shape[1]),
-            _address(panels, torch.uint8),
-        )
+    def pack_coded_at(self, address: int, weight_nk: Tensor, *, stride: int) -> None:
+        """Pack a contiguous bfloat16 weight (N, K) into (N / 16, `stride`) bytes that are there."""
+        self.call("pack_coded", _of(weight_nk, torch.bfloat16), *weight_nk.shape, stride, address)
 
     def _pack(
-        self, weight: Tensor, outputs: int, inputs: int, panels: Tensor, *, transposed: bool
+        self, weight: Tensor, outputs: int, inputs: int, address: int, *, transposed: bool
     ) -> None:
-        self.handle.gw_pack(
-            _address(weight, torch.bfloat16),
-            _long(weight.stride(0)),
-            _long(outputs),
-            _long(inputs),
-            ctypes.c_int(transposed),
-            _address(panels, torch.bfloat16),
-        )
+        weight, ld = _of(weight, torch.bfloat16), weight.stride(0)
+        self.call("pack", weight, ld, outputs, inputs, int(transposed), address)
 
     def gemm(self, x_mk: Tensor, packed: Packed, *, dtype: torch.dtype = torch.bfloat16) -> Tensor:
         """Return x WT (M, N) in bfloat16 or float32, summed in float32 from bfloat16 x (M, K).
@@ -217,10 +199,14 @@ def _kind(argument: Argument) -> type[Any]:
     return ctypes.c_float if isinstance(argument, float) else ctypes.c_void_p
 
 
-def _address(tensor: Tensor, dtype: torch.dtype) -> ctypes.c_void_p:
-    if tensor.dtype is not dtype or tensor.device.type != "cpu":
+def _of(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    if tensor.dtype is not dtype or not tensor.is_cpu:
         raise ValueError(f"A {tensor.dtype} tensor on {tensor.device} where {dtype} is read.")
-    return ctypes.c_void_p(tensor.data_ptr())
+    return tensor
+
+
+def _address(tensor: Tensor, dtype: torch.dtype) -> ctypes.c_void_p:
+    return ctypes.c_void_p(_of(tensor, dtype).data_ptr())
 
 
 def _long(value: int) -> ctypes.c_int64:

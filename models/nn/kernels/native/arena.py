@@ -4,6 +4,9 @@ Shapes: N outputs, K inputs.
 """
 
 import ctypes
+import weakref
+from collections import deque
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +19,9 @@ LARGE_PAGE = 2 * 1024 * 1024
 _LINE = 64
 _WORTH_CODING = 7 / 8
 """At most so much of what a weight takes in bfloat16."""
+_SPARED = 32
+"""Large pages that are kept for the next arena: a new one costs a millisecond to get and clear."""
+_spare: deque[Tensor] = deque(maxlen=_SPARED)
 
 
 class Arena:
@@ -26,9 +32,11 @@ class Arena:
         self._library = library
         self._chunk = chunk
         self._chunks: list[Tensor] = []
-        self._free = torch.empty(0, dtype=torch.uint8)
+        self._next = self._end = 0
+        """Addresses of what is free."""
         self.bytes = 0
         """What it holds."""
+        weakref.finalize(self, _leave, self._chunks).atexit = False
 
     def pack(self, weight_nk: Tensor, *, inputs: int | None = None, readable: int = 0) -> int:
         """Keep a weight (N, K) packed as bfloat16 and return its address.
@@ -37,20 +45,19 @@ class Arena:
         Zeros follow the last panel for `readable` inputs of it to be read.
         """
         weight_nk = _fill(weight_nk.bfloat16(), inputs=inputs).contiguous()
-        packed = weight_nk.numel()
-        behind = max(0, readable - weight_nk.shape[1]) * PANEL_WIDTH
-        panels = self._take((packed + behind) * 2).view(torch.bfloat16)
-        panels[packed:] = 0
-        self._library.pack_into(panels[:packed], weight_nk)
+        behind = max(0, readable - weight_nk.shape[1]) * PANEL_WIDTH * weight_nk.itemsize
+        address = self._take(weight_nk.nbytes + behind)
+        self._library.pack_at(address, weight_nk)
+        ctypes.memset(address + weight_nk.nbytes, 0, behind)
         give_way()
-        return panels.data_ptr()
+        return address
 
     def pack_int8(self, weight_nk: Tensor) -> int:
         """Keep an int8 weight (N, K) packed and return its address; N must fill panels."""
         weight_nk = weight_nk.contiguous()
-        panels = self._take(weight_nk.numel())
-        self._library.pack_int8(panels.view(torch.int8), weight_nk)
-        return panels.data_ptr()
+        address = self._take(weight_nk.nbytes)
+        self._library.pack_int8_at(address, weight_nk)
+        return address
 
     def pack_coded(self, weight_nk: Tensor) -> tuple[int, int] | None:
         """Keep a weight (N, K) in 12 bits a number; return its address and the bytes of a panel.
@@ -63,45 +70,60 @@ class Arena:
         stride = self._library.coded_bytes(weight_nk)
         if stride > _WORTH_CODING * PANEL_WIDTH * inputs * 2:
             return None
-        count = outputs // PANEL_WIDTH
-        panels = self._take(count * stride)
-        self._library.pack_coded(panels.view(count, stride), weight_nk)
+        address = self._take(outputs // PANEL_WIDTH * stride)
+        self._library.pack_coded_at(address, weight_nk, stride=stride)
         give_way()
-        return panels.data_ptr(), stride
+        return address, stride
 
     def put(self, values: Tensor | None) -> int | None:
         """Keep a vector or table as contiguous float32; None stays None."""
         if values is None:
             return None
-        held = self._take(values.numel() * 4).view(torch.float32)
-        held.copy_(values.reshape(-1))
-        return held.data_ptr()
+        values = values.float().contiguous()
+        address = self._take(values.nbytes)
+        ctypes.memmove(address, values.data_ptr(), values.nbytes)
+        return address
 
     def reserve(self, elements: int) -> int:
         """Return the address of so many bfloat16 zeros."""
-        held = self._take(elements * 2)
-        held.zero_()
-        return held.data_ptr()
+        size = elements * torch.bfloat16.itemsize
+        address = self._take(size)
+        ctypes.memset(address, 0, size)
+        return address
 
-    def _take(self, size: int) -> Tensor:
+    def _take(self, size: int) -> int:
         whole = -(-size // _LINE) * _LINE
-        if len(self._free) < whole:
-            self._free = self._grow(max(self._chunk, whole))
-        taken, self._free = self._free[:size], self._free[whole:]
-        return taken
+        if self._end - self._next < whole:
+            self._grow(max(self._chunk, whole))
+        address = self._next
+        self._next += whole
+        return address
 
-    def _grow(self, size: int) -> Tensor:
-        """Return new memory, on large pages if it fills one."""
+    def _grow(self, size: int) -> None:
+        """Get memory, on large pages if it fills one."""
+        chunk = _used() if size == LARGE_PAGE else None
+        if chunk is None:
+            chunk = torch.empty(size if size < LARGE_PAGE else size + LARGE_PAGE, dtype=torch.uint8)
         self.bytes += size
-        skipped = 0
-        chunk = torch.empty(size if size < LARGE_PAGE else size + LARGE_PAGE, dtype=torch.uint8)
-        if size >= LARGE_PAGE:
-            skipped = -chunk.data_ptr() % LARGE_PAGE
-            self._library.handle.gw_use_large_pages(
-                ctypes.c_void_p(chunk.data_ptr() + skipped), ctypes.c_int64(size)
-            )
         self._chunks.append(chunk)
-        return chunk[skipped : skipped + size]
+        self._next = chunk.data_ptr()
+        if size >= LARGE_PAGE:
+            self._next += -self._next % LARGE_PAGE
+            self._library.call("use_large_pages", self._next, size)
+        self._end = self._next + size
+
+
+def _used() -> Tensor | None:
+    """Return a large page that another arena has left, if there is one."""
+    try:
+        return _spare.pop()
+    except IndexError:
+        return None
+
+
+def _leave(chunks: Sequence[Tensor]) -> None:
+    """Keep what an arena has left and any other one can use."""
+    _spare.extend(chunk for chunk in chunks if len(chunk) == 2 * LARGE_PAGE)
 
 
 def _fill(weight_nk: Tensor, *, inputs: int | None) -> Tensor:

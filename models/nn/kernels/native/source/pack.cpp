@@ -29,7 +29,7 @@ void pack_panel(const bf16* source, index ld, index inputs, bf16* packed) {
 
 // Packs W (N, K), or with `transposed` the W of which this is the transpose (K, N); N is a multiple
 // of 16, K of 2.
-GW_API void gw_pack(const bf16* weight, index ld, index outputs, index inputs, int transposed,
+GW_API void gw_pack(const bf16* weight, index ld, index outputs, index inputs, index transposed,
                     bf16* packed) {
 #pragma omp parallel for schedule(static)
     for (index p = 0; p < outputs; p += panel_width)
