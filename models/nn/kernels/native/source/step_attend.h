@@ -30,11 +30,6 @@ void attend_second(const Second& second, const Model& m, const Task& task, const
     });
 }
 
-// Where the keys or values of a task's head begin in a cache.
-inline index cached(const Model& m, const Task& task) {
-    return (task.span->slot * m.key_heads + task.head) * m.positions * m.head_size;
-}
-
 // Lets the queries of a row that decodes see its positions, and fetches those of the next task
 // meanwhile; false if that is not done here.
 #ifdef __AVX512BF16__

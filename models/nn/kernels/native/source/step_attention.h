@@ -52,6 +52,11 @@ struct Task {  // query rows of one span that attend to the keys of one head
     index first, count, head;
 };
 
+// Where the keys or values of a task's head begin in a cache.
+inline index cached(const Model& m, const Task& task) {
+    return (task.span->slot * m.key_heads + task.head) * m.positions * m.head_size;
+}
+
 // What one thread needs to attend; too large for a stack.
 struct AttentionScratch {
     alignas(64) bf16 queries[most_queries * most_head_size];

@@ -60,6 +60,19 @@ class HeadPlace {
     bf16* target = nullptr;
 };
 
+// Fetches keys and values that rows which decode attend to next; attention fetches the others.
+inline void fetch_cached(const State& state, index l, Range tasks, Stream& ahead) {
+    constexpr index most = 128;  // positions: as many as arrive before they are read
+    const auto& [m, b, s, team, thread] = state;
+    for (index i = tasks.first; i < tasks.last; ++i) {
+        const Span& span = *s.tasks[i].span;
+        if (!span.decodes) continue;
+        const index offset = cached(m, s.tasks[i]);
+        for (const bf16* side : {m.layers[l].keys, m.layers[l].values})
+            ahead.add(side + offset, std::min(span.start, most) * m.head_size * sizeof *side);
+    }
+}
+
 template <class Isa>
 void project_heads(State& state, index l) {
     const auto output = [&](index panel) { return state.s.heads[panel]; };
@@ -76,7 +89,10 @@ void project_heads(State& state, index l) {
                 places[p / 2].take(state, row, piece.load(r, p), piece.load(r, p + 1));
         };
     };
-    state.product<Isa>(l, state.qkv(l), {}, output, input, place);
+    const auto later = [&](Stream& ahead, index piece, index pieces) {
+        fetch_cached(state, l, share(state.s.tasks.size(), piece, pieces), ahead);
+    };
+    state.product<Isa>(l, state.qkv(l), {}, output, input, place, later);
 }
 
 }  // namespace gw::stepping

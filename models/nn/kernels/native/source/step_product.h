@@ -24,14 +24,15 @@ struct InPlace {
 
 // `output_of(panel)` names what a panel is, `input_of(place)` gives the rows that a place reads,
 // and `finish(rows, first panel, panels)` what takes a piece, a row's number in it, and the row's
-// own number.
+// own number. `later(ahead, piece, pieces)` names what else is fetched along with a piece.
 //
 // Where products leave vectors to others, the rows of a block are finished beside the next product.
-template <class Isa, class OutputOf, class InputOf, class PlaceOf, class Finish>
+template <class Isa, class OutputOf, class InputOf, class PlaceOf, class Finish, class Later>
 class Product {
    public:
     Product(Team& team, int thread, const Weight& weight, index rows, const OutputOf& output_of,
-            const InputOf& input_of, const Terms<PlaceOf>& terms, const Finish& finish)
+            const InputOf& input_of, const Terms<PlaceOf>& terms, const Finish& finish,
+            const Later& later)
         : team_(team),
           thread_(thread),
           weight_(weight),
@@ -40,7 +41,8 @@ class Product {
           output_of_(output_of),
           input_of_(input_of),
           terms_(terms),
-          finish_(finish) {
+          finish_(finish),
+          later_(later) {
         terms_.tiles = Isa::works_aside && !weight.matrix.scales;
         terms_.look(places());
     }
@@ -130,6 +132,7 @@ class Product {
             const Coming next = more ? coming_piece(weight_, cut_, which + 1) : coming;
             ahead.add(next.first, next.bytes);
         }
+        if (!Isa::works_aside && cut_.parts == 1) later_(ahead, which, cut_.pieces);
         if (more) {
             asked_ = which + 1;
             terms_.fetch(ahead, chains_of(asked_));
@@ -232,6 +235,7 @@ class Product {
     const InputOf& input_of_;
     Terms<PlaceOf> terms_;
     const Finish& finish_;
+    const Later& later_;
     std::optional<Rest> rests_[2];
     Rest* rest_ = nullptr;
     typename Isa::Shaped shaped_;
@@ -243,12 +247,13 @@ class Product {
 };
 
 // Computes a product with the other threads.
-template <class Isa, class OutputOf, class InputOf, class PlaceOf, class Finish>
+template <class Isa, class OutputOf, class InputOf, class PlaceOf, class Finish,
+          class Later = Nothing>
 void linear(Team& team, int thread, const Weight& weight, index rows, Coming coming,
             const OutputOf& output_of, const InputOf& input_of, const Terms<PlaceOf>& terms,
-            const Finish& finish) {
-    Product<Isa, OutputOf, InputOf, PlaceOf, Finish>(team, thread, weight, rows, output_of,
-                                                     input_of, terms, finish)
+            const Finish& finish, const Later& later = {}) {
+    Product<Isa, OutputOf, InputOf, PlaceOf, Finish, Later>(team, thread, weight, rows, output_of,
+                                                            input_of, terms, finish, later)
         .compute(coming);
 }
 

@@ -124,14 +124,14 @@ struct State {
         return coming_piece(weight, cut, cut.first(thread, team.size));
     }
 
-    template <class Isa, class OutputOf, class InputOf, class Finish>
+    template <class Isa, class OutputOf, class InputOf, class Finish, class Later = Nothing>
     void product(index l, const Weight& weight, Coming next, OutputOf&& output_of,
-                 InputOf&& input_of, Finish&& finish) {
+                 InputOf&& input_of, Finish&& finish, const Later& later = {}) {
         const auto place = [&](const Adapter& a, int which) -> const Place& {
             return a.layers[l].places[which];
         };
         const Terms terms{b.groups, b.group_count, b.replaces_weights != 0, low(), place};
-        linear<Isa>(team, thread, weight, b.rows, next, output_of, input_of, terms, finish);
+        linear<Isa>(team, thread, weight, b.rows, next, output_of, input_of, terms, finish, later);
     }
 };
 
