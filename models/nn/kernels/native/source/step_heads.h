@@ -91,6 +91,7 @@ void project_heads(State& state, index l) {
     };
     const auto later = [&](Stream& ahead, index piece, index pieces) {
         fetch_cached(state, l, share(state.s.tasks.size(), piece, pieces), ahead);
+        state.downs(l, 1)(ahead, piece, pieces);
     };
     state.product<Isa>(l, state.qkv(l), {}, output, input, place, later);
 }

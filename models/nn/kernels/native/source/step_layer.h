@@ -88,7 +88,7 @@ void add_to_residual(State& state, index l, int sublayer, const Weight& weight,
     state.product<Isa>(
         l, weight, state.coming<Isa>(following),
         [&](index panel) { return Output{place, panel * panel_width}; }, [&](int) { return x; },
-        add);
+        add, sublayer ? state.downs(l + 1, 0) : state.downs(l, 2));
     if (narrow) apply_bottlenecks(state, l, sublayer);
 }
 
@@ -111,7 +111,8 @@ void project_feed(State& state, index l) {
             }
         };
     };
-    state.product<Isa>(l, state.gate_up(l), state.coming<Isa>(state.down(l)), output, input, gate);
+    state.product<Isa>(l, state.gate_up(l), state.coming<Isa>(state.down(l)), output, input, gate,
+                       state.downs(l, 3));
 }
 
 }  // namespace gw::stepping

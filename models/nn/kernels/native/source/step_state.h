@@ -3,6 +3,7 @@
 
 #include <omp.h>
 
+#include <array>
 #include <vector>
 
 #include "scratch.h"
@@ -113,6 +114,19 @@ struct State {
         return {m.layers[l].down, m.layers[l].down_bias, m.hidden, m.inner, 1};
     }
     Weight head() const { return {m.head, m.head_bias, m.vocabulary, m.hidden, 1}; }
+
+    // Has the product before a site fetch what adapters multiply with there first.
+    auto downs(index l, int site) const {
+        return [this, l, site](Stream& ahead, index piece, index pieces) {
+            if (l == m.depth) return;
+            const index inputs = std::array{qkv(l), o(l), gate_up(l), down(l)}[site].inputs;
+            const Range own = share(b.group_count, piece, pieces);
+            for (index g = own.first; g < own.last; ++g) {
+                const Down& down = b.groups[g].adapter->layers[l].downs[site];
+                ahead.add(down.packed, down.ranks * inputs * sizeof *down.packed);
+            }
+        };
+    }
 
     // What follows the last product of a layer.
     Weight after(index l) const { return l + 1 < m.depth ? qkv(l + 1) : head(); }
