@@ -125,7 +125,9 @@ class CheckpointSaved(TrainerMessage, frozen=True, tag="checkpoint"):
     step: int
     kind: Literal["epoch", "resume"]
     adapter_folder: str
+    """Empty for a `resume` one."""
     resume_folder: str
+    """Empty at the end of a run: nothing goes on from there."""
     metrics: dict[str, float]
 
 

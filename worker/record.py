@@ -103,9 +103,10 @@ class Recorder:
     @record.register
     def _(self, message: CheckpointSaved) -> None:
         """Move the pointer to the new checkpoint, then drop the bytes of the one before."""
-        folder = Path(message.resume_folder)
+        resume = self._resume_digest
         try:
-            resume = self._store.put_tree(folder)
+            if message.resume_folder:
+                resume = self._store.put_tree(Path(message.resume_folder))
         except StorageFull:
             if message.kind == "epoch":
                 raise
@@ -118,7 +119,8 @@ class Recorder:
             if shown and checkpoint.find_step(session, self._row.id, step=message.step) is None:
                 self._show_checkpoint(session, message, digest=digest)
         self._replace_resume(resume)
-        shutil.rmtree(folder, ignore_errors=True)
+        if message.resume_folder:
+            shutil.rmtree(message.resume_folder, ignore_errors=True)
 
     @record.register
     def _(self, message: Succeeded) -> None:

@@ -94,7 +94,7 @@ class Loop:
                 if progress.step > progress.measured_step and (
                     over or run.course.rests(progress.step)
                 ):
-                    yield from self._rest()
+                    yield from self._rest(over=over)
                 if over:
                     return self._save_adapter()
                 yield from self._take_step()
@@ -116,8 +116,8 @@ class Loop:
         if time.monotonic() - self._saved_at >= self.resume_seconds:
             self._save_resume_if_possible()
 
-    def _rest(self) -> Work[None]:
-        """Measure, then save both what users can call and what the run can go on from."""
+    def _rest(self, *, over: bool) -> Work[None]:
+        """Measure, then save what users can call and, unless it is over, the run goes on from."""
         run, progress = self.run, self.progress
         if (validation := (yield from run.validation())) is not None:
             found = yield from validation.evaluate(run.terms())
@@ -133,7 +133,7 @@ class Loop:
                 }
             )
         progress.measured_step = progress.step
-        self._save("epoch", adapter_folder=str(self._save_adapter()))
+        self._save("epoch", adapter_folder=str(self._save_adapter()), over=over)
 
     def _report(self, values: dict[str, float]) -> None:
         if not values:
@@ -161,17 +161,20 @@ class Loop:
             log.exception("could not save a resume checkpoint; training goes on")
             self._saved_at = time.monotonic()
 
-    def _save(self, kind: Literal["epoch", "resume"], *, adapter_folder: str) -> None:
-        progress = self.progress
-        snapshot = Snapshot(self.run.tensors, self.run.course.state(), progress)
-        folder = self.checkpoints.save(snapshot)
-        self._saved_at = time.monotonic()
+    def _save(
+        self, kind: Literal["epoch", "resume"], *, adapter_folder: str, over: bool = False
+    ) -> None:
+        progress, resume_folder = self.progress, ""
+        if not over:
+            snapshot = Snapshot(self.run.tensors, self.run.course.state(), progress)
+            resume_folder = str(self.checkpoints.save(snapshot))
+            self._saved_at = time.monotonic()
         self.channel.say(
             CheckpointSaved(
                 step=progress.step,
                 kind=kind,
                 adapter_folder=adapter_folder,
-                resume_folder=str(folder),
+                resume_folder=resume_folder,
                 metrics=progress.latest(),
             )
         )

@@ -37,6 +37,8 @@ def test_a_whole_run(make_job, backbone):
     assert ended.metrics == saved.metrics
     assert ended.metrics["learning_rate"] == measured[10]["learning_rate"] < 0.01
     assert ended.adapter_folder == saved.adapter_folder
+    shown = [message for message in messages if type(message).__name__ == "CheckpointSaved"]
+    assert [bool(message.resume_folder) for message in shown] == [True, False]
 
     artifact = load_artifact(Path(ended.adapter_folder), shape=backbone.shape)
     assert artifact.provenance["job_id"] == "ftjob-1"
