@@ -62,6 +62,11 @@ class Library:
         """Whether the best form of the step gains by a base in 12 bits a weight: not by AVX2."""
         return self.instructions != "avx2"
 
+    @property
+    def screens(self) -> bool:
+        """Whether the best form of the step gains by a screen of the head: tiles might, untried."""
+        return self.instructions == "avx512"
+
     def call(self, name: str, *arguments: Argument) -> None:
         """Call the form of a function that this processor runs best, `gw_<name>_<form>`, or the
         only one, `gw_<name>`.

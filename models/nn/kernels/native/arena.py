@@ -79,7 +79,11 @@ class Arena:
         """Keep a vector or table as contiguous float32; None stays None."""
         if values is None:
             return None
-        values = values.float().contiguous()
+        return self.keep(values.float())
+
+    def keep(self, values: Tensor) -> int:
+        """Keep numbers as they are and return their address."""
+        values = values.contiguous()
         address = self._take(values.nbytes)
         ctypes.memmove(address, values.data_ptr(), values.nbytes)
         return address

@@ -18,7 +18,11 @@ from pathlib import Path
 FOLDER = Path(__file__).parent
 SOURCE = FOLDER / "source"
 COMMON = ("-O3", "-std=c++20", "-fPIC", "-fopenmp", "-fno-math-errno", "-Wall", "-Wextra")
-AVX512 = (*(f"-mavx512{part}" for part in ("f", "bw", "dq", "vl", "bf16")), "-mfma", "-mprfchw")
+AVX512 = (
+    *(f"-mavx512{part}" for part in ("f", "bw", "dq", "vl", "vnni", "bf16")),
+    "-mfma",
+    "-mprfchw",
+)
 AVX2 = ("-mavx2", "-mfma", "-mprfchw", "-Dgw=gw_avx2")
 """What is compiled for several instruction sets needs names of its own for each."""
 FLAGS = {

@@ -16,6 +16,7 @@ from torch import Tensor
 from models.nn.backbone import Backbone
 from models.nn.kernels.native import INPUT_STEP, Library, packs, records
 from models.nn.kernels.native.arena import Arena
+from models.nn.kernels.native.screen import make_screen
 from models.nn.quantized import is_packed
 from models.nn.shape import HEAD, path_of
 from models.nn.weight_only import scales_of
@@ -60,12 +61,14 @@ class StepModel:
         keys: Sequence[Tensor],
         values: Sequence[Tensor],
         codes: bool = False,
+        screens: bool = False,
     ) -> "StepModel":
         """Pack a network for a cache of (R, K, C, h) a layer; `Unsuited` says what stands against.
 
         The packed weights are a copy: the network goes on to serve what the step does not do.
         With `codes` those in bfloat16 take 12 bits each where that is possible, without loss; every
-        form of the step reads them, and that by AVX2 alone does not gain by it.
+        form of the step reads them, and that by AVX2 alone does not gain by it. With `screens` the
+        likeliest tokens are told by a head in 8 bits first, where the head is a plain one.
         """
         _require_llama(backbone, keys)
         arena, reader = Arena(library, chunk=_CHUNK), _Reader(backbone)
@@ -76,11 +79,15 @@ class StepModel:
         embedding = backbone.network.get_input_embeddings().weight.bfloat16()
         shape, positions = backbone.shape, keys[0].shape[2]
         cosines, sines = _angles(backbone, positions)
+        head, head_scales = reader.joined([HEAD], order=_as_they_are)
+        head_bias = arena.put(reader.bias(HEAD))
+        screens = screens and head_scales is None and head_bias is None
         record = records.Model(
             layers=records.address(layers),
             embedding=embedding.data_ptr(),
-            head=pack(*reader.joined([HEAD], order=_as_they_are)),
-            head_bias=arena.put(reader.bias(HEAD)),
+            head=pack(head, head_scales),
+            screen=make_screen(backbone, head.bfloat16(), arena) if screens else records.Screen(),
+            head_bias=head_bias,
             final_gain=arena.put(backbone.base.gain("norm")),
             cosines=arena.put(cosines),
             sines=arena.put(sines),

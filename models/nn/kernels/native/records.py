@@ -104,6 +104,16 @@ class Layer(_Record):
     ]
 
 
+class Screen(_Record):
+    """Which tokens may be a row's likeliest, by a head in 8 bits; `screen.py` makes one."""
+
+    _fields_ = [
+        ("panels", c_void_p),
+        ("order", c_void_p),
+        *((name, c_int64) for name in ("exact", "coarse", "stride")),
+    ]
+
+
 class Model(_Record):
     """The base."""
 
@@ -111,6 +121,7 @@ class Model(_Record):
         ("layers", c_void_p),
         ("embedding", c_void_p),
         ("head", Matrix),
+        ("screen", Screen),
         *((name, c_void_p) for name in ("head_bias", "final_gain", "cosines", "sines")),
         *(
             (name, c_int64)

@@ -31,7 +31,8 @@ bool has_avx512_bf16() {
     if ((enabled_state() & 0xe6) != 0xe6) return false;  // the kernel saves ZMM
     if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
     const bool avx512 = bit(b, 16) && bit(b, 17) && bit(b, 30) && bit(b, 31);
-    return avx512 && __get_cpuid_count(7, 1, &a, &b, &c, &d) && bit(a, 5);
+    return avx512 && bit(c, 11) &&  // VNNI
+           __get_cpuid_count(7, 1, &a, &b, &c, &d) && bit(a, 5);
 }
 
 bool has_amx_bf16() {

@@ -9,6 +9,9 @@
 #include "step_attend.h"
 #include "step_heads.h"
 #include "step_layer.h"
+#ifdef __AVX512VNNI__
+#include "step_screen.h"
+#endif
 
 namespace gw::stepping {
 
@@ -34,6 +37,9 @@ void compute_layer(State& state, index l) {
 template <class Isa>
 void compute_logits(State& state) {
     const auto& [m, b, s, team, thread] = state;
+#ifdef __AVX512VNNI__
+    if (may_screen(m, b)) return compute_likeliest<Isa>(state);
+#endif
     Leader* leaders = s.leaders.data() + thread * b.wanted;
     if (b.likeliest) std::for_each_n(leaders, b.wanted, [](Leader& leader) { leader.clear(); });
     const Range own = share(b.wanted, thread, team.size);

@@ -10,6 +10,7 @@
 #include "step_attention.h"
 #include "step_likeliest.h"
 #include "step_product.h"
+#include "step_screened.h"
 
 namespace gw::stepping {
 
@@ -37,6 +38,11 @@ struct Scratch {
     Aligned<bf16> narrow;                             // (rows, most width)
     Aligned<bf16> low;                                // (rows, most ranks)
     std::vector<Leader> leaders;                      // (threads, wanted)
+    std::vector<Screened> screened;                   // (wanted)
+    Aligned<bf16> exact;                              // (wanted, inputs in bfloat16)
+    Aligned<std::int8_t> coarse;                      // (wanted, the others)
+    std::vector<char> known;                          // (wanted)
+    std::vector<Candidates> candidates;               // (threads, wanted)
     std::vector<Task> tasks;
     std::vector<Output> heads;                        // of q, k and v by panel
 
@@ -53,6 +59,12 @@ struct Scratch {
         heads.resize((m.heads + 2 * m.key_heads) * m.head_size / panel_width);
         for (index n = 0; n < static_cast<index>(heads.size()); ++n) heads[n] = output_of_qkv(m, n);
         leaders.resize(b.likeliest ? omp_get_max_threads() * b.wanted : 0);
+        if (!b.likeliest || !m.screen.panels) return;
+        screened.resize(b.wanted);
+        exact.resize(b.wanted * m.screen.exact);
+        coarse.resize(b.wanted * m.screen.coarse);
+        known.resize(b.wanted);
+        candidates.resize(omp_get_max_threads() * b.wanted);
     }
 };
 

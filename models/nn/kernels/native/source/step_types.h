@@ -67,10 +67,18 @@ struct Layer {
     bf16 *keys, *values;  // (slots, key heads, positions, head size)
 };
 
+struct Screen {               // which tokens of a row may be its likeliest: `step_screen.h`
+    const void* panels;         // or null where there is none
+    const std::int32_t* order;  // of inputs: those in bfloat16 first
+    index exact, coarse;        // of either kind; even, and a multiple of 4
+    index stride;               // from one panel to the next in bytes
+};
+
 struct Model {
     const Layer* layers;
     const bf16* embedding;  // (vocabulary, hidden)
     Matrix head;
+    Screen screen;
     const float *head_bias, *final_gain;
     const float *cosines, *sines;  // (positions, head size / 2)
     index depth, hidden, heads, key_heads, head_size, inner, vocabulary;

@@ -1,6 +1,6 @@
 """Small Llama-shaped networks in bfloat16, caches for them, and steps over both."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -39,7 +39,6 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 _COMMON = {
-    "vocab_size": VOCAB,
     "hidden_size": 128,
     "intermediate_size": 160,
     "num_hidden_layers": 3,
@@ -58,10 +57,19 @@ def loaded() -> Library:
     return found
 
 
-def make_backbone(shape: str = "plain", *, dtype: torch.dtype = torch.bfloat16) -> Backbone:
-    """Return a network that spreads its logits; its float32 form has the same numbers."""
+def make_backbone(
+    shape: str = "plain",
+    *,
+    dtype: torch.dtype = torch.bfloat16,
+    vocab: int = VOCAB,
+    change: Callable[[Any], object] = lambda _: None,
+) -> Backbone:
+    """Return a network that spreads its logits; its float32 form has the same numbers.
+
+    `change` may do something to its weights before.
+    """
     name, values = SHAPES[shape]
-    config = getattr(transformers, name)(**{**_COMMON, **values})
+    config = getattr(transformers, name)(**{**_COMMON, **values, "vocab_size": vocab})
     config._attn_implementation = "eager"
     with torch.random.fork_rng():
         torch.manual_seed(3)
@@ -69,6 +77,7 @@ def make_backbone(shape: str = "plain", *, dtype: torch.dtype = torch.bfloat16) 
         with torch.no_grad():
             for parameter in network.parameters():
                 parameter.add_(torch.randn_like(parameter) * 0.1)
+            change(network)
     return Backbone(network.bfloat16().to(dtype))
 
 
@@ -82,7 +91,7 @@ class World:
     values: list[Tensor]
 
     @classmethod
-    def of(cls, backbone: Backbone, *, form: Form | None = None, codes: bool = False) -> "World":
+    def of(cls, backbone: Backbone, *, form: Form | None = None, **packing: bool) -> "World":
         """Take, unless told, the form by vectors, which every processor with kernels has."""
         shape = backbone.shape
         size = (SLOTS, shape.kv_heads, POSITIONS, shape.head_dim)
@@ -90,7 +99,7 @@ class World:
             [torch.zeros(size, dtype=torch.bfloat16) for _ in range(shape.layers)] for _ in range(2)
         )
         by_vectors: Form = "avx512" if loaded().trains else "avx2"
-        model = StepModel.of(backbone, loaded(), keys=keys, values=values, codes=codes)
+        model = StepModel.of(backbone, loaded(), keys=keys, values=values, **packing)
         return cls(backbone, NativeStep(model, loaded(), form=form or by_vectors), keys, values)
 
     def logits(self, runs: Sequence[Run]) -> list[Tensor]:

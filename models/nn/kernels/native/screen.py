@@ -1,0 +1,76 @@
+"""A head in 8 bits that says which tokens of a row may be its likeliest: `source/step_screen.h`.
+
+Shapes: V vocabulary, n tokens of it, d hidden, k some inputs, c those in 8 bits, t probed.
+"""
+
+import torch
+from torch import Tensor
+
+from models.nn.attention import PackedCausal
+from models.nn.backbone import Backbone
+from models.nn.executors import NOBODY
+from models.nn.kernels.native import PANEL_WIDTH, records
+from models.nn.kernels.native.arena import Arena
+
+EXACT = 32
+"""Inputs that are kept in bfloat16: hidden states are larger in a few than in all others."""
+_LEVELS = 127
+_MARGIN = 1 + 1e-4
+"""What lengths are rounded up by: they are parts of a bound."""
+_PROBE = 128
+_AT_ONCE = 256 * PANEL_WIDTH
+
+
+def make_screen(backbone: Backbone, weight_vd: Tensor, arena: Arena) -> records.Screen:
+    """Keep a head (V, d) in bfloat16 as a screen; one that says nothing where it is not finite."""
+    hidden = weight_vd.shape[1]
+    if hidden <= EXACT or not bool(torch.isfinite(weight_vd).all()):
+        return records.Screen()
+    order_d = _largest_first(backbone)
+    panels = torch.cat([_pack(rows_nd, order_d) for rows_nd in torch.split(weight_vd, _AT_ONCE)])
+    return records.Screen(
+        panels=arena.keep(panels),
+        order=arena.keep(order_d.int()),
+        exact=EXACT,
+        coarse=hidden - EXACT,
+        stride=panels.shape[1],
+    )
+
+
+def _pack(rows_nd: Tensor, order_d: Tensor) -> Tensor:
+    """Return (n / 16, bytes) of n tokens: scales, lengths of what is lost, lengths, and numbers."""
+    other_nc = rows_nd[:, order_d[EXACT:]].float()
+    scale_n1 = other_nc.abs().amax(1, keepdim=True).clamp(min=1e-20) / _LEVELS
+    whole_nc = (other_nc / scale_n1).round()
+    parts = (
+        scale_n1,
+        (other_nc - whole_nc * scale_n1).norm(dim=1) * _MARGIN,
+        rows_nd.float().norm(dim=1) * _MARGIN,
+        _grouped(rows_nd[:, order_d[:EXACT]], 2),
+        _grouped((whole_nc + _LEVELS + 1).to(torch.uint8), 4),
+    )
+    count = len(rows_nd) // PANEL_WIDTH
+    return torch.cat([part.reshape(count, -1).view(torch.uint8) for part in parts], dim=1)
+
+
+def _largest_first(backbone: Backbone) -> Tensor:
+    """Return (d,) int64: the inputs of the head, those first in which states can be largest.
+
+    They are the network's own rather than a text's, so random tokens show them.
+    """
+    generator = torch.Generator().manual_seed(1)
+    ids_t = torch.randint(backbone.shape.vocab, (_PROBE,), generator=generator)
+    hidden_td = backbone.hidden(
+        ids_t,
+        positions=torch.arange(_PROBE),
+        attention=PackedCausal([(0, _PROBE)]),
+        executor=NOBODY,
+    )
+    return hidden_td.float().abs().amax(0).argsort(descending=True)
+
+
+def _grouped(numbers_nk: Tensor, size: int) -> Tensor:
+    """Return (n / 16, k / size, 16, size): `size` inputs of each of 16 tokens side by side."""
+    count, inputs = numbers_nk.shape
+    panels = numbers_nk.view(count // PANEL_WIDTH, PANEL_WIDTH, inputs // size, size)
+    return panels.transpose(1, 2).contiguous()

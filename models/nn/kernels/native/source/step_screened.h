@@ -1,0 +1,70 @@
+// A row as a screen multiplies it, and what may be its likeliest token: see `step_screen.h`.
+#pragma once
+
+#include <cmath>
+
+#include "step_types.h"
+
+namespace gw::stepping {
+
+// One row as the screen multiplies it.
+struct Screened {
+    float step, length, left;  // t, |t g|, and |e_h| with what sums in float32 may be off by
+    std::int32_t start;        // what sums begin with, for a token's integers are 128 too large
+};
+
+// What one thread knows of one row: panels that may hold the likeliest token.
+struct Candidates {
+    static constexpr index most = 256;
+    float bar;  // what some token has at the least
+    index count;
+    index panels[most];
+    float most_of[most];  // what each of them has at the most
+
+    void clear() { bar = -__builtin_inff(), count = 0; }
+    void add(index panel, float at_most, float at_least) {
+        bar = std::max(bar, at_least);
+        if (count < most) panels[count] = panel, most_of[count] = at_most;
+        ++count;
+    }
+};
+
+// The rows that are screened, in the order of its inputs: bfloat16 ones and then integers.
+struct ScreenedRows {
+    Screened* rows;
+    bf16* exact;
+    std::int8_t* coarse;
+
+    ScreenedRows from(const Screen& screen, index row) const {
+        return {rows + row, exact + row * screen.exact, coarse + row * screen.coarse};
+    }
+};
+
+// Squares of lengths for which bounds hold.
+constexpr float largest_state = 1e15f, smallest_state = 1e-15f;
+
+// Lays out one row; false if its size is none that bounds are good for.
+inline bool lay_out(const Screen& screen, const bf16* hidden, const ScreenedRows& target) {
+    const auto at = [&](index k) { return to_float(hidden[screen.order[k]]); };
+    float whole = 0, most = 0, integers = 0, left = 0;
+    for (index k = 0; k < screen.exact + screen.coarse; ++k) whole += at(k) * at(k);
+    if (!(whole > smallest_state && whole < largest_state)) return false;  // or no number
+    for (index k = 0; k < screen.exact; ++k) target.exact[k] = hidden[screen.order[k]];
+    for (index k = 0; k < screen.coarse; ++k) most = std::max(most, std::abs(at(screen.exact + k)));
+    const float step = std::max(most, smallest_state) / 127;
+    std::int32_t total = 0;
+    for (index k = 0; k < screen.coarse; ++k) {
+        const float value = at(screen.exact + k), rounded = std::nearbyint(value / step);
+        target.coarse[k] = static_cast<std::int8_t>(rounded);
+        total += target.coarse[k];
+        integers += rounded * rounded;
+        left += (value - rounded * step) * (value - rounded * step);
+    }
+    const float rounding = 1.2e-7f * (screen.exact + screen.coarse + 64);
+    const float some = 1 + rounding;
+    *target.rows = {step, some * step * std::sqrt(integers),
+                    some * std::sqrt(left) + rounding * std::sqrt(whole), -128 * total};
+    return true;
+}
+
+}  // namespace gw::stepping
