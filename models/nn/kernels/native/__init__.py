@@ -125,8 +125,8 @@ class Library:
     def _pack(
         self, weight: Tensor, outputs: int, inputs: int, address: int, *, transposed: bool
     ) -> None:
-        weight, ld = _of(weight, torch.bfloat16), weight.stride(0)
-        self.call("pack", weight, ld, outputs, inputs, int(transposed), address)
+        sizes = (weight.stride(0), outputs, inputs)
+        self.call("pack", _of(weight, torch.bfloat16), *sizes, int(transposed), address)
 
     def gemm(self, x_mk: Tensor, packed: Packed, *, dtype: torch.dtype = torch.bfloat16) -> Tensor:
         """Return x WT (M, N) in bfloat16 or float32, summed in float32 from bfloat16 x (M, K).

@@ -132,6 +132,7 @@ class Product {
             const Coming next = more ? coming_piece(weight_, cut_, which + 1) : coming;
             ahead.add(next.first, next.bytes);
         }
+        // Tiles need memory for themselves; of many rows every thread comes by with each piece.
         if (!Isa::works_aside && cut_.parts == 1) later_(ahead, which, cut_.pieces);
         if (more) {
             asked_ = which + 1;
