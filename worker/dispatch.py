@@ -18,7 +18,7 @@ from models.tables.comparison import Comparison
 from models.tables.job import Job
 from worker.collect import collect
 from worker.compare.evaluate import Evaluation
-from worker.lease import Lease
+from worker.lease import Leases
 from worker.supervisor import Supervisor
 from worker.validate import validate_files
 
@@ -64,7 +64,10 @@ class Dispatcher:
                 job_id=job_id,
             )
         if row is not None:
-            with Lease(row, database=self._database, seconds=self._settings.worker.lease_seconds):
+            with Leases(
+                database=self._database, seconds=self._settings.worker.lease_seconds
+            ) as leases:
+                leases.hold(row)
                 validate_files(row, database=self._database, store=self._store)
 
     def train(self, job_id: str | None = None) -> None:

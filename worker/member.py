@@ -7,7 +7,6 @@ what a job can meet ends it, or puts it back in line, and leaves its neighbours 
 import shutil
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
 from pathlib import Path
 from threading import Event
 
@@ -20,7 +19,7 @@ from core.store import Store
 from models.spec import FINAL, Alive, AnyTrainerMessage, Broke
 from models.tables import claims
 from models.tables.job import Job
-from worker.lease import TICK_SECONDS, Lease
+from worker.lease import TICK_SECONDS, Leases
 from worker.order import write_order
 from worker.record import Recorder
 
@@ -33,7 +32,14 @@ class Member:
     """A job that this worker holds until `is_over`; close it then."""
 
     def __init__(
-        self, row: Job, *, settings: Settings, database: Database, store: Store, stopping: Event
+        self,
+        row: Job,
+        *,
+        settings: Settings,
+        database: Database,
+        store: Store,
+        leases: Leases,
+        stopping: Event,
     ) -> None:
         self.row = row
         self.order = f"{row.id}-{row.fence}"
@@ -46,14 +52,13 @@ class Member:
         self._stopping = stopping
         self._recorder = Recorder(row, database=database, store=store)
         self._folder = settings.data_folder / "work" / self.order
-        self.lease = Lease(row, database=database, seconds=settings.worker.lease_seconds)
-        self._holding = ExitStack()
-        self._holding.callback(shutil.rmtree, self._folder, ignore_errors=True)
-        self._holding.enter_context(self.lease)
+        self._leases = leases
+        self.lease = leases.hold(row)
 
     def close(self) -> None:
         """Let the lease end and remove the folder."""
-        self._holding.close()
+        self._leases.release(self.lease)
+        shutil.rmtree(self._folder, ignore_errors=True)
 
     def attempt(self, work: Callable[[], None]) -> None:
         """Do something for this job; if that ends it for this worker, it is over."""

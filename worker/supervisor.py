@@ -19,7 +19,7 @@ from core.errors import StaleFence, Unavailable
 from core.settings import Settings
 from core.store import Store
 from models.tables.job import Job
-from worker.lease import TICK_SECONDS
+from worker.lease import TICK_SECONDS, Leases
 from worker.member import Member
 from worker.trainer import Trainer
 
@@ -47,6 +47,7 @@ class Supervisor:
         self._store = store
         self._stopping = stopping
         self._claim_more = claim_more
+        self._leases = Leases(database=database, seconds=settings.worker.lease_seconds)
         self._looked_at = time.monotonic()
         self._heard_at = time.monotonic()
         self._trainer: Trainer | None = None
@@ -56,6 +57,10 @@ class Supervisor:
 
     def run(self) -> None:
         """Train the jobs, or hand them back; never raises for anything that a job can meet."""
+        with self._leases:
+            self._train()
+
+    def _train(self) -> None:
         try:
             for member in list(self._members.values()):
                 self._enlist(member)
@@ -75,6 +80,7 @@ class Supervisor:
             settings=self._settings,
             database=self._database,
             store=self._store,
+            leases=self._leases,
             stopping=self._stopping,
         )
         self._members[member.order] = member

@@ -1,9 +1,9 @@
 """What all tables share: names of constraints, the database's own clock, cursor pages."""
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeAlias, TypeVar
 
-from sqlalchemy import Double, MetaData, Select, Update, or_, select, text
+from sqlalchemy import Double, MetaData, Select, Update, or_, select, text, tuple_, update
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import DeclarativeBase, InstrumentedAttribute, Session
 from sqlalchemy.sql.compiler import SQLCompiler
@@ -11,6 +11,16 @@ from sqlalchemy.sql.elements import ColumnElement
 from sqlalchemy.sql.functions import FunctionElement
 
 RowT = TypeVar("RowT", bound="Base")
+Claim: TypeAlias = tuple[str, int]
+"""The id of a row that is held, and the fence of its claim."""
+
+
+class Held(NamedTuple):
+    """What is found of a row that a claim still holds."""
+
+    state: str
+    renewed: bool
+    """Whether its lease was lengthened."""
 
 
 class Base(DeclarativeBase):
@@ -60,6 +70,35 @@ def changes_one(session: Session, statement: Update) -> bool:
     """Execute an update that is guarded by its condition; say whether it met its row."""
     result: Any = session.execute(statement)  # the row count is missing from the declared type
     return bool(result.rowcount == 1)
+
+
+def renew_leases(
+    session: Session,
+    table: Any,
+    claims: Sequence[Claim],
+    *,
+    held: ColumnElement[bool],
+    seconds: float,
+) -> dict[Claim, Held]:
+    """Lengthen the leases of those claims that still hold their rows; return these.
+
+    `held` says in SQL whether a row is in a state in which its fence protects it. What has been
+    given back is nobody's, though its fence may still be that of the claim. A row that somebody
+    else is writing to waits for the next time, so that it holds up no other.
+    """
+    ours = select(table.id, table.fence, table.state).where(
+        tuple_(table.id, table.fence).in_(claims), table.owner.is_not(None), held
+    )
+
+    def find(rows: Select[Any]) -> dict[Claim, str]:
+        return {(found.id, found.fence): found.state for found in session.execute(rows)}
+
+    free = find(ours.with_for_update(skip_locked=True, key_share=True))
+    names = [name for name, _ in free]
+    session.execute(
+        update(table).where(table.id.in_(names)).values(lease_until=database_now() + seconds)
+    )
+    return {claim: Held(state, claim in free) for claim, state in find(ours).items()}
 
 
 def hold_writers(session: Session, table: type[Base]) -> None:

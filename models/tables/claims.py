@@ -10,10 +10,11 @@ from typing import Any
 
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session, aliased
+from sqlalchemy.sql.elements import ColumnElement
 
 from core.errors import StaleFence
 from models.tables import event
-from models.tables.base import changes_one, database_now, lease_is_over
+from models.tables.base import Claim, Held, changes_one, database_now, lease_is_over, renew_leases
 from models.tables.job import OWNED, TERMINAL, Job, ring, ring_comparison
 
 MOST_SHARED_TRIES = 2
@@ -99,19 +100,24 @@ def waiting(session: Session, *, state: str, older_than: float) -> bool:
     return session.scalar(query.limit(1)) is not None
 
 
+def _is_held() -> ColumnElement[bool]:
+    """Say in SQL whether a job is in a state in which its fence protects it."""
+    return Job.state.not_in((*TERMINAL, "paused"))
+
+
 def update_owned(session: Session, row: Job, **values: Any) -> None:
     """Write to a job that this worker owns; `StaleFence` when it does not any more."""
-    statement = update(Job).where(
-        Job.id == row.id, Job.fence == row.fence, Job.state.not_in((*TERMINAL, "paused"))
-    )
+    statement = update(Job).where(Job.id == row.id, Job.fence == row.fence, _is_held())
     if not changes_one(session, statement.values(**values)):
         raise StaleFence(f"Job {row.id} is no longer this worker's.")
 
 
-def renew(session: Session, row: Job, *, seconds: float) -> str:
-    """Lengthen the lease and return the job's state, in which a wish to pause is read."""
-    update_owned(session, row, lease_until=database_now() + seconds)
-    return session.scalar(select(Job.state).where(Job.id == row.id)) or "cancelled"
+def renew(session: Session, claims: Sequence[Claim], *, seconds: float) -> dict[Claim, Held]:
+    """Lengthen the leases of jobs; return those that this worker still owns.
+
+    A wish to pause is read in their states.
+    """
+    return renew_leases(session, Job, claims, held=_is_held(), seconds=seconds)
 
 
 def validated(

@@ -1,5 +1,6 @@
 """What a worker may do to a comparison, and only while it holds it; as `claims` is for jobs."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -9,7 +10,7 @@ from sqlalchemy.sql.elements import ColumnElement
 
 from core.errors import StaleFence
 from models.comparison import Evaluated
-from models.tables.base import changes_one, database_now, lease_is_over
+from models.tables.base import Claim, Held, changes_one, database_now, lease_is_over, renew_leases
 from models.tables.comparison import OPEN, Comparison
 from models.tables.job import TERMINAL, Job, ring
 
@@ -60,19 +61,22 @@ def take(
     return session.scalars(statement).one_or_none()
 
 
+def _is_held() -> ColumnElement[bool]:
+    return Comparison.state == "evaluating"
+
+
 def update_owned(session: Session, row: Comparison, **values: Any) -> None:
     """Write to a comparison that this worker holds; `StaleFence` when it does not any more."""
     statement = update(Comparison).where(
-        Comparison.id == row.id, Comparison.fence == row.fence, Comparison.state == "evaluating"
+        Comparison.id == row.id, Comparison.fence == row.fence, _is_held()
     )
     if not changes_one(session, statement.values(**values)):
         raise StaleFence(f"Comparison {row.id} is no longer this worker's.")
 
 
-def renew(session: Session, row: Comparison, *, seconds: float) -> str:
-    """Lengthen the lease."""
-    update_owned(session, row, lease_until=database_now() + seconds)
-    return "evaluating"
+def renew(session: Session, claims: Sequence[Claim], *, seconds: float) -> dict[Claim, Held]:
+    """Lengthen the leases of comparisons; return those that are still held."""
+    return renew_leases(session, Comparison, claims, held=_is_held(), seconds=seconds)
 
 
 def keep(session: Session, row: Comparison, label: str, *, found: Evaluated) -> dict[str, Any]:

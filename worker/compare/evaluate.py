@@ -28,7 +28,7 @@ from worker.compare.ask import Asked, overhead
 from worker.compare.engine import Engine, EngineRefused
 from worker.compare.metrics import measure
 from worker.compare.questions import Questions, read_questions
-from worker.lease import Lease
+from worker.lease import Leases
 
 log = structlog.get_logger(__name__)
 
@@ -54,18 +54,18 @@ class Evaluation:
         self._database = database
         self._store = store
         self._stopping = stopping
-        self._lease = Lease(
-            row,
+        self._leases = Leases(
             database=database,
             seconds=settings.worker.lease_seconds,
             renew=comparison_claims.renew,
         )
+        self._lease = self._leases.hold(row)
 
     def run(self) -> None:
         """Evaluate, or hand back; never raises for anything that a comparison can meet."""
         structlog.contextvars.bind_contextvars(comparison=self._row.id, fence=self._row.fence)
         try:
-            with self._lease:
+            with self._leases:
                 self._evaluate_or_explain()
         except StaleFence:
             log.info("the comparison is no longer ours")

@@ -35,6 +35,7 @@ def test_a_job_goes_from_validation_to_success(database: Database) -> None:
             resolved={"n_epochs": 1},
             gang="tiny/auto/none",
         )
+        assert not claims.renew(session, [(held.id, held.fence)], seconds=30)
     running = claim(database)
     assert running is not None
     assert running.state == "running"
@@ -75,10 +76,9 @@ def test_jobs_that_fit_are_claimed_together_each_under_a_fence_of_its_own(
     assert [row.id for row in more] == ids[3:]
     with database.unit_of_work() as session:
         job.cancel(session, ids[1], tenant="acme")
-    with pytest.raises(StaleFence), database.unit_of_work() as session:
-        claims.renew(session, held[1], seconds=30)
     with database.unit_of_work() as session:
-        assert claims.renew(session, held[0], seconds=30) == "running"
+        renewed = claims.renew(session, [(row.id, row.fence) for row in held], seconds=30)
+    assert renewed == {(ids[0], 1): ("running", True), (ids[2], 1): ("running", True)}
 
 
 def test_no_job_is_claimed_into_two_gangs(database: Database) -> None:
@@ -129,7 +129,6 @@ def test_a_stale_worker_is_refused_everywhere(database: Database) -> None:
     assert heir is not None
     assert heir.fence > zombie.fence
     writes = [
-        lambda session: claims.renew(session, zombie, seconds=30),
         lambda session: claims.update_owned(session, zombie, step=9),
         lambda session: claims.finish(session, zombie, state="succeeded"),
         lambda session: claims.fail(session, zombie, code="x", message="x"),
@@ -139,6 +138,8 @@ def test_a_stale_worker_is_refused_everywhere(database: Database) -> None:
     for write in writes:
         with pytest.raises(StaleFence), database.unit_of_work() as session:
             write(session)
+    with database.unit_of_work() as session:
+        assert not claims.renew(session, [(zombie.id, zombie.fence)], seconds=30)
     assert state_of(database, heir) == "running"
 
 
@@ -180,7 +181,8 @@ def test_pause_waits_for_the_trainer_to_save_and_resume_queues_again(database: D
     with database.unit_of_work() as session:
         assert job.pause(session, row.id, tenant="acme").state == "pausing"
     with database.unit_of_work() as session:
-        assert claims.renew(session, running, seconds=30) == "pausing"
+        held = (running.id, running.fence)
+        assert claims.renew(session, [held], seconds=30) == {held: ("pausing", True)}
         claims.hand_back(session, running, step=4)
     assert state_of(database, row) == "paused"
     assert claim(database) is None

@@ -222,7 +222,11 @@ def test_a_comparison_waits_for_its_jobs_and_belongs_to_one_worker(site: Site) -
     with site.database.unit_of_work() as session:
         assert comparison_claims.take(session, owner="b", seconds=60) is None
         assert comparison.is_pinned(session, row.validation_digest)
+        claim = (taken.id, taken.fence)
+        held = comparison_claims.renew(session, [claim], seconds=60)
+        assert held == {claim: ("evaluating", True)}
         comparison_claims.hand_back(session, taken)
+        assert not comparison_claims.renew(session, [claim], seconds=60)
     with site.database.unit_of_work() as session:
         again = comparison_claims.take(session, owner="b", seconds=60)
         assert again is not None
