@@ -20,25 +20,10 @@ def cast_together(tensors: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]
     return [tensor if tensor.dtype is dtype else next(remaining) for tensor in tensors]
 
 
-def cast_pieces(
-    values_n: Tensor, shapes: Sequence[torch.Size], dtype: torch.dtype
-) -> tuple[Tensor, ...]:
-    """Return what lies one behind the other in a flat tensor, in `dtype`; differentiable in it."""
-    pieces: tuple[Tensor, ...] = apply(_CastPieces, values_n, shapes, dtype)
-    return pieces
-
-
-class _CastPieces(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, values_n: Tensor, shapes: Sequence[torch.Size], dtype: torch.dtype
-    ) -> tuple[Tensor, ...]:
-        ctx.dtype = values_n.dtype
-        return tuple(_split(values_n.to(dtype), shapes))
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        return torch.cat([grad.flatten() for grad in grads]).to(ctx.dtype), None, None
+def split(buffer: Tensor, shapes: Sequence[torch.Size]) -> list[Tensor]:
+    """Return what lies one behind the other in a flat tensor, in these shapes."""
+    pieces = torch.split(buffer, [shape.numel() for shape in shapes])
+    return [piece.view(shape) for piece, shape in zip(pieces, shapes, strict=True)]
 
 
 class _Cast(torch.autograd.Function):
@@ -46,19 +31,13 @@ class _Cast(torch.autograd.Function):
     def forward(ctx: Any, dtype: torch.dtype, *tensors: Tensor) -> tuple[Tensor, ...]:
         ctx.dtypes = [tensor.dtype for tensor in tensors]
         buffer = tensors[0].new_empty(sum(t.numel() for t in tensors), dtype=dtype)
-        cast = _split(buffer, [tensor.shape for tensor in tensors])
+        cast = split(buffer, [tensor.shape for tensor in tensors])
         torch._foreach_copy_(cast, tensors)
         return tuple(cast)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         buffer = grads[0].new_empty(sum(grad.numel() for grad in grads), dtype=torch.float32)
-        wide = _split(buffer, [grad.shape for grad in grads])
+        wide = split(buffer, [grad.shape for grad in grads])
         torch._foreach_copy_(wide, list(grads))
         return None, *(g.to(dtype) for g, dtype in zip(wide, ctx.dtypes, strict=True))
-
-
-def _split(buffer: Tensor, shapes: Sequence[torch.Size]) -> list[Tensor]:
-    """Return pieces of a flat buffer in these shapes."""
-    pieces = torch.split(buffer, [shape.numel() for shape in shapes])
-    return [piece.view(shape) for piece, shape in zip(pieces, shapes, strict=True)]

@@ -1,15 +1,15 @@
 """AdamW over float32 masters, and the learning rate as a plain function of the step."""
 
 from collections.abc import Mapping, Sequence
-from itertools import accumulate, pairwise
 from math import ceil, cos, pi
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from models.nn.cast import cast_pieces
+from models.nn.cast import split
 from models.nn.methods.base import Method
+from models.nn.shape import HEAD
 from models.spec import LoopSpec
 
 _STEP = "step"
@@ -52,6 +52,7 @@ class Optimizer:
         self._large: list[Tensor] = []
         self._joined: list[_Joined] = []
         self._places: dict[str, _Place] = {}
+        self._of_head = {id(t) for name, t in tensors.items() if name.startswith(f"{HEAD}.")}
         groups = [self._group({name: tensors[name] for name in same}) for same in names.values()]
         self._adamw = torch.optim.AdamW(
             [{"params": group} for group in groups],
@@ -71,27 +72,28 @@ class Optimizer:
 
     def _join(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """Move tensors into one, and their gradients into its gradient."""
-        values = torch.cat([tensor.detach().flatten() for tensor in tensors.values()])
-        gradients = torch.zeros_like(values)
-        bounds = pairwise(accumulate((t.numel() for t in tensors.values()), initial=0))
-        for (name, tensor), (first, last) in zip(tensors.items(), bounds, strict=True):
-            self._places[name] = _Place(values, slice(first, last), tensor.shape)
-            tensor.data = values[first:last].view(tensor.shape)
-            tensor.grad = gradients[first:last].view(tensor.shape)
-        values.requires_grad_().grad = gradients
-        self._joined.append(_Joined(values, list(tensors.values())))
-        return values
+        joined = _Joined(list(tensors.values()))
+        first = 0
+        for name, tensor in tensors.items():
+            own = slice(first, first + tensor.numel())
+            self._places[name] = _Place(joined.values, own, tensor.shape)
+            first = own.stop
+        self._joined.append(joined)
+        return joined.values
 
     def casts(self, dtype: torch.dtype) -> dict[int, Tensor]:
-        """Return the small tensors in `dtype` by the `id` of each, cast as one; differentiable.
+        """Return the small tensors as they are now in `dtype`, by the `id` of each, cast as one.
 
-        What flows back reaches the one buffer of gradients by a single sum, not by one a tensor.
+        They are leaves, the same ones every time: graphs of an earlier call are over with the next.
+        What flows to them goes on to the tensors, once for all that one call's went through. Those
+        of the head are left out: a loss sends them its gradient in pieces, to be summed in float32.
         """
         return {
             id(tensor): cast
             for joined in self._joined
             if joined.values.dtype is not dtype
             for tensor, cast in zip(joined.tensors, joined.cast(dtype), strict=True)
+            if id(tensor) not in self._of_head
         }
 
     def learning_rate(self, step: int, *, total_steps: int) -> float:
@@ -106,6 +108,8 @@ class Optimizer:
         Returns the norm of the mean's. The division is part of the step, in float32: folded into
         bfloat16 gradients it would bias them, and apart it would be passes over all memory.
         """
+        for joined in self._joined:
+            joined.gather()
         given = [tensor.grad for tensor in self._large if tensor.grad is not None]
         norm = _norm([*given, *(joined.gradients for joined in self._joined)]) / labelled_tokens
         shrink = (norm / self._loop.max_grad_norm).clamp(min=1.0)
@@ -124,7 +128,7 @@ class Optimizer:
         for tensor in self._large:
             tensor.grad = None
         for joined in self._joined:
-            joined.gradients.zero_()
+            joined.forget()
 
     def state(self) -> dict[str, Tensor]:
         """Return the moments under `<kind>.<tensor name>`; nothing before the first step."""
@@ -157,21 +161,52 @@ def _norm(gradients: Sequence[Tensor]) -> Tensor:
     return total
 
 
-class _Joined(NamedTuple):
-    """What AdamW takes for several tensors, and these, which are views of it."""
+class _Joined:
+    """What AdamW takes for several tensors, which become views of it, and so do their gradients."""
 
-    values: Tensor
-    tensors: list[Tensor]
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        self.tensors = tensors
+        self._shapes = [tensor.shape for tensor in tensors]
+        self.values = torch.cat([tensor.detach().flatten() for tensor in tensors])
+        self.gradients = torch.zeros_like(self.values)
+        for tensor, value, gradient in zip(
+            tensors,
+            split(self.values, self._shapes),
+            split(self.gradients, self._shapes),
+            strict=True,
+        ):
+            tensor.data, tensor.grad = value, gradient
+        self.values.requires_grad_().grad = self.gradients
+        self._cast: Tensor | None = None
+        self._pieces: list[Tensor] = []
 
-    @property
-    def gradients(self) -> Tensor:
-        """The one buffer: a tensor's own gradient is a view of it, so that both ways add up."""
-        assert self.values.grad is not None  # noqa: S101 - set when they were joined
-        return self.values.grad
+    def cast(self, dtype: torch.dtype) -> list[Tensor]:
+        """Return the tensors as they are now in `dtype`; always the same leaves."""
+        self.gather()
+        if self._cast is None or self._cast.dtype is not dtype:
+            self._cast = torch.empty_like(self.values, dtype=dtype, requires_grad=False)
+            self._pieces = [piece.requires_grad_() for piece in split(self._cast, self._shapes)]
+        self._cast.copy_(self.values.detach())
+        return self._pieces
 
-    def cast(self, dtype: torch.dtype) -> tuple[Tensor, ...]:
-        """Return the tensors in `dtype`."""
-        return cast_pieces(self.values, [tensor.shape for tensor in self.tensors], dtype)
+    def gather(self) -> None:
+        """Add what has flown to the casts to the gradients: by one sum, not by one a tensor."""
+        if any(piece.grad is not None for piece in self._pieces):
+            flown = [
+                torch.zeros_like(piece) if piece.grad is None else piece.grad
+                for piece in self._pieces
+            ]
+            self.gradients.add_(torch.cat([gradient.flatten() for gradient in flown]))
+            self._drop_flown()
+
+    def forget(self) -> None:
+        """Have no gradients."""
+        self._drop_flown()
+        self.gradients.zero_()
+
+    def _drop_flown(self) -> None:
+        for piece in self._pieces:
+            piece.grad = None
 
 
 class _Place(NamedTuple):

@@ -133,13 +133,33 @@ def test_casts_and_the_tensors_themselves_have_one_gradient():
         assert (a.dtype, a.shape, b.shape) == (torch.bfloat16, (2, 3), (4,))
         (a * 3.0).sum().backward()
         (tensors["b"] * 2.0).sum().backward()
+    assert optimizer.normalise(1).item() == pytest.approx((6 * 36 + 4 * 16) ** 0.5)
     assert tensors["a"].grad.tolist() == [[6.0] * 3] * 2
     assert tensors["b"].grad.tolist() == [4.0] * 4
-    assert optimizer.normalise(1).item() == pytest.approx((6 * 36 + 4 * 16) ** 0.5)
     optimizer.step(0.1)
-    assert optimizer.casts(torch.bfloat16)[id(tensors["a"])][0, 0].item() < 0.5
+    assert optimizer.casts(torch.bfloat16)[id(tensors["a"])] is a
+    assert a[0, 0].item() < 0.5
     assert not tensors["a"].grad.any()
     assert optimizer.casts(torch.float32) == {}
+
+
+def test_tensors_of_the_head_are_not_among_the_casts():
+    tensors = {
+        name: torch.ones(4, requires_grad=True)
+        for name in ("lm_head.scale", "layers.0.mlp.up_proj.scale")
+    }
+    casts = Optimizer(tensors, method=LORA, loop=loop()).casts(torch.bfloat16)
+    assert set(casts) == {id(tensors["layers.0.mlp.up_proj.scale"])}
+
+
+def test_what_has_flown_to_casts_is_forgotten_with_the_rest():
+    tensors = {name: torch.full((2, 3), 0.5, requires_grad=True) for name in "ab"}
+    optimizer = Optimizer(tensors, method=LORA, loop=loop())
+    for _ in range(2):
+        casts = optimizer.casts(torch.bfloat16)
+        sum((casts[id(tensor)] * 3.0).sum() for tensor in tensors.values()).backward()
+        optimizer.forget()
+    assert optimizer.normalise(1).item() == 0.0
 
 
 def test_the_norm_of_many_numbers_is_precise():
