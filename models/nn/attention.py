@@ -80,7 +80,8 @@ class _Stretch(NamedTuple):
 
     def attend(self, layer: int, heads_tgh: Tensor, *, kv_heads: int, scale: float) -> Tensor:
         """Return (t, H, h) for its rows; static keys are a sequence that all others go on from."""
-        own_tgh, bounds, parents = heads_tgh[self.start : self.stop], self.bounds, self.parents
+        own_tgh = _rows(heads_tgh, self.start, self.stop)
+        bounds, parents = self.bounds, self.parents
         static = None if self.static is None else self.static[layer]
         first = 0 if static is None else static.keys.shape[1]
         if static is not None:
@@ -88,10 +89,15 @@ class _Stretch(NamedTuple):
             own_tgh = torch.cat([before_pgh, own_tgh])
             bounds = (0, *(first + bound for bound in bounds))
             parents = (NONE, *(0 if parent == NONE else parent + 1 for parent in parents))
-        attend = ops(heads_tgh.device).attend_packed
-        return attend(own_tgh, kv_heads=kv_heads, scale=scale, bounds=bounds, parents=parents)[
-            first:
-        ]
+        output_thh = ops(heads_tgh.device).attend_packed(
+            own_tgh, kv_heads=kv_heads, scale=scale, bounds=bounds, parents=parents
+        )
+        return _rows(output_thh, first, len(output_thh))
+
+
+def _rows(stream_tf: Tensor, start: int, stop: int) -> Tensor:
+    """Return rows of a stream; all of them are itself, for the gradient of a slice is a copy."""
+    return stream_tf if (start, stop) == (0, len(stream_tf)) else stream_tf[start:stop]
 
 
 def split_heads(heads_tgh: Tensor, *, kv_heads: int) -> tuple[Tensor, Tensor, Tensor]:
