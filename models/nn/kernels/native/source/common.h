@@ -26,7 +26,9 @@ inline float to_float(bf16 value) {
 inline index padded_to(index count, index step) { return (count + step - 1) / step * step; }
 
 struct Range {
-    index first, last;
+    index first = 0, last = 0;
+
+    index count() const { return last - first; }
 };
 
 // The share of worker `which` of `workers` in `count` items, in order and without overlap.

@@ -1,7 +1,8 @@
 // Cross-entropy over a vocabulary, with the gradient of the hidden rows in the same call.
 //
-// Rows go through in chunks whose logits fit one buffer that is kept; a row's softmax minus its
-// target overwrites its logits as bfloat16, unscaled: what averages it comes after, in float32.
+// Rows go through in chunks whose logits fit one buffer that is kept. The slopes of a row's logits,
+// softmax - onehot, overwrite them as bfloat16, times the sum of their exponentials: softmax's
+// division comes after the product, in float32, as does what averages rows.
 #pragma once
 
 #include <omp.h>
@@ -22,7 +23,7 @@ struct Head {
     const bf16* bias;  // or none
 };
 
-constexpr index chunk_rows = 96;
+constexpr index chunk_rows = 192;
 constexpr index vocabulary_block = 1024;  // of the hidden rows' gradient
 constexpr index row_gap = 80;  // of logits: rows a power of two apart would share few cache lines
 
@@ -50,8 +51,14 @@ void compute_logits(const Head& head, const bf16* x, index ldx, index rows, Rang
     });
 }
 
-// The loss of one row; its logits become softmax - onehot, bfloat16 from the same address on.
-inline float lose(float* logits, index count, index target, bool slope, std::uint8_t& correct) {
+struct Loss {
+    float value, sum;
+};
+
+// The loss of one row, and the sum of its logits' exponentials. With `slope` the logits become
+// (softmax - onehot) * sum, bfloat16 from the same address on.
+inline Loss lose(float* logits, index count, index target, bool slope, std::uint8_t& correct) {
+    auto* half = reinterpret_cast<bf16*>(logits);
     __m512 most = _mm512_loadu_ps(logits), sums = _mm512_setzero_ps();
     for (index j = lanes; j < count; j += lanes)
         most = _mm512_max_ps(most, _mm512_loadu_ps(logits + j));
@@ -60,26 +67,23 @@ inline float lose(float* logits, index count, index target, bool slope, std::uin
         const __m512 e = exponential(
             _mm512_sub_ps(_mm512_loadu_ps(logits + j), _mm512_set1_ps(highest)));
         sums = _mm512_add_ps(sums, e);
-        if (slope) _mm512_storeu_ps(logits + j, e);
+        if (slope) store_bf16(half + j, e);
     }
     const float total = sum(sums);
     correct = own >= highest;
     if (slope) {
-        auto* half = reinterpret_cast<bf16*>(logits);
-        const __m512 part = _mm512_set1_ps(1.0f / total);
-        for (index j = 0; j < count; j += lanes)
-            store_bf16(half + j, _mm512_mul_ps(_mm512_loadu_ps(logits + j), part));
-        const __m512 rest = _mm512_set1_ps(std::exp(own - highest) / total - 1.0f);
+        const __m512 rest = _mm512_set1_ps(std::exp(own - highest) - total);
         const __m256i rounded = reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(rest));
         __builtin_memcpy(half + target, &rounded, sizeof(bf16));
     }
-    return std::log(total) + highest - own;
+    return {std::log(total) + highest - own, total};
 }
 
-// grad (rows, inputs) = slopes (rows, outputs) @ weight for a thread's share of the inputs.
+// grad (rows, inputs) = slopes (rows, outputs) @ weight / the row's sum, for a thread's share of the
+// inputs.
 template <class Isa>
-void pull_hidden(const Head& head, const bf16* slopes, index lds, index rows, Range panels,
-                 float* grad) {
+void pull_hidden(const Head& head, const bf16* slopes, index lds, index rows, const float* sums,
+                 Range panels, float* grad) {
     static thread_local Scratch room;
     const index left = panels.first * panel_width, count = panels.last - panels.first;
     for (index first = 0; first < head.outputs; first += vocabulary_block) {
@@ -89,6 +93,7 @@ void pull_hidden(const Head& head, const bf16* slopes, index lds, index rows, Ra
         pack_across(head.weight + first * head.ld + left, head.ld, count * panel_width, inputs,
                     inputs, stride, packed);
         const index next = first + inputs;
+        const bool last = next == head.outputs;
         Ahead ahead(head.weight + next * head.ld + left, head.ld,
                     std::min(vocabulary_block, head.outputs - next), count * panel_width,
                     rows * count);
@@ -96,9 +101,9 @@ void pull_hidden(const Head& head, const bf16* slopes, index lds, index rows, Ra
                           [&](index row, index j, __m512 sum) {
                               ahead();
                               float* place = grad + row * head.inputs + left + j;
-                              const __m512 before =
-                                  first ? _mm512_loadu_ps(place) : _mm512_setzero_ps();
-                              _mm512_storeu_ps(place, _mm512_add_ps(before, sum));
+                              if (first) sum = _mm512_add_ps(_mm512_loadu_ps(place), sum);
+                              if (last) sum = _mm512_div_ps(sum, _mm512_set1_ps(sums[row]));
+                              _mm512_storeu_ps(place, sum);
                           });
     }
 }
@@ -111,6 +116,7 @@ void cross_entropy(const Head& head, const bf16* x, index ldx, index rows, const
     const index chunks = (rows + chunk_rows - 1) / chunk_rows;
     const index ldl = head.outputs + row_gap;
     float* logits = room.room<float>(std::min(rows, chunk_rows) * ldl);
+    float sums[chunk_rows];
 #pragma omp parallel
     {
         const index which = omp_get_thread_num(), workers = omp_get_num_threads();
@@ -121,12 +127,15 @@ void cross_entropy(const Head& head, const bf16* x, index ldx, index rows, const
                                 share(head.outputs / panel_width, which, workers), logits, ldl);
 #pragma omp barrier
             const Range own = share(here, which, workers);
-            for (index i = own.first; i < own.last; ++i)
-                losses[top + i] = lose(logits + i * ldl, head.outputs, targets[top + i],
+            for (index i = own.first; i < own.last; ++i) {
+                const Loss loss = lose(logits + i * ldl, head.outputs, targets[top + i],
                                        grad != nullptr, correct[top + i]);
+                losses[top + i] = loss.value;
+                sums[i] = loss.sum;
+            }
 #pragma omp barrier
             if (grad)
-                pull_hidden<Isa>(head, reinterpret_cast<const bf16*>(logits), 2 * ldl, here,
+                pull_hidden<Isa>(head, reinterpret_cast<const bf16*>(logits), 2 * ldl, here, sums,
                                  share(head.inputs / panel_width, which, workers),
                                  grad + top * head.inputs);
 #pragma omp barrier

@@ -13,6 +13,7 @@
 #include "pack.h"
 #include "products.h"
 #include "scratch.h"
+#include "turns.h"
 #include "vector.h"
 
 namespace gw {
@@ -89,25 +90,28 @@ void reduce(const Layer& layer, const Rows& x, Range own, bf16* inner, Pack&& pa
     }
 }
 
-// y = x WT + bias + inner upT for a thread's share of the outputs.
+// The outputs' panels; a group of them is within the same updates.
 template <class Isa>
-void expand(const Layer& layer, const Rows& x, const bf16* inner, Range panels, bf16* y) {
+Turns output_turns(const Layer& layer) {
+    auto edges = cuts(layer, layer.outputs, [](const Update& u) { return Range{u.left, u.right}; });
+    for (index& edge : edges) edge /= panel_width;
+    return {edges, Isa::group(layer.inputs), omp_get_max_threads()};
+}
+
+// y = x WT + bias + inner upT, a thread's part of it.
+template <class Isa>
+void expand(const Layer& layer, const Rows& x, const bf16* inner, Turns& turns, bf16* y) {
     static thread_local Scratch weight_room, up_room;
     const index inputs = layer.inputs, stride = panel_width * inputs;
     const index most = Isa::group(inputs);
     const auto rows = row_cuts(layer, x.count);
-    const auto columns = cuts(layer, layer.outputs, [](const Update& u) {
-        return Range{u.left, u.right};
-    });
     bf16* packed = weight_room.room<bf16>(most * stride);
-    const auto group = [&](index first, index count) {
-        const index left = first * panel_width;
+    turns.take([&](Range own, Range next) {
+        const index left = own.first * panel_width, count = own.count();
         pack_along(layer.weight + left * layer.ld, layer.ld, count * panel_width, inputs, inputs,
                    stride, packed);
-        const index next = left + count * panel_width;
-        Ahead ahead(layer.weight + next * layer.ld, layer.ld,
-                    std::min(count, panels.last - first - count) * panel_width, inputs,
-                    x.count * count);
+        Ahead ahead(layer.weight + next.first * panel_width * layer.ld, layer.ld,
+                    next.count() * panel_width, inputs, x.count * count);
         for (std::size_t r = 0; r + 1 < rows.size(); ++r) {
             Operand more;
             for (index i = 0; i < layer.count; ++i) {
@@ -130,16 +134,13 @@ void expand(const Layer& layer, const Rows& x, const bf16* inner, Range panels, 
                                     store_bf16(y + (rows[r] + row) * layer.outputs + at, sum);
                                 });
         }
-    };
-    for (std::size_t c = 0; c + 1 < columns.size(); ++c)
-        for_groups({std::max(panels.first, columns[c] / panel_width),
-                    std::min(panels.last, columns[c + 1] / panel_width)},
-                   most, group);
+    });
 }
 
 // y (rows, outputs), and the scaled inner values that the gradients need.
 template <class Isa>
 void project_forward(const Layer& layer, const Rows& x, bf16* inner, bf16* y) {
+    Turns turns = output_turns<Isa>(layer);
 #pragma omp parallel
     {
         const index which = omp_get_thread_num(), workers = omp_get_num_threads();
@@ -151,7 +152,7 @@ void project_forward(const Layer& layer, const Rows& x, bf16* inner, bf16* y) {
             },
             [&](const Update&) { return layer.inputs; }, [](const Update&) { return index{0}; });
 #pragma omp barrier
-        expand<Isa>(layer, x, inner, share(layer.outputs / panel_width, which, workers), y);
+        expand<Isa>(layer, x, inner, turns, y);
     }
 }
 

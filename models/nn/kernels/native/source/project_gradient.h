@@ -5,21 +5,21 @@
 
 namespace gw {
 
-// dx = dy W + d_inner down for a thread's share of the inputs; the updates of the same rows enter
-// it together, as they lie abreast.
+// dx = dy W + d_inner down, a thread's part of it; the updates of the same rows enter it together,
+// as they lie abreast.
 template <class Isa>
-void pull_back(const Layer& layer, const Rows& dy, const bf16* inner, Range panels, bf16* dx) {
+void pull_back(const Layer& layer, const Rows& dy, const bf16* inner, Turns& turns, bf16* dx) {
     static thread_local Scratch weight_room, down_room;
     const index outputs = layer.outputs, stride = panel_width * outputs;
     const index most = Isa::group(outputs);
     const auto rows = row_cuts(layer, dy.count);
     bf16* packed = weight_room.room<bf16>(most * stride);
-    for_groups(panels, most, [&](index first, index count) {
-        const index left = first * panel_width;
+    turns.take([&](Range own, Range next) {
+        const index left = own.first * panel_width, count = own.count();
         pack_across(layer.weight + left, layer.ld, count * panel_width, outputs, outputs, stride,
                     packed);
-        Ahead ahead(layer.weight + left + count * panel_width, layer.ld, outputs,
-                    std::min(count, panels.last - first - count) * panel_width, dy.count * count);
+        Ahead ahead(layer.weight + next.first * panel_width, layer.ld, outputs,
+                    next.count() * panel_width, dy.count * count);
         for (std::size_t r = 0; r + 1 < rows.size(); ++r) {
             Operand more;
             for (index i = 0, place = 0; i < layer.count; ++i) {
@@ -107,6 +107,7 @@ void gather_matrices(const Update& u, const Layer& layer, const Rows& x, const R
 template <class Isa>
 void project_backward(const Layer& layer, const Rows& dy, const Rows& x, const bf16* inner,
                       bf16* pulled, bf16* dx) {
+    Turns turns({0, layer.inputs / panel_width}, Isa::group(layer.outputs), omp_get_max_threads());
 #pragma omp parallel
     {
         const index which = omp_get_thread_num(), workers = omp_get_num_threads();
@@ -118,9 +119,7 @@ void project_backward(const Layer& layer, const Rows& dy, const Rows& x, const b
             },
             [](const Update& u) { return u.outputs(); }, [](const Update& u) { return u.left; });
 #pragma omp barrier
-        if (dx)
-            pull_back<Isa>(layer, dy, pulled, share(layer.inputs / panel_width, which, workers),
-                           dx);
+        if (dx) pull_back<Isa>(layer, dy, pulled, turns, dx);
         for (index i = 0; i < layer.count; ++i)
             gather_matrices<Isa>(layer.updates[i], layer, x, dy, inner, pulled, which, workers);
     }
