@@ -85,8 +85,8 @@ class Optimizer:
         """Return the small tensors as they are now in `dtype`, by the `id` of each, cast as one.
 
         They are leaves, the same ones every time: graphs of an earlier call are over with the next.
-        What flows to them goes on to the tensors, once for all that one call's went through. Those
-        of the head are left out: a loss sends them its gradient in pieces, to be summed in float32.
+        What has flown to them goes on to the tensors then, or when it is normalised. Those of the
+        head are left out: a loss sends them its gradient in pieces, to be summed in float32.
         """
         return {
             id(tensor): cast
