@@ -139,9 +139,7 @@ def test_a_released_row_is_left_alone(database, rows, leases):
     assert not kept.lost.is_set()
 
 
-def test_a_database_that_is_away_costs_the_rows_only_when_their_time_is_over(
-    database, rows, monkeypatch
-):
+def test_a_database_that_is_away_costs_the_rows_only_when_their_time_is_over(database, rows):
     def refuse(session, claimed, *, seconds):
         raise Unavailable("away", code="database_unavailable")
 
