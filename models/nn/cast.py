@@ -1,4 +1,4 @@
-"""Many tensors cast as one: hundreds of small adapters' tensors cost a few calls, not hundreds."""
+"""Many tensors cast or added as one: hundreds of adapters' small ones cost a few calls."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from models.nn.autograd import apply
+from models.nn.kernels.native.pieces import add_pieces, takes
 
 
 def cast_together(tensors: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
@@ -24,6 +25,21 @@ def split(buffer: Tensor, shapes: Sequence[torch.Size]) -> list[Tensor]:
     """Return what lies one behind the other in a flat tensor, in these shapes."""
     pieces = torch.split(buffer, [shape.numel() for shape in shapes])
     return [piece.view(shape) for piece, shape in zip(pieces, shapes, strict=True)]
+
+
+def add_together(
+    sums: Tensor, pieces: Sequence[Tensor | None], shapes: Sequence[torch.Size]
+) -> None:
+    """Add pieces of these shapes, one behind the other, to a flat tensor; None is zeros."""
+    sizes = [shape.numel() for shape in shapes]
+    if takes(sums, pieces):
+        add_pieces(sums, pieces, sizes=sizes)
+        return
+    whole = [
+        sums.new_zeros(size) if piece is None else piece.flatten()
+        for piece, size in zip(pieces, sizes, strict=True)
+    ]
+    sums.add_(torch.cat(whole))
 
 
 class _Cast(torch.autograd.Function):

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from models.nn.cast import split
+from models.nn.cast import add_together, split
 from models.nn.methods.base import Method
 from models.nn.shape import HEAD
 from models.spec import LoopSpec
@@ -191,12 +191,9 @@ class _Joined:
 
     def gather(self) -> None:
         """Add what has flown to the casts to the gradients: by one sum, not by one a tensor."""
-        if any(piece.grad is not None for piece in self._pieces):
-            flown = [
-                torch.zeros_like(piece) if piece.grad is None else piece.grad
-                for piece in self._pieces
-            ]
-            self.gradients.add_(torch.cat([gradient.flatten() for gradient in flown]))
+        flown = [piece.grad for piece in self._pieces]
+        if any(gradient is not None for gradient in flown):
+            add_together(self.gradients, flown, self._shapes)
             self._drop_flown()
 
     def forget(self) -> None:

@@ -1,6 +1,7 @@
+import pytest
 import torch
 
-from models.nn.cast import cast_together
+from models.nn.cast import add_together, cast_together
 
 
 def test_tensors_are_cast_at_once_and_their_gradients_come_back():
@@ -25,3 +26,23 @@ def test_nothing_is_made_where_nothing_changes():
     tensor = torch.randn(3)
     assert cast_together([tensor], torch.float32)[0] is tensor
     assert cast_together([], torch.float32) == []
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_pieces_are_added_where_they_belong(dtype: torch.dtype):
+    shapes = [torch.Size(each) for each in ((3, 5), (), (70_000,), (2, 1, 4), (9,))]
+    pieces = [torch.randn(shape).to(dtype) for shape in shapes]
+    sums = torch.randn(sum(shape.numel() for shape in shapes))
+    missing = 3
+    wanted = torch.cat([piece.float().flatten() * (i != missing) for i, piece in enumerate(pieces)])
+    wanted += sums
+    pieces[missing] = None
+    add_together(sums, pieces, shapes)
+    assert torch.equal(sums, wanted)
+
+
+def test_pieces_with_gaps_are_added_too():
+    sums, piece = torch.zeros(6), torch.arange(6).bfloat16().view(2, 3).T
+    assert not piece.is_contiguous()
+    add_together(sums, [piece], [piece.shape])
+    assert torch.equal(sums, piece.float().flatten())

@@ -28,9 +28,9 @@ def project(x_ti: Tensor, *, weight: Weight, updates: Sequence[Update] = ()) -> 
     weight_oi, bias_o = weight.weight_oi, weight.bias_o
     given = [weight_oi, *([] if bias_o is None else [bias_o])]
     own = sorted((update for update in updates if update.keep_ti is None), key=_place)
-    if not (takes(x_ti, *given) and packs(*weight_oi.shape) and _fit(own)):
-        return PLAIN.project(x_ti, weight=weight, updates=updates)
     matrices = [matrix for update in own for matrix in (update.down_ri, update.up_or)]
+    if not (takes(x_ti, *given, *matrices) and packs(*weight_oi.shape) and _fit(own)):
+        return PLAIN.project(x_ti, weight=weight, updates=updates)
     y_to: Tensor = apply(_Project, x_ti, weight_oi, bias_o, own, *matrices)
     dropped = [update for update in updates if update.keep_ti is not None]
     return _add(y_to, x_ti, dropped) if dropped else y_to
@@ -45,7 +45,6 @@ def _fit(updates: Sequence[Update]) -> bool:
     return all(
         update.columns[0] % PANEL_WIDTH == 0
         and (update.columns[1] - update.columns[0]) % INPUT_STEP == 0
-        and takes(update.down_ri, update.up_or)
         and update.rows[0] < update.rows[1]
         for update in updates
     ) and all(
@@ -93,7 +92,7 @@ class _Layout(NamedTuple):
 
 
 def _lay_out(updates: Sequence[Update]) -> _Layout:
-    return _place_abreast(tuple((*u.rows, *u.columns, len(u.down_ri)) for u in updates))
+    return _place_abreast(tuple((*u.rows, *u.columns, u.down_ri.shape[0]) for u in updates))
 
 
 @lru_cache(maxsize=256)
