@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from benchmarks.train.protocol import ADAPTERS, FULL, P_TUNING, PISSA
-from models.nn.backbone import Base
+from models.nn.base import Base
 from models.nn.low_rank import LowRank
 from models.nn.methods.base import Method
 

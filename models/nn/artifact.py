@@ -15,7 +15,7 @@ from torch import Tensor
 
 from core.bases import REPOSITORIES
 from core.errors import Corrupt, InvalidRequest
-from models.nn.backbone import Base
+from models.nn.base import Base
 from models.nn.methods import METHODS, explain, parse_method
 from models.nn.methods.base import Method
 from models.nn.shape import Shape

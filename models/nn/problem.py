@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from models.nn.backbone import Base
+    from models.nn.base import Base
     from models.nn.terms import Pooling
 
 MOST_LABELS = 1000

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from models.nn.backbone import Base
+    from models.nn.base import Base
     from models.nn.methods.base import Method
 
     OpenForm = Callable[[Tensor, Tensor], Tensor]

@@ -11,7 +11,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import AsyncGenerator, Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -116,9 +116,7 @@ class Engine:
                 self._store.fetch_tree, digest, Path(scratch) / "adapter"
             )
             look = partial(inspect, folder, digest=digest, loader=opened.loader, budget=budget)
-            reply: Future[InspectReply] = Future()
-            self._inbox.put(partial(_answer, reply, look))
-            return await asyncio.wrap_future(reply)
+            return await asyncio.wrap_future(self._inbox.ask(look))
 
     @property
     def busy(self) -> bool:
@@ -283,16 +281,6 @@ def _settle() -> None:
     gc.collect()
     gc.freeze()
     sys.setswitchinterval(SWITCH_SECONDS)
-
-
-def _answer(reply: Future[ReplyT], work: Callable[[], ReplyT]) -> None:
-    """Do what was posted, unless nobody waits for it any more, and hand its result over."""
-    if not reply.set_running_or_notify_cancel():
-        return
-    try:
-        reply.set_result(work())
-    except Exception as error:  # noqa: BLE001 - the caller's to handle; the engine goes on
-        reply.set_exception(error)
 
 
 def _stopping() -> Unavailable:

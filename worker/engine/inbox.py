@@ -3,7 +3,12 @@
 import queue
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from contextlib import suppress
+from functools import partial
+from typing import TypeVar
+
+ResultT = TypeVar("ResultT")
 
 GATHER_SECONDS = 0.005
 """How long work that could begin waits for requests that are being read already."""
@@ -18,6 +23,12 @@ class Inbox:
     def put(self, act: Callable[[], None]) -> None:
         """Have something done by the engine's thread."""
         self._posted.put(act)
+
+    def ask(self, work: Callable[[], ResultT]) -> Future[ResultT]:
+        """Have something computed by the engine's thread, unless it is cancelled before."""
+        result: Future[ResultT] = Future()
+        self.put(partial(_answer, result, work))
+        return result
 
     def run(self, *, wait: bool) -> None:
         """Run what was posted meanwhile; with `wait`, sleep until something is.
@@ -36,3 +47,12 @@ class Inbox:
             with suppress(queue.Empty):
                 self._posted.get(timeout=left)()
         self.run(wait=False)
+
+
+def _answer(result: Future[ResultT], work: Callable[[], ResultT]) -> None:
+    if not result.set_running_or_notify_cancel():
+        return
+    try:
+        result.set_result(work())
+    except Exception as error:  # noqa: BLE001 - the asker's to handle; the engine goes on
+        result.set_exception(error)

@@ -14,7 +14,8 @@ from torch import Tensor
 from core.errors import Corrupt, InvalidRequest
 from models.nn.artifact import Artifact, Files, read_artifact, read_provenance
 from models.nn.attention import PackedCausal, Span
-from models.nn.backbone import Backbone, Base
+from models.nn.backbone import Backbone
+from models.nn.base import Base
 from models.nn.chat import Renderer
 from models.nn.executors import NOBODY
 from models.nn.head import pool

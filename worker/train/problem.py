@@ -13,7 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.nn.backbone import Backbone, Base
+from models.nn.backbone import Backbone
+from models.nn.base import Base
 from models.nn.chat import Renderer
 from models.nn.forward import Part, forward
 from models.nn.head import pool

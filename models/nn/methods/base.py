@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from models.nn.backbone import Base
+    from models.nn.base import Base
     from models.nn.problem import Pair, Problem, Query
     from models.nn.terms import (
         AttentionTerm,

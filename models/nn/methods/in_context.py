@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from models.nn.backbone import Base
+    from models.nn.base import Base
     from models.nn.problem import Problem, Query
 else:
     torch = lazy_loader.load("torch")

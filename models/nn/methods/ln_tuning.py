@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from models.nn.backbone import Base
+    from models.nn.base import Base
 
 _STORED = "ln_tuning_layers.weight"
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from models.nn.backbone import Base
+    from models.nn.base import Base
 else:
     torch = lazy_loader.load("torch")
 

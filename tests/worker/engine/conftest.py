@@ -14,7 +14,8 @@ from core.bases import write_manifest
 from core.settings import ComputeSettings, EngineSettings, Settings
 from core.store import Store
 from models.nn.artifact import save_artifact
-from models.nn.backbone import Backbone, Base
+from models.nn.backbone import Backbone
+from models.nn.base import Base
 from models.nn.chat import Renderer
 from models.nn.forward import Part, forward
 from models.nn.head import pool

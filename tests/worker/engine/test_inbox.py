@@ -47,3 +47,13 @@ def test_who_is_alone_does_not_wait_and_who_never_comes_is_not_waited_for() -> N
 
     assert min(seconds(lambda: False) for _ in range(5)) < GATHER_SECONDS / 2
     assert min(seconds(lambda: True) for _ in range(5)) >= GATHER_SECONDS / 2
+
+
+def test_what_is_asked_is_answered_by_the_thread_that_runs() -> None:
+    inbox = Inbox()
+    answer, failure, cancelled = inbox.ask(lambda: 7), inbox.ask(lambda: 1 // 0), inbox.ask(list)
+    cancelled.cancel()
+    inbox.run(wait=False)
+    assert answer.result(0) == 7
+    assert isinstance(failure.exception(0), ZeroDivisionError)
+    assert cancelled.cancelled()

@@ -13,15 +13,10 @@
 #include "narrow.h"
 #include "operand.h"
 #include "scratch.h"
+#include "tile_shape.h"
 #include "vector.h"
 
 namespace gw {
-
-struct TileShape {  // palette 1 of LDTILECFG
-    std::uint8_t palette = 1, start_row = 0, reserved[14] = {};
-    std::uint16_t row_bytes[16] = {};
-    std::uint8_t rows[16] = {};
-};
 
 // Rows in the order in which tiles read them, sixteen at a time: for every 32 inputs a tile; null
 // where all are zeros.
@@ -183,13 +178,7 @@ struct Amx {
     static void configure(index rows) {
         const index upper = std::min<index>(16, rows), lower = rows - upper;
         const std::uint8_t above = upper, below = std::max<index>(lower, 1);
-        const std::uint8_t counts[8] = {above, above, below, below, above, below, 16, 16};
-        TileShape shape;
-        for (int t = 0; t < 8; ++t) {
-            shape.row_bytes[t] = 64;
-            shape.rows[t] = counts[t];
-        }
-        Tiles::configure(shape);
+        Tiles::configure(TileShape::of({above, above, below, below, above, below, 16, 16}));
     }
 
     // The sums of one or two panels, to which act(add) adds.

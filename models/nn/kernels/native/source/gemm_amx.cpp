@@ -1,4 +1,5 @@
 // The products for processors with AMX-BF16, and their form without its instructions for tests.
+#include "blocks_amx.h"
 #include "gemm.h"
 #include "tiles_amx.h"
 #include "tiles_emulated.h"

@@ -11,6 +11,7 @@
 #include "ahead.h"
 #include "blocks_amx.h"
 #include "step_attention.h"
+#include "tile_shape.h"
 
 namespace gw::stepping {
 
@@ -89,12 +90,8 @@ class DrawnAttention {
     // weights.
     void shape_tiles() {
         if (shaped) return;
-        TileShape shape;
-        for (int t = 0; t < 8; ++t) {
-            shape.row_bytes[t] = 64;
-            shape.rows[t] = t == 2 || t == 3 || t == 7 ? 2 * Q : 16;
-        }
-        Tiles::configure(shape);
+        constexpr std::uint8_t heads = 2 * Q;
+        Tiles::configure(TileShape::of({16, 16, heads, heads, 16, 16, 16, heads}));
         shaped = true;
     }
 

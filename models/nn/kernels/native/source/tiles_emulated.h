@@ -1,7 +1,7 @@
 // The tile instructions of AMX in plain C++.
 #pragma once
 
-#include "blocks_amx.h"
+#include "tile_shape.h"
 
 namespace gw {
 

@@ -1,4 +1,5 @@
 // The products of training for processors with AMX-BF16.
+#include "blocks_amx.h"
 #include "tiles_amx.h"
 
 using Isa = gw::Amx<gw::TileUnit>;

@@ -1,4 +1,5 @@
 // The products of training by tiles whose instructions are emulated, for a test of their use.
+#include "blocks_amx.h"
 #include "tiles_emulated.h"
 
 using Isa = gw::Amx<gw::EmulatedTiles>;
