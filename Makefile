@@ -23,8 +23,9 @@ lint: .venv/.installed
 types: .venv/.installed
 	$(BIN)/mypy
 
+# Two at a time: many tests wait for processes that they started.
 test: .venv/.installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile
 
 bench: setup
 	$(BIN)/python -m benchmarks.train $(if $(DATA),--data $(DATA))

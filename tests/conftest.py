@@ -18,8 +18,10 @@ from sqlalchemy.engine import make_url
 
 os.environ["GRAFTWORK_DATA_DIR"] = tempfile.mkdtemp(prefix="graftwork-tests-")
 os.environ.setdefault("XDG_RUNTIME_DIR", tempfile.mkdtemp(prefix="runtime-"))
-# Triton asks once, when it is first imported, which other libraries do too.
+# Read once, when Triton and torch are first imported. Threads that wait by spinning would take the
+# cores from the tests of another process and from the programs that tests start.
 os.environ.setdefault("TRITON_INTERPRET", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 from core.broker import find_server
 from core.database import Database
@@ -29,8 +31,12 @@ from migrations import migrate
 
 
 def pytest_collection_finish() -> None:
-    """Leave Triton's interpreter to this process: torch loads Triton wherever it is asked for."""
-    os.environ.pop("TRITON_INTERPRET", None)
+    """Let programs that tests start choose for themselves, as they do in the field.
+
+    Triton's interpreter would reach them all: torch loads Triton wherever it is asked for.
+    """
+    for name in ("TRITON_INTERPRET", "OMP_WAIT_POLICY"):
+        os.environ.pop(name, None)
 
 
 @pytest.fixture(scope="session")

@@ -1,109 +1,16 @@
-"""A worker as it runs in the field: a process of its own over a real database and store."""
+"""An installation with a tiny base, and what a job comes to in one that nothing disturbs."""
 
-import json
-import os
-import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from core.bases import write_manifest
-from core.database import Database
-from core.store import Store
+from migrations import migrate
 from models.nn.chat import Renderer
-from models.tables import event, job
-from models.tables.base import Page
-from models.tables.job import Job
-from tests.factories import make_job
-from tests.processes import children, is_alive, wait_for
 from tests.tiny import make_tiny_base
-
-SECONDS = 60.0
-
-
-class Site:
-    """One installation: a data directory, a database, a store, and workers to start and kill."""
-
-    def __init__(self, folder: Path, *, database_url: str) -> None:
-        self.folder = folder
-        self.database = Database(database_url)
-        self.store = Store((folder / "store").as_uri())
-        self._environment = {
-            **os.environ,
-            "GRAFTWORK_BASE": "tiny",
-            "GRAFTWORK_BROKER_URL": f"redis+socket://{folder / 'nobody.sock'}",
-            "GRAFTWORK_DATABASE_URL": database_url,
-            "GRAFTWORK_DATA_DIR": str(folder),
-            "GRAFTWORK_WORKER__LEASE_SECONDS": "4",
-            "GRAFTWORK_WORKER__POLL_SECONDS": "0.2",
-            "GRAFTWORK_WORKER__RESUME_SECONDS": "0.4",
-            "OMP_NUM_THREADS": "1",
-        }
-        self._workers: list[subprocess.Popen[bytes]] = []
-
-    def start_worker(self, **environment: str) -> subprocess.Popen[bytes]:
-        """Start a worker; it has no broker, so it lives by what the table says."""
-        with (self.folder / f"worker-{len(self._workers)}.log").open("wb") as log:
-            worker = subprocess.Popen(
-                [sys.executable, "-m", "worker"],
-                env={**self._environment, **environment},
-                stdout=log,
-                stderr=log,
-            )
-        self._workers.append(worker)
-        return worker
-
-    def kill_workers(self) -> None:
-        """Kill every worker and whatever it started."""
-        for worker in self._workers:
-            for pid in (*children(worker.pid), worker.pid):
-                if is_alive(pid):
-                    os.kill(pid, signal.SIGKILL)
-            worker.wait()
-
-    def close(self) -> None:
-        """Leave nothing running."""
-        self.kill_workers()
-        self.database.close()
-
-    def add_job(self, rows: list[dict[str, Any]] | bytes, **values: Any) -> Job:
-        """Store rows and post a job on them."""
-        path = self.folder / "rows.jsonl"
-        path.write_bytes(
-            rows
-            if isinstance(rows, bytes)
-            else b"".join(json.dumps(row).encode() + b"\n" for row in rows)
-        )
-        digest = self.store.put_file(path)
-        with self.database.unit_of_work() as session:
-            return make_job(session, training_digest=digest, **values)
-
-    def job(self, row: Job) -> Job:
-        """Read a job again."""
-        with self.database.unit_of_work() as session:
-            return job.get(session, row.id, tenant=row.tenant)
-
-    def wait_for_step(self, row: Job, step: int) -> Job:
-        """Wait until the job has come that far."""
-        return wait_for(lambda: (now := self.job(row)).step >= step and now, seconds=SECONDS)
-
-    def wait_for_state(self, row: Job, state: str) -> Job:
-        """Wait until the job is in a state."""
-        return wait_for(lambda: (now := self.job(row)).state == state and now, seconds=SECONDS)
-
-    def events(self, row: Job) -> list[Any]:
-        """Return the job's whole history, oldest first."""
-        with self.database.unit_of_work() as session:
-            page, _ = event.list_page(session, row.id, page=Page(10_000, ascending=True))
-        return list(page)
-
-    def steps_told(self, row: Job) -> list[int]:
-        """Return the step numbers of the job's metrics events, in order."""
-        return [item.data["step"] for item in self.events(row) if item.type == "metrics"]
+from tests.worker.long_job import post, weights
+from tests.worker.site import Site
 
 
 @pytest.fixture(scope="session")
@@ -117,8 +24,22 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def site(tmp_path: Path, database_url: str, tiny_base: Path) -> Iterator[Site]:
     """An installation over each kind of database."""
-    (tmp_path / "bases").mkdir()
-    (tmp_path / "bases" / "tiny").symlink_to(tiny_base)
-    made = Site(tmp_path, database_url=database_url)
+    made = Site(tmp_path, database_url=database_url, base=tiny_base)
     yield made
     made.close()
+
+
+@pytest.fixture(scope="session")
+def unbroken(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> str:
+    """The hash of what the long job comes to, alone and in one go."""
+    folder = tmp_path_factory.mktemp("unbroken")
+    url = f"sqlite:///{folder / 'graftwork.db'}"
+    migrate(url)
+    site = Site(folder, database_url=url, base=tiny_base)
+    try:
+        site.start_worker()
+        row = post(site)
+        site.wait_for_state(row, "succeeded")
+        return weights(site, row)
+    finally:
+        site.close()

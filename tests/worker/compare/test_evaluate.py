@@ -18,7 +18,7 @@ from models.tables.comparison import Comparison
 from models.tables.comparison_table import assemble
 from tests.factories import make_job
 from tests.processes import wait_for
-from tests.worker.conftest import Site
+from tests.worker.site import Site
 
 SECONDS = 120.0
 LOOP = {"max_tokens": 600, "batch_size": 4, "learning_rate": 0.01}
