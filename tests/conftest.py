@@ -18,10 +18,11 @@ from sqlalchemy.engine import make_url
 
 os.environ["GRAFTWORK_DATA_DIR"] = tempfile.mkdtemp(prefix="graftwork-tests-")
 os.environ.setdefault("XDG_RUNTIME_DIR", tempfile.mkdtemp(prefix="runtime-"))
-# Read once, when Triton and torch are first imported. Threads that wait by spinning would take the
-# cores from the tests of another process and from the programs that tests start.
-os.environ.setdefault("TRITON_INTERPRET", "1")
+# Tests run beside others and beside programs that they start: threads that wait by spinning would
+# take the cores from them.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# Triton asks once, when it is first imported, which other libraries do too.
+os.environ.setdefault("TRITON_INTERPRET", "1")
 
 from core.broker import find_server
 from core.database import Database
@@ -31,12 +32,8 @@ from migrations import migrate
 
 
 def pytest_collection_finish() -> None:
-    """Let programs that tests start choose for themselves, as they do in the field.
-
-    Triton's interpreter would reach them all: torch loads Triton wherever it is asked for.
-    """
-    for name in ("TRITON_INTERPRET", "OMP_WAIT_POLICY"):
-        os.environ.pop(name, None)
+    """Leave Triton's interpreter to this process: torch loads Triton wherever it is asked for."""
+    os.environ.pop("TRITON_INTERPRET", None)
 
 
 @pytest.fixture(scope="session")
