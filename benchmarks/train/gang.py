@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import mean, median
 
 from benchmarks import record
-from benchmarks.equality import check_curves, check_same
+from benchmarks.equality import Bound, check_curves, check_same
 from benchmarks.sides import JSON, ROOT, Side, SideFailed
 from benchmarks.train.compare import Bench, Layout, Subject
 from benchmarks.train.rows import RowSet, Work, chat_work
@@ -20,6 +20,8 @@ ROWS_PER_STEP = 2
 POOLED_STEPS = 4
 """So many steps have the rows of one step of the other parts."""
 LAYOUTS = (Layout(2), Layout(2, "free"))
+LOSSES = Bound(mean=0.03, most=0.08)
+"""Two rows a step carry rounding on further than eight: peft's two layouts are 0.04 apart."""
 OFF = {"GRAFTWORK_WORKER__GANG": "1"}
 """What makes a worker train its jobs one after another."""
 
@@ -84,7 +86,7 @@ def compare_gang(
         "gang_vs_peft": round(medians["peft"] / medians["gang"], 3),
         "peer_layout": str(chosen),
         "peer_layouts_tried": tried,
-        "equality": _check(ganged[-1], alone[-1], scripts[-1], subject=subject),
+        "equality": _check(ganged[-1], alone[-1], scripts[-1]),
         "load": [before, record.load()],
     }
 
@@ -106,7 +108,7 @@ def run_script(question: JSON, layout: Layout, *, folder: Path, variables: dict[
     return {**said, "seconds": seconds}
 
 
-def _check(ganged: JSON, alone: JSON, scripts: list[JSON], *, subject: Subject) -> list[JSON]:
+def _check(ganged: JSON, alone: JSON, scripts: list[JSON]) -> list[JSON]:
     """Return how far each job's losses are from the peer's; those alone must be the same bits.
 
     Losses of two rows in bfloat16 are mostly rounding, so steps are compared by `POOLED_STEPS`.
@@ -116,7 +118,7 @@ def _check(ganged: JSON, alone: JSON, scripts: list[JSON], *, subject: Subject) 
         mine, what = ganged["losses"][number], f"job {number}"
         check_same(mine, alone["losses"][number], what=f"{what}: losses in a gang and alone")
         curves = (_pooled(mine), _pooled(script["losses"]))
-        found.append(check_curves(*curves, bound=subject.losses, what=f"{what}, peft"))
+        found.append(check_curves(*curves, bound=LOSSES, what=f"{what}, peft"))
     return found
 
 
