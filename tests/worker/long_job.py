@@ -3,6 +3,8 @@
 import hashlib
 from typing import Any
 
+import pytest
+
 from models.tables import adapter
 from models.tables.job import Job
 from tests.processes import children, wait_for
@@ -20,6 +22,8 @@ ROWS: list[dict[str, Any]] = [
 LOOP = {"n_epochs": 5, "batch_size": 2, "learning_rate": 0.01}
 METHOD = {"type": "lora", "rank": 4, "dropout": 0.1}
 STEPS = 100
+one_database = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+"""For what happens between worker, trainer and files: no other database would see more of it."""
 
 
 def post(site: Site) -> Job:

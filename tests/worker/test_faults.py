@@ -3,18 +3,22 @@
 import os
 import signal
 
-import pytest
 from sqlalchemy import select
 
 from models.tables import adapter, checkpoint, job
 from models.tables.base import Page
 from models.tables.job import Job
 from tests.processes import children, is_alive, wait_for
-from tests.worker.long_job import METHOD, ROWS, STEPS, check_like_unbroken, post, trainer_of
+from tests.worker.long_job import (
+    METHOD,
+    ROWS,
+    STEPS,
+    check_like_unbroken,
+    one_database,
+    post,
+    trainer_of,
+)
 from tests.worker.site import Site
-
-one_database = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
-"""For what happens between worker, trainer and files: no other database would see more of it."""
 
 
 def test_a_run_that_nothing_disturbs(site: Site, unbroken: str) -> None:

@@ -3,18 +3,22 @@
 import os
 import signal
 
-import pytest
-
 from models.tables import adapter, job
 from models.tables.job import Job
 from tests.processes import children, is_alive, wait_for
-from tests.worker.long_job import LOOP, METHOD, ROWS, check_like_unbroken, post, trainer_of
+from tests.worker.long_job import (
+    LOOP,
+    METHOD,
+    ROWS,
+    check_like_unbroken,
+    one_database,
+    post,
+    trainer_of,
+)
 from tests.worker.site import Site
 
 SELDOM = {"GRAFTWORK_WORKER__RESUME_SECONDS": "2"}
 """Many jobs that save all the time would test the disk."""
-one_database = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
-"""For what happens between worker, trainer and files: no other database would see more of it."""
 
 
 def post_gang(site: Site, *, jobs: int = 2) -> list[Job]:
