@@ -90,8 +90,8 @@ class DrawnAttention {
     // weights.
     void shape_tiles() {
         if (shaped) return;
-        constexpr std::uint8_t heads = 2 * Q;
-        Tiles::configure(TileShape::of({16, 16, heads, heads, 16, 16, 16, heads}));
+        constexpr std::uint8_t rows = 2 * Q;  // two a query
+        Tiles::configure(TileShape::of({16, 16, rows, rows, 16, 16, 16, rows}));
         shaped = true;
     }
 
