@@ -47,6 +47,9 @@ class EngineSettings(BaseModel, frozen=True):
         default=256 * MEBIBYTE, ge=0, description="Prompts kept for who begins alike; LRU."
     )
     waiting: int = Field(default=1024, ge=1, description="Requests queued before a 503.")
+    drafts: bool = Field(
+        default=True, description="Likely tokens are computed along in steps with few rows."
+    )
     quantization: str = Field(
         default="none",
         pattern="^(none|int8)$",

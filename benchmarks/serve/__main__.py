@@ -53,8 +53,9 @@ FURTHER = {
     f"{name}_all_cores": (part, contest, ALL_CORES)
     for name, (part, contest, peer) in CONTESTS.items()
     if peer == VLLM
-}
-"""Ratios without a bar: vLLM, which by itself leaves a core free, told to compute on all."""
+} | {"single_vs_undrafted": ("base", "single_base", versus.UNDRAFTED)}
+"""Ratios without a bar: vLLM, which by itself leaves a core free, told to compute on all; and our
+own engine without drafts."""
 
 
 def main() -> None:

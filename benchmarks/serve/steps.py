@@ -1,7 +1,8 @@
 """How long a decode step takes: by adapters, kinds, rows, rank and length; and against its floor.
 
 A step's time is the period from its end to the next one's, in the engine's own loop: the forward,
-the sampling, the text, the callers' lines and whatever else happens between two tokens.
+the sampling, the text, the callers' lines and whatever else happens between two tokens. Nothing is
+drafted here: a step is of the rows that are named.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,7 +28,7 @@ def ratios_of_steps(world: World, *, repeats: int) -> JSON:
         "mixed": world.names,
         "kinds": [kind.name for kind in world.kinds],
     }
-    with start_engine(world, adapters=[*world.loras, *world.kinds]) as engine:
+    with start_engine(world, adapters=[*world.loras, *world.kinds], drafts=False) as engine:
         ready(engine)
         seconds = time_batches(world, engine, batches, rows=ROWS, repeats=repeats)
     return {
@@ -70,7 +71,7 @@ def growth(world: World, *, repeats: int, bandwidth: float) -> JSON:
     ranked = {rank: world.more_loras(8, rank=rank) for rank in RANKS if rank != RANK}
     ranked[RANK] = many[:8]
     everybody = [*many, *(adapter for rank in RANKS for adapter in ranked[rank])]
-    with start_engine(world, adapters=everybody) as engine:
+    with start_engine(world, adapters=everybody, drafts=False) as engine:
         ready(engine)
         table = {
             "distinct": time_batches(

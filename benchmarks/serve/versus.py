@@ -26,7 +26,8 @@ from benchmarks.sides import JSON, Side
 
 OURS = "graftwork"
 INT8 = "graftwork-int8"
-NAMING = frozenset({OURS, INT8})
+UNDRAFTED = "graftwork-undrafted"
+NAMING = frozenset({OURS, INT8, UNDRAFTED})
 """Sides that are asked for token ids apart, since it costs them something."""
 INEXACT = frozenset({INT8, "llamacpp-q8_0"})
 """Sides with other weights than the oracle's: their tokens are counted, not judged."""
@@ -111,6 +112,7 @@ def without_adapters(world: World, open_side: Opener, vllms: Mapping[str, Peer])
     ours = open_side(start_engine(world, adapters=[]))
     theirs = open_vllms(world, open_side, vllms, adapters={})
     int8 = open_side(start_engine(world, adapters=[], quantization="int8"))
+    undrafted = open_side(start_engine(world, adapters=[], drafts=False))
     singles = {
         f"llamacpp-{form}": open_side(
             start_peer(world, llamacpp.PEER, label=f"llamacpp-{form}", format=form)
@@ -125,7 +127,7 @@ def without_adapters(world: World, open_side: Opener, vllms: Mapping[str, Peer])
         ),
         Contest(
             name="single_base",
-            sides={OURS: ours, INT8: int8, **singles},
+            sides={OURS: ours, INT8: int8, UNDRAFTED: undrafted, **singles},
             make=lambda: over_base(world, 1),
             least=5,
         ),

@@ -99,6 +99,7 @@ def assemble(
         reader=Reader(loader),
         outbox=outbox,
         metrics=metrics,
+        drafts=settings.engine.drafts,
         adapters=partial(
             AdapterCache,
             fetch=fetch,

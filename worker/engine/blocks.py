@@ -65,12 +65,12 @@ class Blocks:
         self._all[:, :, target, :, :length] = self._all[:, :, source, :, :length]
         self.wipe(source, length=length)
 
-    def wipe(self, slot: int, *, length: int) -> None:
-        """Zero the first positions of a slot.
+    def wipe(self, slot: int, *, length: int, start: int = 0) -> None:
+        """Zero `length` positions of a slot from `start` on.
 
         A NaN that a failed row left there would reach the next owner through a weight of zero.
         """
-        self._all[:, :, slot, :, :length] = 0
+        self._all[:, :, slot, :, start : start + length] = 0
 
 
 def _zeros(size: tuple[int, ...], *, dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -3,12 +3,15 @@
 import time
 from collections.abc import Callable
 from functools import partial
+from itertools import islice, zip_longest
 
 import structlog
 
 from core.errors import GraftworkError
+from models.nn.terms import Terms
 from worker.engine.adapters import AdapterCache
 from worker.engine.blocks import Blocks
+from worker.engine.drafts import with_drafts
 from worker.engine.generation import Generation
 from worker.engine.layout import bucket
 from worker.engine.metrics import Metrics
@@ -44,6 +47,7 @@ class Loop:
         outbox: Outbox,
         metrics: Metrics,
         adapters: Callable[..., AdapterCache],
+        drafts: bool,
     ) -> None:
         self.scheduler = scheduler
         self.adapters = adapters(
@@ -58,6 +62,7 @@ class Loop:
         self._reader = reader
         self._outbox = outbox
         self._metrics = metrics
+        self._drafts = drafts
 
     @property
     def waiting(self) -> int:
@@ -101,7 +106,7 @@ class Loop:
         self.adapters.pace.hurried = step is not None
         if step is not None:
             began = time.perf_counter()
-            self._run(step)
+            self._run(self._drafted(step))
             self._metrics.step_seconds.observe(time.perf_counter() - began)
         self._outbox.flush()
         return step is not None
@@ -166,6 +171,14 @@ class Loop:
     def _resident(self, request: Request) -> Resident | None:
         return self.adapters.find(request.adapter.digest) if request.adapter else None
 
+    def _drafted(self, step: Step) -> Step:
+        """Have likely tokens computed along where that costs nothing."""
+        spare = self._runner.spare(step, terms=self._terms(step)) if self._drafts else 0
+        return with_drafts(step, spare=spare) if spare else step
+
+    def _terms(self, step: Step) -> dict[str, Terms]:
+        return self.adapters.terms({row.adapter.digest for row in step.sequences if row.adapter})
+
     def _run(self, step: Step) -> None:
         """Compute a step; if it fails, each sequence alone, so that only the faulty ones end."""
         try:
@@ -185,18 +198,19 @@ class Loop:
 
     def _compute(self, step: Step) -> tuple[Outcome, list[Drawn]]:
         """Return what a step gives without changing any sequence; so it can be tried again."""
-        digests = {item.adapter.digest for item in step.sequences if item.adapter}
-        draws = [self._writer.draw(choice) for choice in step.drawing()]
+        draws = [
+            self._writer.draw(choice, ahead=ahead)
+            for choice in step.drawing()
+            for ahead in range(1 + len(step.drafts.get(choice, ())))
+        ]
         greedy = all(draw.is_likeliest for draw in draws)
-        outcome = self._runner.run(step, terms=self.adapters.terms(digests), greedy=greedy)
+        outcome = self._runner.run(step, terms=self._terms(step), greedy=greedy)
         if greedy:
             tokens = outcome.likeliest() if draws else []
             return outcome, [Drawn(max(token, 0), finite=token >= 0) for token in tokens]
         return outcome, sample(outcome.logits(), draws=draws)
 
     def _apply(self, step: Step, outcome: Outcome, drawn: list[Drawn]) -> None:
-        for choice in step.decodes:
-            choice.computed += 1
         for chunk in step.chunks:
             chunk.sequence.computed = chunk.stop
             self._metrics.tokens.labels("prompt").inc(chunk.stop - chunk.start)
@@ -214,12 +228,28 @@ class Loop:
                     self._close(row)
             elif isinstance(row, Choice) and row.slot is not None:
                 self._writer.echo(row, chunk, scores.get(chunk, []))
-        for choice, token in zip(step.drawing(), drawn, strict=True):
-            if choice.slot is not None:
-                self._take(choice, token)
-        self._metrics.tokens.labels("completion").inc(len(drawn))
+        rows = iter(drawn)
+        for choice in step.drawing():
+            draft = step.drafts.get(choice, [])
+            self._take_drawn(choice, list(islice(rows, 1 + len(draft))), draft=draft)
+
+    def _take_drawn(self, choice: Choice, drawn: list[Drawn], *, draft: list[int]) -> None:
+        """Take what was drawn behind the last token, and behind drafted ones as far as right."""
+        slot, end = choice.slot, choice.reach + len(draft)
+        before = len(choice.generated)
+        for one, drafted in zip_longest(drawn, draft):
+            if choice.slot is None:
+                break
+            self._take(choice, one)
+            if one.token != drafted:
+                break
+        if slot is not None and not all(one.finite for one in drawn):
+            start = choice.footing.rows + choice.computed
+            self._blocks.wipe(slot, start=start, length=end - start)
+        self._metrics.count_drawn(len(choice.generated) - before, drafted=len(draft))
 
     def _take(self, choice: Choice, drawn: Drawn) -> None:
+        choice.computed = len(choice.prompt) + len(choice.generated)
         if not drawn.finite:
             message = "The network's output for this request is not a number."
             self._fault(choice.request, message)

@@ -41,5 +41,12 @@ class Metrics:
         self.adapter_bytes.set(sum(resident["bytes"] for resident in residents))
         return generate_latest(self.registry)
 
+    def count_drawn(self, tokens: int, *, drafted: int) -> None:
+        """Count what a row draws in a step; all but the last of its tokens were drafted right."""
+        self.tokens.labels("completion").inc(tokens)
+        if drafted:
+            self.tokens.labels("drafted").inc(drafted)
+            self.tokens.labels("accepted").inc(max(0, tokens - 1))
+
     def _gauge(self, name: str, description: str) -> Gauge:
         return Gauge(f"graftwork_engine_{name}", description, registry=self.registry)

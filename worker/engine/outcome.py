@@ -39,6 +39,7 @@ class Places(NamedTuple):
     """Where in the stream the rows of a step lie, in its order."""
 
     decodes: list[int]
+    """Of each sequence that decodes the row of its last token, then those of its draft."""
     chunks: list[tuple[int, int]]
     """First row and the one after the last."""
 
@@ -53,7 +54,7 @@ class _Wanted(NamedTuple):
 
 
 def drawing(step: Step, places: Places) -> list[int]:
-    """Return the rows from which the sequences draw that draw a token in this step."""
+    """Return the rows from which the sequences draw that draw tokens in this step."""
     chunks = zip(step.chunks, places.chunks, strict=True)
     return [*places.decodes, *(last - 1 for chunk, (_, last) in chunks if chunk.drawing)]
 

@@ -2,8 +2,8 @@
 
 import heapq
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 
 from worker.engine.sequence import Choice, Sequence
 
@@ -37,6 +37,14 @@ class Step:
     chunks: tuple[Chunk, ...]
     group: str | None = None
     """The adapter, by digest, that has this step to itself; None for all that share theirs."""
+    drafts: Mapping[Choice, list[int]] = field(default_factory=dict)
+    """What some of those that decode might draw; each such token is one more row to draw from."""
+
+    @property
+    def rows(self) -> int:
+        """How many tokens are computed."""
+        drafted = sum(map(len, self.drafts.values()))
+        return len(self.decodes) + drafted + sum(part.stop - part.start for part in self.chunks)
 
     @property
     def sequences(self) -> Iterator[Sequence]:

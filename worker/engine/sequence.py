@@ -121,9 +121,12 @@ class Choice(Sequence):
         """See `Sequence.reach`."""
         return self.footing.rows + len(self.prompt) + len(self.generated)
 
-    def next_uniform(self) -> float:
-        """Return a number in [0, 1) that depends on nothing but the seed and the position."""
-        position = len(self.prompt) + len(self.generated)
+    def uniform(self, *, ahead: int = 0) -> float:
+        """Return the number in [0, 1) that draws its next token, or one so many behind that.
+
+        It depends on nothing but the seed and the position.
+        """
+        position = len(self.prompt) + len(self.generated) + ahead
         return _hash(self.seed, position) / _UINT64 * _FLOAT32_BELOW_ONE
 
 

@@ -81,17 +81,17 @@ class Writer:
             text = self._renderer.decode(choice.prompt[choice.own :])
             self._outbox.put(generation, GenerateDelta(index=choice.index, text=text))
 
-    def draw(self, choice: Choice) -> Draw:
-        """Say how a row's next token is to be drawn."""
+    def draw(self, choice: Choice, *, ahead: int = 0) -> Draw:
+        """Say how a row's next token is to be drawn, or one so many behind that."""
         sampling = choice.sampling
         greedy = sampling.temperature < COLDEST
-        early = len(choice.generated) < sampling.min_tokens
+        early = len(choice.generated) + ahead < sampling.min_tokens
         if greedy and not early and not sampling.logprobs:
             return LIKELIEST
         return Draw(
             temperature=0.0 if greedy else sampling.temperature,
             top_p=sampling.top_p,
-            uniform=0.0 if greedy else choice.next_uniform(),
+            uniform=0.0 if greedy else choice.uniform(ahead=ahead),
             top_logprobs=sampling.top_logprobs if sampling.logprobs else None,
             banned=tuple(self._renderer.eos_ids) if early else (),
         )

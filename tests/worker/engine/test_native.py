@@ -2,33 +2,19 @@
 
 import threading
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
 
-from core.bases import write_manifest
-from core.settings import ComputeSettings, Settings
-from core.store import Store
+from core.settings import ComputeSettings
 from models.nn.backbone import Backbone
-from models.nn.chat import Renderer
 from models.nn.kernels.native import library, reason
 from models.nn.kernels.native.adapter import prepare
 from models.nn.methods import METHODS
 from models.nn.terms import Terms
-from tests.tiny import make_tiny_base
-from tests.worker.engine.conftest import (
-    BASE,
-    Kind,
-    TinyProblem,
-    World,
-    ask_all,
-    engine_settings,
-    order,
-    store_kind,
-)
+from tests.worker.engine.conftest import Kind, TinyProblem, World, ask_all, order, store_kind
+from tests.worker.engine.suited import BFLOAT16, suited_world
 from worker.engine import native
 from worker.engine.admission import admit
 from worker.engine.blocks import Blocks
@@ -36,35 +22,10 @@ from worker.engine.engine import Engine
 
 pytestmark = pytest.mark.skipif(library() is None, reason=reason())
 
-BFLOAT16 = ComputeSettings(dtype="bfloat16")
-SIZES = {
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "num_hidden_layers": 3,
-    "vocab_size": 272,
-}
-
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    data = tmp_path_factory.mktemp("native")
-    settings = Settings(data_dir=data, base=BASE, engine=engine_settings(compute=BFLOAT16))
-    make_tiny_base(settings.base_folder, seed=1, initializer_range=0.15, **SIZES)
-    renderer = Renderer.load(settings.base_folder)
-    _silence_padding(settings.base_folder, tokens=len(renderer.tokenizer))
-    write_manifest(settings.base_folder, id=BASE, shape={}, renderer_digest=renderer.digest)
-    backbone = Backbone.load(settings.base_folder, dtype=torch.bfloat16)
-    return World(settings, backbone, renderer, [], Store(settings.store))
-
-
-def _silence_padding(folder: Path, *, tokens: int) -> None:
-    """Let nothing be drawn that is no token: the vocabulary was widened to whole panels."""
-    network = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    with torch.no_grad():
-        network.get_input_embeddings().weight[tokens:] = 0
-    network.save_pretrained(folder)
+    return suited_world(tmp_path_factory.mktemp("native"))
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +70,7 @@ def test_steps_of_both_ways_take_turns(
     request = order(
         list(range(30, 70)), max_tokens=24, ignore_eos=True, logprobs=True, top_logprobs=2
     )
-    engine = start_engine(rows=2, compute=BFLOAT16)
+    engine = start_engine(rows=2, compute=BFLOAT16, drafts=False)
     native = engine._opened.loop._runner._native  # type: ignore[union-attr]
     expected = ask_all(engine, [request])[0]
     compute, turns = native.run, iter(range(1000))

@@ -98,6 +98,23 @@ def test_drawn_tokens_among_tiles_depend_neither_on_company_nor_on_chunks(shape:
         assert distance(found, chunk) < 0.01
 
 
+@pytest.mark.parametrize("form", ["vectors", pytest.param("emulated", marks=needs_avx512)])
+@pytest.mark.parametrize("shape", ["plain", "three heads a key", "five heads a key"])
+def test_tokens_drawn_behind_each_other_are_those_of_steps_of_their_own(
+    shape: str, form: str
+) -> None:
+    """To the bit, also where wrong ones have been computed ahead before."""
+    world = World.of(make_backbone(shape), form="emulated" if form == "emulated" else None)
+    one_by_one = advance(world, [Row(2, IDS, decodes=True)], [[0, 100, *range(101, 151)]])[0]
+    world.step([Run(1, 0, IDS[:100])])
+    found = []
+    for start in range(100, 150, 5):
+        places = range(start, start + 5)
+        world.step([Run(1, place, [IDS[place - 7]], decodes=True) for place in places])
+        found += world.logits([Run(1, place, [IDS[place]], decodes=True) for place in places])
+    assert torch.equal(torch.cat(found), one_by_one[100:])
+
+
 def test_row_does_not_depend_on_its_company(world: World) -> None:
     rows = [Row(slot, drawn_ids(90 + 9 * slot, seed=slot)) for slot in range(4)]
     bounds = [[0, 64, 80, *range(81, len(row.ids) + 1)] for row in rows]

@@ -1,0 +1,195 @@
+"""Tokens that are computed before they are drawn change when answers come, and nothing else."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from models.nn.kernels.native import library, reason
+from models.wire import AdapterRef
+from tests.worker.engine.conftest import World, ask_all, order, put_adapter
+from tests.worker.engine.suited import BFLOAT16, suited_world
+from worker.engine.drafts import LONGEST_MATCH, continuation
+from worker.engine.engine import Engine
+from worker.engine.native import ROWS_OF_ONE
+from worker.engine.runner import Runner
+from worker.engine.scheduler import Step
+
+form = library().instructions if library() else ""  # type: ignore[union-attr]
+drafted = pytest.mark.skipif(
+    form not in ROWS_OF_ONE, reason=reason() or f"A step by {form} has no rows to spare."
+)
+PROMPT = [20, 21, 22, 23, 24] * 5
+
+
+@pytest.mark.parametrize(
+    ("ids", "most", "expected"),
+    [
+        ([5, 6, 7, 8, 1, 6, 7], 2, [8, 1]),
+        ([1, 2, 3, 9, 5, 2, 3, 7, 1, 2, 3], 2, [9, 5]),  # three tokens match before two do
+        ([1, 2, 4, 1, 2, 5, 1, 2], 1, [5]),  # of equal matches the latest
+        ([4, 4, 4], 5, [4]),
+        ([1, 2, 3], 5, []),
+        ([1], 5, []),
+        ([1, 2, 1], 0, []),
+        ([256, 1, 65536, 1 << 24, 9, 1], 3, [65536, 1 << 24, 9]),
+        ([1, 1 << 24, 0, 2, 1 << 16], 3, []),  # their bytes are there, but across two tokens
+    ],
+)
+def test_continuation(ids: list[int], most: int, expected: list[int]) -> None:
+    assert continuation(ids, most=most) == expected
+
+
+@given(st.lists(st.sampled_from([0, 1, 256, 65536, 1 << 24, 257]), min_size=1, max_size=40))
+def test_continuation_is_what_a_search_one_by_one_finds(ids: list[int]) -> None:
+    def search() -> list[int]:
+        for length in range(LONGEST_MATCH, 0, -1):
+            for first in range(len(ids) - length - 1, -1, -1):
+                if ids[first : first + length] == ids[-length:]:
+                    return ids[first + length :][:4]
+        return []
+
+    assert continuation(ids, most=4) == search()
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return suited_world(tmp_path_factory.mktemp("drafts"))
+
+
+@pytest.fixture(scope="module")
+def adapter(world: World) -> AdapterRef:
+    folder = world.settings.data_folder / "lora"
+    return put_adapter(
+        world.store, folder, backbone=world.backbone, block={"type": "lora", "rank": 4}, seed=5
+    )
+
+
+@pytest.fixture
+def engines(start_engine: Callable[..., Engine]) -> list[Engine]:
+    """One that drafts nothing, and one that does."""
+    return [start_engine(compute=BFLOAT16, drafts=drafts) for drafts in (False, True)]
+
+
+def count(engine: Engine, kind: str) -> float:
+    value = engine.metrics.registry.get_sample_value(
+        "graftwork_engine_tokens_total", {"kind": kind}
+    )
+    return value or 0.0
+
+
+def steps(engine: Engine) -> float:
+    name = "graftwork_engine_step_seconds_count"
+    return engine.metrics.registry.get_sample_value(name) or 0.0
+
+
+@drafted
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        {"logprobs": True, "top_logprobs": 3},
+        {"temperature": 0.3, "seed": 4, "logprobs": True},
+        {"temperature": 1.0, "seed": 5, "top_p": 0.7},
+        {"min_tokens": 20, "ignore_eos": False},
+        {"temperature": 0.2, "seed": 9, "n": 3},
+        {"max_tokens": 2},
+        {"max_tokens": 1},
+        {"echo": True, "logprobs": True},
+    ],
+)
+def test_answers_are_those_without_drafts(
+    engines: list[Engine], adapter: AdapterRef, sampling: dict[str, Any]
+) -> None:
+    """Of a row alone and of rows that share what there is to spare."""
+    asked = {"max_tokens": 60, "ignore_eos": True, **sampling}
+    orders = [order(PROMPT, adapter=one, **asked) for one in (None, adapter)]
+    plain, quick = ([*ask_all(engine, orders), *ask_all(engine, orders[:1])] for engine in engines)
+    assert quick == plain
+    drawn = sum(sum(map(len, answer.texts.values())) > 0 for answer in plain)
+    assert drawn == len(plain)
+
+
+@drafted
+def test_a_row_that_repeats_itself_takes_fewer_steps(engines: list[Engine]) -> None:
+    plain, quick = engines
+    request = order(PROMPT, max_tokens=100, ignore_eos=True)
+    assert ask_all(quick, [request]) == ask_all(plain, [request])
+    assert steps(plain) == 100  # the prompt's step draws the first one
+    assert steps(quick) < 90
+    assert count(plain, "drafted") == 0
+    assert count(quick, "completion") == count(plain, "completion") == 100
+    assert count(quick, "accepted") == 100 - steps(quick)
+    assert count(quick, "drafted") >= count(quick, "accepted")
+
+
+@drafted
+def test_nothing_is_drafted_where_torch_computes_the_step(
+    world: World, engines: list[Engine]
+) -> None:
+    folder = world.settings.data_folder / "full"
+    whole = put_adapter(
+        world.store, folder, backbone=world.backbone, block={"type": "full"}, seed=6
+    )
+    request = order(PROMPT, adapter=whole, max_tokens=30, ignore_eos=True)
+    plain, quick = (ask_all(engine, [request]) for engine in engines)
+    assert quick == plain
+    assert count(engines[1], "completion") == 30
+    assert count(engines[1], "drafted") == 0
+
+
+@drafted
+def test_a_stop_string_ends_a_row_within_a_draft(engines: list[Engine]) -> None:
+    """What was drawn behind it is forgotten, and not counted."""
+    text = ask_all(engines[0], [order(PROMPT, max_tokens=60, ignore_eos=True)])[0].texts[0]
+    for first in range(20, 40, 3):
+        stop = text[first : first + 5]
+        request = order(PROMPT, max_tokens=60, ignore_eos=True, stop=[stop])
+        plain, quick = (ask_all(engine, [request])[0] for engine in engines)
+        assert quick == plain
+        assert quick.texts[0] == text[: text.index(stop)]
+
+
+@drafted
+def test_rows_end_with_their_context(engines: list[Engine]) -> None:
+    context = engines[0].health()["context"]
+    request = order(PROMPT, max_tokens=context - len(PROMPT), ignore_eos=True)
+    plain, quick = (ask_all(engine, [request] * 2) for engine in engines)
+    assert quick == plain
+    assert quick[0].last.completion_tokens == context - len(PROMPT)
+
+
+@drafted
+def test_what_a_wrong_draft_leaves_behind_hurts_nobody(
+    engines: list[Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its keys may be no numbers at all: they are wiped, and no row ends because of them."""
+    request = order(PROMPT, max_tokens=40, ignore_eos=True, logprobs=True)
+    expected = ask_all(engines[0], [request])[0]
+    wrong = next(token for token in range(200) if token not in expected.ids)
+    loop = engines[1]._opened.loop  # type: ignore[union-attr]
+    blocks, run, spoilt = loop._blocks, Runner.run, []
+
+    def mislead(step: Step, *, spare: int) -> Step:
+        return replace(step, drafts={choice: [wrong] * spare for choice in step.decodes})
+
+    def spoil(self: Runner, step: Step, **how: Any) -> Any:
+        outcome = run(self, step, **how)
+        for choice in step.decodes:
+            first = choice.computed + 1
+            part = blocks.read(choice.slot, start=first, stop=first + len(step.drafts[choice]))
+            blocks.write(choice.slot, torch.full_like(part, torch.nan), start=first)
+            spoilt.append((choice.slot, first, first + len(step.drafts[choice])))
+        logits_nv = outcome.logits()
+        logits_nv[1:] = torch.nan
+        return replace(outcome, logits=lambda: logits_nv)
+
+    monkeypatch.setattr("worker.engine.loop.with_drafts", mislead)
+    monkeypatch.setattr(Runner, "run", spoil)
+    assert ask_all(engines[1], [request])[0] == expected
+    assert len(spoilt) == 39
+    for slot, first, last in spoilt:
+        assert blocks.read(slot, start=first, stop=last).isfinite().all()
