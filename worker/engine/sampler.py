@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from models.nn.kernels.native import draw as native
 from worker.engine.draw import draw_nucleus, draw_whole, weigh
 
 _BLOCK = 256
@@ -63,17 +64,15 @@ def sample(logits_nv: Tensor, *, draws: Sequence[Draw]) -> list[Drawn]:
     Greedy at temperature 0; else from the softmax at that temperature, cut to the smallest set of
     likeliest tokens with mass `top_p`.
     """
-    finite = torch.isfinite(logits_nv.sum(-1)).tolist()
     reported = [row for row, draw in enumerate(draws) if draw.top_logprobs is not None]
     report = _Report(logits_nv, rows=reported, draws=draws) if reported else None
-    _ban(logits_nv, draws)
-    tokens_n = _choose(logits_nv, draws)
-    logprobs = report.of(tokens_n) if report else {}
-    tokens: list[int] = tokens_n.tolist()
+    found = _choose(logits_nv, draws)
+    tokens = [max(token, 0) for token in found]
+    logprobs = report.of(tokens) if report else {}
     drawn = []
     for row, token in enumerate(tokens):
         logprob, top = logprobs.get(row, (None, ()))
-        drawn.append(Drawn(token, logprob, top, finite[row]))
+        drawn.append(Drawn(token, logprob, top, finite=found[row] >= 0))
     return drawn
 
 
@@ -110,17 +109,16 @@ class _Report:
     def __init__(self, logits_nv: Tensor, *, rows: Sequence[int], draws: Sequence[Draw]) -> None:
         self._rows = rows
         self._counts = [draws[row].top_logprobs or 0 for row in rows]
-        self._index_m = torch.tensor(list(rows), device=logits_nv.device)
         self._logits_mv = _pick(logits_nv, rows).clone()
         self._total_m = self._logits_mv.logsumexp(-1)
         width = min(max(self._counts), logits_nv.shape[-1])
         top_mk, self._ids_mk = self._logits_mv.topk(width, dim=-1)
         self._top_mk = top_mk - self._total_m[:, None]
 
-    def of(self, tokens_n: Tensor) -> dict[int, tuple[float, tuple[tuple[int, float], ...]]]:
+    def of(self, tokens: Sequence[int]) -> dict[int, tuple[float, tuple[tuple[int, float], ...]]]:
         """Return, by row, the chosen token's logprob and the likeliest tokens with theirs."""
-        chosen_m1 = self._logits_mv.gather(-1, tokens_n[self._index_m][:, None])
-        chosen = (chosen_m1[:, 0] - self._total_m).tolist()
+        places = [tokens[row] for row in self._rows]
+        chosen = (self._logits_mv[range(len(places)), places] - self._total_m).tolist()
         ids, tops = self._ids_mk.tolist(), self._top_mk.tolist()
         return {
             row: (chosen[i], tuple(zip(ids[i][:count], tops[i][:count], strict=True)))
@@ -128,14 +126,26 @@ class _Report:
         }
 
 
+def _choose(logits_nv: Tensor, draws: Sequence[Draw]) -> list[int]:
+    """Return a token of each row, -1 where not all logits are finite."""
+    if native.takes(logits_nv):
+        _ban(logits_nv, draws)
+        return native.draw(logits_nv, [(one.temperature, one.top_p, one.uniform) for one in draws])
+    finite_n = torch.isfinite(logits_nv.sum(-1))
+    _ban(logits_nv, draws)
+    tokens: list[int] = torch.where(finite_n, _draw(logits_nv, draws), -1).tolist()
+    return tokens
+
+
 def _ban(logits_nv: Tensor, draws: Sequence[Draw]) -> None:
+    """Let tokens weigh nothing, whose logits stay numbers."""
     banned = [(row, token) for row, draw in enumerate(draws) for token in draw.banned]
     if banned:
         rows, tokens = zip(*banned, strict=True)
-        logits_nv[list(rows), list(tokens)] = float("-inf")
+        logits_nv[list(rows), list(tokens)] = torch.finfo(logits_nv.dtype).min
 
 
-def _choose(logits_nv: Tensor, draws: Sequence[Draw]) -> Tensor:
+def _draw(logits_nv: Tensor, draws: Sequence[Draw]) -> Tensor:
     """Return (n,) int64."""
     random = [row for row, draw in enumerate(draws) if draw.temperature > 0]
     if not random:

@@ -5,10 +5,27 @@ import math
 import pytest
 import torch
 
-from worker.engine.draw import CANDIDATES, draw_nucleus, draw_whole, weigh
+from models.nn.kernels.native import Library, library, reason
+from models.nn.kernels.native import draw as native
+from worker.engine.draw import CANDIDATES
 from worker.engine.sampler import Asked, Draw, sample, score
 
 VOCAB = 1000
+found = library()
+NATIVE = pytest.mark.skipif(found is None, reason=reason())
+
+
+@pytest.fixture(
+    autouse=True,
+    params=["torch", pytest.param("C++", marks=NATIVE), pytest.param("C++, AVX2", marks=NATIVE)],
+)
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """What draws: torch everywhere; C++ where it runs, by the best form or by the least."""
+    if request.param == "torch":
+        monkeypatch.setattr(native, "takes", lambda _: False)
+    if request.param == "C++, AVX2" and found is not None:
+        monkeypatch.setattr(native, "find", lambda: Library(found.handle, forms=["avx2"]))
+    return str(request.param)
 
 
 def logits(rows: int, *, scale: float = 3.0, seed: int = 0) -> torch.Tensor:
@@ -58,12 +75,11 @@ def test_a_wide_nucleus_is_drawn_from_as_it_is_weighted() -> None:
     table = logits(1, scale=0.3)
     weight, ids = table[0].double().softmax(-1).sort(descending=True)
     inside = ids[weight.cumsum(-1) - weight < 0.8]
-    uniforms = torch.linspace(0, 0.9999, 4000)
-    many = table.expand(len(uniforms), -1)
-    tokens = draw_nucleus(
-        weigh(many, torch.ones(len(many))), torch.full_like(uniforms, 0.8), uniforms
+    uniforms = torch.linspace(0, 0.9999, 4000).tolist()
+    drawn = sample(
+        table.expand(4000, -1).clone(), draws=[draw(top_p=0.8, uniform=u) for u in uniforms]
     )
-    counts = torch.bincount(tokens, minlength=VOCAB).double() / len(uniforms)
+    counts = torch.bincount(torch.tensor([d.token for d in drawn]), minlength=VOCAB) / 4000
     expected = torch.zeros(VOCAB, dtype=torch.float64)
     expected[inside] = table[0].double().softmax(-1)[inside]
     assert float((counts - expected / expected.sum()).abs().max()) < 1e-3
@@ -71,23 +87,36 @@ def test_a_wide_nucleus_is_drawn_from_as_it_is_weighted() -> None:
 
 @pytest.mark.parametrize("top_p", [0.25, 0.2501, 0.9999])
 def test_of_equal_tokens_as_many_are_inside_as_are_needed(top_p: float) -> None:
-    table = torch.zeros(1, VOCAB)
-    uniforms = torch.linspace(0, 0.9999, 4000)
-    weights = weigh(table.expand(len(uniforms), -1), torch.ones(len(uniforms)))
-    tokens = set(draw_nucleus(weights, torch.full_like(uniforms, top_p), uniforms).tolist())
-    assert tokens == set(range(math.ceil(round(top_p * VOCAB, 2))))
+    uniforms = torch.linspace(0, 0.9999, 4000).tolist()
+    drawn = sample(torch.zeros(4000, VOCAB), draws=[draw(top_p=top_p, uniform=u) for u in uniforms])
+    assert {d.token for d in drawn} == set(range(math.ceil(round(top_p * VOCAB, 2))))
 
 
-def test_only_tokens_of_some_weight_are_drawn() -> None:
+@pytest.mark.parametrize("top_p", [1.0, 0.99, 0.5, 1e-7])
+def test_only_tokens_of_some_weight_are_drawn(top_p: float) -> None:
     """The very last number below 1, beside weights of zero before and behind."""
-    table = torch.full((2, VOCAB), float("-inf"))
+    table = torch.full((2, VOCAB), -1e30)
     table[:, [70, 500, 501]] = 0.0
-    weights = weigh(table, torch.full((2,), 0.5))
-    for last in (
-        draw_whole(weights, torch.tensor([0.0, 1 - 2**-24])),
-        draw_nucleus(weights, torch.tensor([0.99, 0.99]), torch.tensor([0.0, 1 - 2**-24])),
-    ):
-        assert set(last.tolist()) <= {70, 500, 501}
+    draws = [draw(0.5, top_p, uniform=uniform) for uniform in (0.0, 1 - 2**-24)]
+    drawn = [d.token for d in sample(table, draws=draws)]
+    assert set(drawn) <= {70, 500, 501}
+    assert len(set(drawn)) == (1 if top_p < 0.1 else 2)
+
+
+def test_what_a_row_draws_is_its_own(way: str) -> None:
+    """To the bit, whatever the rows beside it and however many threads there are."""
+    table, uniforms = logits(200, scale=0.7), torch.rand(200).tolist()
+    draws = [draw(0.9, 0.95 if i % 3 else 1.0, uniform=u) for i, u in enumerate(uniforms)]
+    together = [d.token for d in sample(table.clone(), draws=draws)]
+    alone = [sample(table[i : i + 1].clone(), draws=draws[i : i + 1])[0].token for i in range(200)]
+    assert together == alone
+    if way != "torch":
+        places = native.draw(table, [(1.0, 1.0, u) for u in uniforms])
+        expected = table.double().softmax(-1).cumsum(-1)
+        target = torch.tensor(uniforms, dtype=torch.float64)[:, None]
+        exact = torch.searchsorted(expected, target, right=True)[:, 0]
+        assert (torch.tensor(places) - exact).abs().max() <= 1  # of 200, at most at an edge
+        assert int((torch.tensor(places) == exact).sum()) >= 198
 
 
 def test_kinds_of_rows_mix_and_do_not_see_each_other() -> None:
@@ -156,12 +185,12 @@ def test_banned_tokens_are_never_drawn() -> None:
 
 @pytest.mark.parametrize("width", [512, 500])
 def test_the_likeliest_is_the_first_of_the_largest(width: int) -> None:
-    """Whether rows are looked through by blocks or not; NaN counts as the largest, as in argmax."""
+    """Whether rows are looked through by blocks or not."""
     logits_nv = torch.randn(40, width, generator=torch.Generator().manual_seed(0))
     logits_nv[1] = 0.0
     logits_nv[2, [300, 301, 490]] = 9.0
     logits_nv[3, 400] = float("nan")
     expected: list[int] = logits_nv.argmax(-1).tolist()
-    found = sample(logits_nv, draws=[Draw(temperature=0, top_p=1, uniform=0.5)] * 40)
-    assert [one.token for one in found] == expected
-    assert [row for row, one in enumerate(found) if not one.finite] == [3]
+    drawn = sample(logits_nv, draws=[Draw(temperature=0, top_p=1, uniform=0.5)] * 40)
+    assert [one.token for one in drawn if one.finite] == expected[:3] + expected[4:]
+    assert [row for row, one in enumerate(drawn) if not one.finite] == [3]
