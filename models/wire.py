@@ -24,6 +24,8 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
     prompt_ids: list[int] | None = None
     stream: bool = True
     """Whether every token is told as it comes; if not, many are told together."""
+    prediction: str | None = None
+    """What the answer may say, in part or whole; it changes when tokens come, and none of them."""
 
 
 class Input(msgspec.Struct, frozen=True, kw_only=True):
@@ -141,6 +143,10 @@ class GenerateEnd(GenerateLine, frozen=True, tag="end"):
     completion_tokens: int
     cached_tokens: int = 0
     """Tokens of the prompt that had not to be computed again."""
+    accepted_tokens: int = 0
+    """With a prediction: tokens of the answer that were drafted before they were drawn."""
+    rejected_tokens: int = 0
+    """Those that were drafted and then not drawn."""
 
 
 class GenerateError(GenerateLine, frozen=True, tag="error"):

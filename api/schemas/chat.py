@@ -30,11 +30,19 @@ class TextPart(Wire):
         return part
 
 
+Content = str | Annotated[list[TextPart], Field(min_length=1, max_length=256)]
+
+
+def joined(content: Content) -> str:
+    """Return a content as one text."""
+    return content if isinstance(content, str) else "".join(part.text for part in content)
+
+
 class Message(Wire):
     """One turn of the conversation."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | Annotated[list[TextPart], Field(min_length=1, max_length=256)]
+    content: Content
     name: str | None = Field(default=None, max_length=64, description="Accepted, not shown.")
     refusal: None = None
     audio: None = None
@@ -57,15 +65,21 @@ class Message(Wire):
     @property
     def text(self) -> str:
         """The content as one text, joined as in training."""
-        if isinstance(self.content, str):
-            return self.content
-        return "".join(part.text for part in self.content)
+        return joined(self.content)
+
+
+class Prediction(Wire):
+    """What the answer may say, such as the text that is to be edited; it changes no token."""
+
+    type: Literal["content"]
+    content: Content
 
 
 class ChatRequest(SamplingRequest):
     """A conversation to go on with."""
 
     messages: list[Message] = Field(min_length=1, max_length=MAX_MESSAGES)
+    prediction: Prediction | None = None
     max_completion_tokens: int | None = Field(default=None, ge=1)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=20)

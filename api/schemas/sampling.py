@@ -33,7 +33,6 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "min_p": (0,),
     "modalities": (["text"],),
     "moderation": (),
-    "prediction": (),
     "presence_penalty": (0,),
     "reasoning_effort": ("none",),
     "repetition_penalty": (1,),
@@ -111,6 +110,15 @@ class PromptTokens(Reply):
     """Those that did not have to be computed again."""
 
 
+class CompletionTokens(Reply):
+    """How a prediction fared; zeros where none was given."""
+
+    accepted_prediction_tokens: int = 0
+    """Tokens of the answer that were computed before they were drawn."""
+    rejected_prediction_tokens: int = 0
+    """Those that were computed and then not drawn; the answer has others."""
+
+
 class Usage(Reply):
     """How many tokens went in and came out."""
 
@@ -118,6 +126,7 @@ class Usage(Reply):
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptTokens = PromptTokens()
+    completion_tokens_details: CompletionTokens = CompletionTokens()
 
 
 FinishReason = Literal["stop", "length"]

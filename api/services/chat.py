@@ -18,6 +18,7 @@ from api.schemas.chat import (
     ChatToken,
     Message,
     TopToken,
+    joined,
 )
 from api.schemas.sampling import FinishReason, Usage
 from api.services.catalog import Target
@@ -38,6 +39,7 @@ def plan(body: ChatRequest, target: Target, *, limits: LimitSettings) -> Generat
         tenant=target.tenant,
         stream=bool(body.stream),
         messages=turns(body.messages),
+        prediction=joined(body.prediction.content) if body.prediction else None,
         sampling=sampling(
             body,
             max_tokens=body.max_completion_tokens or body.max_tokens,

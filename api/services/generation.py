@@ -9,7 +9,7 @@ import structlog
 
 from api.engine_client import EngineClient
 from api.errors import internal_fault
-from api.schemas.sampling import PromptTokens, SamplingRequest, Usage
+from api.schemas.sampling import CompletionTokens, PromptTokens, SamplingRequest, Usage
 from core.errors import GraftworkError, InvalidRequest, Unavailable
 from core.settings import LimitSettings
 from models.spec import SamplingSpec
@@ -86,12 +86,16 @@ class Counts:
         self._prompt = 0
         self._completion = 0
         self._cached = 0
+        self._accepted = 0
+        self._rejected = 0
 
     def add(self, line: GenerateEnd) -> None:
         """Take in what one prompt cost."""
         self._prompt += line.prompt_tokens
         self._completion += line.completion_tokens
         self._cached += line.cached_tokens
+        self._accepted += line.accepted_tokens
+        self._rejected += line.rejected_tokens
 
     def usage(self) -> Usage:
         """Return the sums."""
@@ -100,6 +104,10 @@ class Counts:
             completion_tokens=self._completion,
             total_tokens=self._prompt + self._completion,
             prompt_tokens_details=PromptTokens(cached_tokens=self._cached),
+            completion_tokens_details=CompletionTokens(
+                accepted_prediction_tokens=self._accepted,
+                rejected_prediction_tokens=self._rejected,
+            ),
         )
 
 

@@ -117,7 +117,7 @@ def measure(world: World, options: argparse.Namespace, failures: Failures) -> JS
     say(f"this machine reads {bandwidth / 1e9:.1f} GB/s")
     doing: dict[str, Callable[[], JSON]] = {
         "adapters": lambda: peers(versus.with_adapters),
-        "base": lambda: peers(versus.without_adapters),
+        "base": lambda: peers(partial(versus.without_adapters, undrafted=not options.quick)),
         "steps": lambda: steps.ratios_of_steps(world, repeats=repeats + 1),
         "swaps": lambda: swaps.over_one_engine(world, repeats=repeats),
         "http": lambda: crowd.over_http(world, repeats=repeats, mixed=not options.quick),

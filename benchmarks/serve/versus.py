@@ -107,18 +107,24 @@ def with_adapters(world: World, open_side: Opener, vllms: Mapping[str, Peer]) ->
     ]
 
 
-def without_adapters(world: World, open_side: Opener, vllms: Mapping[str, Peer]) -> list[Contest]:
-    """Have 32 requests for vLLM without LoRA, one for llama.cpp in bf16 and in q8_0."""
+def without_adapters(
+    world: World, open_side: Opener, vllms: Mapping[str, Peer], *, undrafted: bool
+) -> list[Contest]:
+    """Have 32 requests for vLLM without LoRA, one for llama.cpp in bf16 and in q8_0.
+
+    The one may also go to an engine of ours that drafts nothing.
+    """
     ours = open_side(start_engine(world, adapters=[]))
     theirs = open_vllms(world, open_side, vllms, adapters={})
     int8 = open_side(start_engine(world, adapters=[], quantization="int8"))
-    undrafted = open_side(start_engine(world, adapters=[], drafts=False))
     singles = {
         f"llamacpp-{form}": open_side(
             start_peer(world, llamacpp.PEER, label=f"llamacpp-{form}", format=form)
         )
         for form in llamacpp.FORMATS
     }
+    if undrafted:
+        singles[UNDRAFTED] = open_side(start_engine(world, adapters=[], drafts=False))
     return [
         Contest(
             name="base",
@@ -127,7 +133,7 @@ def without_adapters(world: World, open_side: Opener, vllms: Mapping[str, Peer])
         ),
         Contest(
             name="single_base",
-            sides={OURS: ours, INT8: int8, UNDRAFTED: undrafted, **singles},
+            sides={OURS: ours, INT8: int8, **singles},
             make=lambda: over_base(world, 1),
             least=5,
         ),

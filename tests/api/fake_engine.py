@@ -180,7 +180,13 @@ class FakeEngine:
             for index in range(asked.sampling["n"]):
                 yield GenerateDelta(index=index, text="", finish_reason="stop")
             count = len(words) * asked.sampling["n"]
-            yield GenerateEnd(prompt_tokens=3, completion_tokens=count)
+            worth = (2, 1) if asked.prediction else (0, 0)
+            yield GenerateEnd(
+                prompt_tokens=3,
+                completion_tokens=count,
+                accepted_tokens=worth[0],
+                rejected_tokens=worth[1],
+            )
 
 
 def refuse(text: str, *, param: str = "messages") -> Response:

@@ -51,6 +51,30 @@ def test_messages_are_passed_on_as_text(stack: Stack, client: OpenAI) -> None:
     ]
 
 
+@pytest.mark.parametrize("content", ["so it goes", [{"type": "text", "text": "so it goes"}]])
+def test_a_prediction_is_passed_on_and_its_worth_comes_back(
+    stack: Stack, client: OpenAI, content: Any
+) -> None:
+    reply = client.chat.completions.create(
+        model="tiny", messages=user("hi"), prediction={"type": "content", "content": content}
+    )
+    assert stack.engine.requests[-1].prediction == "so it goes"
+    details = reply.usage.completion_tokens_details
+    assert (details.accepted_prediction_tokens, details.rejected_prediction_tokens) == (2, 1)
+    plain = client.chat.completions.create(model="tiny", messages=user("hi"))
+    assert stack.engine.requests[-1].prediction is None
+    assert plain.usage.completion_tokens_details.accepted_prediction_tokens == 0
+
+
+@pytest.mark.parametrize(
+    "prediction", [{"type": "image", "content": "x"}, {"type": "content"}, "so it goes"]
+)
+def test_a_prediction_of_another_form_is_refused(client: OpenAI, prediction: Any) -> None:
+    with pytest.raises(BadRequestError) as refused:
+        client.chat.completions.create(model="tiny", messages=user("hi"), prediction=prediction)
+    assert refused.value.param.startswith("prediction")
+
+
 def test_a_stream_has_roles_texts_reasons_and_usage(client: OpenAI) -> None:
     stream = client.chat.completions.create(
         model="tiny",

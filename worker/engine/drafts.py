@@ -1,8 +1,9 @@
 """Tokens that rows will probably draw, computed along in steps that take no longer for them.
 
-A row repeats itself and its prompt. What followed its last tokens before is put behind them, and
-every row of the step draws what comes next. As long as a drawn token is the drafted one, the row
-behind it was right and its draw counts: the tokens are those of one step each, only sooner.
+A row repeats itself, its prompt, or what its caller predicts. What followed its last tokens there
+is put behind them, and every row of the step draws what comes next. As long as a drawn token is the
+drafted one, the row behind it was right and its draw counts: the tokens are those of one step each,
+only sooner.
 Source: prompt lookup decoding (Saxena, 2023), a form of speculative decoding (arXiv 2211.17192).
 """
 
@@ -33,23 +34,34 @@ def with_drafts(step: Step, *, spare: int) -> Step:
 
 def _guess(choice: Choice, *, most: int) -> list[int]:
     """Return what may follow a row's last token and be drawn before its limit."""
+    own = [*choice.prompt, *choice.generated][-WINDOW:]
+    predicted = choice.request.prediction
+    if predicted:  # it is what follows the prompt
+        predicted = [*choice.prompt[-LONGEST_MATCH:], *predicted]
     before_last = choice.limit - len(choice.generated) - 1
-    ids = [*choice.prompt, *choice.generated][-WINDOW:]
-    return continuation(ids, most=min(most, before_last))
+    return continuation(own, most=min(most, before_last), predicted=predicted)
 
 
-def continuation(ids: Sequence[int], *, most: int) -> list[int]:
+def continuation(ids: Sequence[int], *, most: int, predicted: Sequence[int] = ()) -> list[int]:
     """Return up to `most` tokens that followed the last ones where they, or fewer, stood before.
 
-    The longest match counts, and of its places the latest.
+    The longest match counts; of equal ones that in what is predicted, and of its places the latest.
     """
-    stream = array("I", ids)
-    size, text = stream.itemsize, stream.tobytes()
-    for length in range(min(LONGEST_MATCH, len(stream) - 1), 0, -1):
-        last, stop = text[-length * size :], len(text) - 1
-        while (place := text.rfind(last, 0, stop)) >= 0:
-            if place % size == 0:
-                follower = place // size + length
+    own = array("I", ids)
+    for length in range(min(LONGEST_MATCH, len(own) - 1), 0, -1):
+        for stream in (array("I", predicted), own):
+            follower = _behind(stream, own[-length:])
+            if follower is not None:
                 return stream[follower : follower + most].tolist()
-            stop = place + len(last) - 1  # it lay across the bytes of other tokens
     return []
+
+
+def _behind(stream: "array[int]", wanted: "array[int]") -> int | None:
+    """Return the place behind the last of some tokens that more tokens follow."""
+    size, text, pattern = stream.itemsize, stream.tobytes(), wanted.tobytes()
+    stop = len(text) - 1
+    while (place := text.rfind(pattern, 0, max(0, stop))) >= 0:
+        if place % size == 0:
+            return place // size + len(wanted)
+        stop = place + len(pattern) - 1  # it lay across two tokens
+    return None

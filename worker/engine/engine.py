@@ -40,7 +40,13 @@ from worker.engine.assembly import Assembly, assemble
 from worker.engine.generation import Generation
 from worker.engine.inbox import Inbox
 from worker.engine.inspect import inspect
-from worker.engine.intake import check_inputs, read_prompt, read_sampling, token_limit
+from worker.engine.intake import (
+    check_inputs,
+    read_prediction,
+    read_prompt,
+    read_sampling,
+    token_limit,
+)
 from worker.engine.metrics import Metrics
 from worker.engine.reading import Reading, Reply
 from worker.engine.request import Outbox, Request
@@ -200,6 +206,10 @@ class Engine:
             context=opened.context,
         )
         prompt = await self._take_in(read)
+        foresee = partial(
+            read_prediction, request.prediction, renderer=opened.renderer, context=opened.context
+        )
+        prediction = await self._take_in(foresee) if request.prediction else []
         token_limit(len(prompt), sampling=sampling, context=opened.context)
         return Generation(
             adapter=request.adapter,
@@ -211,6 +221,7 @@ class Engine:
             sampling=sampling,
             seed=secrets.randbits(63) if sampling.seed is None else sampling.seed,
             stream=request.stream,
+            prediction=prediction,
         )
 
     async def _read(self, order: EmbedRequest | ClassifyRequest) -> Reply:

@@ -1,7 +1,7 @@
 """A request for text in flight."""
 
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from core.errors import GraftworkError
 from models.spec import SamplingSpec
@@ -33,6 +33,11 @@ class Generation(Request):
     completion_tokens: int = 0
     cached_tokens: int = 0
     """Tokens of the prompt that its first choice did not have to compute."""
+    prediction: list[int] = field(default_factory=list)
+    """Tokens that the answer may have, in part or whole."""
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
+    """Those of them that were drawn."""
 
     async def lines(self) -> AsyncIterator[AnyGenerateLine]:
         """Yield lines to the last; an error before the first is raised, a later one is a line."""

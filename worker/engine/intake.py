@@ -41,6 +41,15 @@ def read_prompt(source: Input, *, renderer: Renderer, vocab: int, context: int) 
     return ids or [renderer.eos_id]
 
 
+def read_prediction(text: str | None, *, renderer: Renderer, context: int) -> list[int]:
+    """Return the tokens of what an answer may say; `InvalidRequest` if none could be as long."""
+    if text is None:
+        return []
+    text = check_text(text, param="prediction")
+    _check_size(text, most_bytes=context * renderer.longest_token, param="prediction")
+    return renderer.encode(text)[len(renderer.begin_ids) :]
+
+
 def check_inputs(inputs: Sequence[Input], *, renderer: Renderer, vocab: int, context: int) -> None:
     """Refuse inputs that can never be read; what their tokens are depends on their adapter."""
     if not inputs:
@@ -112,7 +121,7 @@ def _check_size(text: str, *, most_bytes: int, param: str) -> None:
     size = len(text.encode())
     if size > most_bytes:
         raise InvalidRequest(
-            f"The prompt has {size} bytes; the context of this engine holds {most_bytes} at most.",
+            f"This text has {size} bytes; the context of this engine holds {most_bytes} at most.",
             code="context_length_exceeded",
             param=param,
         )

@@ -235,21 +235,25 @@ class Loop:
 
     def _take_drawn(self, choice: Choice, drawn: list[Drawn], *, draft: list[int]) -> None:
         """Take what was drawn behind the last token, and behind drafted ones as far as right."""
-        slot, end = choice.slot, choice.reach + len(draft)
-        before = len(choice.generated)
+        request, slot, end = choice.request, choice.slot, choice.reach + len(draft)
+        request.drafted_tokens += len(draft)
+        taken = accepted = 0
         for one, drafted in zip_longest(drawn, draft):
             if choice.slot is None:
                 break
+            right = one.token == drafted
+            taken, accepted = taken + 1, accepted + right
+            request.accepted_tokens += right
             self._take(choice, one)
-            if one.token != drafted:
+            if not right:
                 break
         if slot is not None and not all(one.finite for one in drawn):
             start = choice.footing.rows + choice.computed
             self._blocks.wipe(slot, start=start, length=end - start)
-        self._metrics.count_drawn(len(choice.generated) - before, drafted=len(draft))
+        self._metrics.count_drawn(taken, drafted=len(draft), accepted=accepted)
 
     def _take(self, choice: Choice, drawn: Drawn) -> None:
-        choice.computed = len(choice.prompt) + len(choice.generated)
+        choice.computed = len(choice.prompt) + len(choice.generated)  # all that it is drawn behind
         if not drawn.finite:
             message = "The network's output for this request is not a number."
             self._fault(choice.request, message)

@@ -41,12 +41,12 @@ class Metrics:
         self.adapter_bytes.set(sum(resident["bytes"] for resident in residents))
         return generate_latest(self.registry)
 
-    def count_drawn(self, tokens: int, *, drafted: int) -> None:
-        """Count what a row draws in a step; all but the last of its tokens were drafted right."""
+    def count_drawn(self, tokens: int, *, drafted: int, accepted: int) -> None:
+        """Count the tokens that a row takes in a step, and how many were drafted and right."""
         self.tokens.labels("completion").inc(tokens)
         if drafted:
             self.tokens.labels("drafted").inc(drafted)
-            self.tokens.labels("accepted").inc(max(0, tokens - 1))
+            self.tokens.labels("accepted").inc(accepted)
 
     def _gauge(self, name: str, description: str) -> Gauge:
         return Gauge(f"graftwork_engine_{name}", description, registry=self.registry)

@@ -3,6 +3,8 @@
 from functools import cache
 from typing import Literal
 
+import msgspec
+
 from core.errors import InvalidRequest
 from models.nn.chat import Renderer
 from models.wire import GenerateDelta, GenerateEnd, GenerateStart
@@ -133,6 +135,11 @@ class Writer:
             completion_tokens=generation.completion_tokens,
             cached_tokens=generation.cached_tokens,
         )
+        if generation.prediction:
+            accepted, drafted = generation.accepted_tokens, generation.drafted_tokens
+            counts = msgspec.structs.replace(
+                counts, accepted_tokens=accepted, rejected_tokens=drafted - accepted
+            )
         self._outbox.put(generation, counts)
 
     def _tell(self, choice: Choice, pieces: list[Piece], *, reason: Reason | None) -> None:

@@ -213,11 +213,18 @@ async def until(condition: Callable[[], bool], *, seconds: float = 30.0) -> None
 
 
 def order(
-    prompt: str | Sequence[int], *, adapter: AdapterRef | None = None, **sampling: Any
+    prompt: str | Sequence[int],
+    *,
+    adapter: AdapterRef | None = None,
+    prediction: str | None = None,
+    **sampling: Any,
 ) -> GenerateRequest:
     form = {"prompt": prompt} if isinstance(prompt, str) else {"prompt_ids": list(prompt)}
     return GenerateRequest(
-        sampling={"temperature": 0, "max_tokens": 8, **sampling}, adapter=adapter, **form
+        sampling={"temperature": 0, "max_tokens": 8, **sampling},
+        adapter=adapter,
+        prediction=prediction,
+        **form,
     )
 
 

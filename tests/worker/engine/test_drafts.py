@@ -44,6 +44,21 @@ def test_continuation(ids: list[int], most: int, expected: list[int]) -> None:
     assert continuation(ids, most=most) == expected
 
 
+@pytest.mark.parametrize(
+    ("predicted", "expected"),
+    [
+        ([9, 2, 3, 7], [7]),  # as long a match as the row's own: what is predicted counts
+        ([9, 3, 7], [4, 1]),  # a shorter one
+        ([2, 3], [4, 1]),  # nothing follows it
+        ([], [4, 1]),
+    ],
+)
+def test_what_is_predicted_counts_before_the_row_itself(
+    predicted: list[int], expected: list[int]
+) -> None:
+    assert continuation([2, 3, 4, 1, 2, 3], most=2, predicted=predicted) == expected
+
+
 @given(st.lists(st.sampled_from([0, 1, 256, 65536, 1 << 24, 257]), min_size=1, max_size=40))
 def test_continuation_is_what_a_search_one_by_one_finds(ids: list[int]) -> None:
     def search() -> list[int]:
@@ -139,6 +154,27 @@ def test_nothing_is_drafted_where_torch_computes_the_step(
     assert quick == plain
     assert count(engines[1], "completion") == 30
     assert count(engines[1], "drafted") == 0
+
+
+@drafted
+def test_a_predicted_answer_comes_sooner(engines: list[Engine]) -> None:
+    """It is the same answer whatever is predicted; what that was worth is said.
+
+    Not all of it comes sooner: bytes that are no text do not come back as the same tokens.
+    """
+    sampling: dict[str, Any] = {"temperature": 1.0, "seed": 3, "max_tokens": 60, "ignore_eos": True}
+    (plain,) = ask_all(engines[0], [order("Once upon", **sampling)])
+    before = steps(engines[1])
+    (right,) = ask_all(engines[1], [order("Once upon", prediction=plain.texts[0], **sampling)])
+    taken = steps(engines[1]) - before
+    (wrong,) = ask_all(engines[1], [order("Once upon", prediction="It was. " * 9, **sampling)])
+    for answer in (right, wrong):
+        assert answer.texts == plain.texts
+        assert answer.last.completion_tokens == 60
+    assert right.last.accepted_tokens == 60 - taken
+    assert wrong.last.accepted_tokens + 8 <= right.last.accepted_tokens
+    assert wrong.last.rejected_tokens > 0
+    assert plain.last.accepted_tokens == plain.last.rejected_tokens == 0
 
 
 @drafted

@@ -91,7 +91,14 @@ def test_lines_are_streamed(world: World, client: httpx.Client) -> None:
     assert response.headers["content-type"].startswith("application/x-ndjson")
     start, *deltas, end = lines_of(response)
     assert start == {"type": "start", "prompt_tokens": 20}
-    assert end == {"type": "end", "prompt_tokens": 20, "completion_tokens": 4, "cached_tokens": 0}
+    assert end == {
+        "type": "end",
+        "prompt_tokens": 20,
+        "completion_tokens": 4,
+        "cached_tokens": 0,
+        "accepted_tokens": 0,
+        "rejected_tokens": 0,
+    }
     assert {delta["type"] for delta in deltas} == {"delta"}
     assert sum(len(delta["tokens"]) for delta in deltas) == 4
     assert deltas[-1]["finish_reason"] == "length"
