@@ -144,9 +144,9 @@ class GenerateEnd(GenerateLine, frozen=True, tag="end"):
     cached_tokens: int = 0
     """Tokens of the prompt that had not to be computed again."""
     accepted_tokens: int = 0
-    """With a prediction: tokens of the answer that were drafted before they were drawn."""
+    """Tokens of the prediction that were computed before they were drawn."""
     rejected_tokens: int = 0
-    """Those that were drafted and then not drawn."""
+    """Those that were computed and then not drawn."""
 
 
 class GenerateError(GenerateLine, frozen=True, tag="error"):

@@ -33,6 +33,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "min_p": (0,),
     "modalities": (["text"],),
     "moderation": (),
+    "prediction": (),
     "presence_penalty": (0,),
     "reasoning_effort": ("none",),
     "repetition_penalty": (1,),
@@ -45,7 +46,8 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "verbosity": ("medium",),
     "web_search_options": (),
 }
-"""Parameters that are not offered, with the values (beside null) that ask for nothing."""
+"""Parameters that are not offered, or by one kind of request only, with the values (beside null)
+that ask for nothing."""
 
 StopText = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 StopTexts = Annotated[list[StopText], Field(max_length=4)]
@@ -79,7 +81,8 @@ class SamplingRequest(Wire):
     def _set_aside_what_asks_for_nothing(cls, body: Any) -> Any:
         if not isinstance(body, dict):
             return body
-        for name in NEUTRAL.keys() & body.keys():
+        neutral = NEUTRAL.keys() - cls.model_fields.keys()
+        for name in neutral & body.keys():
             if body[name] is not None and body[name] not in NEUTRAL[name]:
                 raise InvalidRequest(
                     f"The parameter '{name}' is not supported; leave it out.",
@@ -87,7 +90,7 @@ class SamplingRequest(Wire):
                     param=name,
                 )
         return {
-            key: value for key, value in body.items() if key not in HARMLESS and key not in NEUTRAL
+            key: value for key, value in body.items() if key not in HARMLESS and key not in neutral
         }
 
     @property
@@ -111,12 +114,12 @@ class PromptTokens(Reply):
 
 
 class CompletionTokens(Reply):
-    """How a prediction fared; zeros where none was given."""
+    """How a prediction fared; zeros where none was given, or the engine had no time to spare."""
 
     accepted_prediction_tokens: int = 0
-    """Tokens of the answer that were computed before they were drawn."""
+    """Tokens of the prediction that were computed before they were drawn, some perhaps twice."""
     rejected_prediction_tokens: int = 0
-    """Those that were computed and then not drawn; the answer has others."""
+    """Those that were computed and then not drawn; they are not among `completion_tokens`."""
 
 
 class Usage(Reply):

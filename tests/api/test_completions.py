@@ -66,6 +66,14 @@ def test_a_prediction_is_passed_on_and_its_worth_comes_back(
     assert plain.usage.completion_tokens_details.accepted_prediction_tokens == 0
 
 
+def test_only_chats_take_predictions(client: OpenAI) -> None:
+    nothing, something = ({"prediction": given} for given in (None, {"type": "content"}))
+    assert client.completions.create(model="tiny", prompt="hi", extra_body=nothing).choices
+    with pytest.raises(BadRequestError) as refused:
+        client.completions.create(model="tiny", prompt="hi", extra_body=something)
+    assert (refused.value.code, refused.value.param) == ("unsupported_parameter", "prediction")
+
+
 @pytest.mark.parametrize(
     "prediction", [{"type": "image", "content": "x"}, {"type": "content"}, "so it goes"]
 )

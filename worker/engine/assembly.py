@@ -15,6 +15,7 @@ from models.nn.weight_only import hold_in_8_bits
 from worker.engine.adapters import AdapterCache, Fetch, Post
 from worker.engine.admission import admit
 from worker.engine.blocks import Blocks
+from worker.engine.drafts import Drafter
 from worker.engine.graphs import graphs_for
 from worker.engine.loop import Loop
 from worker.engine.metrics import Metrics
@@ -99,7 +100,7 @@ def assemble(
         reader=Reader(loader),
         outbox=outbox,
         metrics=metrics,
-        drafts=settings.engine.drafts,
+        drafter=Drafter(runner) if settings.engine.drafts else None,
         adapters=partial(
             AdapterCache,
             fetch=fetch,

@@ -61,7 +61,7 @@ class Blocks:
         self._all[:, :, slot, :, start : start + block.shape[3]] = block
 
     def move(self, source: int, target: int, *, length: int) -> None:
-        """Move the first `length` positions of one slot to another; nothing stays behind."""
+        """Move the first `length` positions of one slot to another; they are zeros then."""
         self._all[:, :, target, :, :length] = self._all[:, :, source, :, :length]
         self.wipe(source, length=length)
 

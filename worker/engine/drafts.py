@@ -8,10 +8,17 @@ Source: prompt lookup decoding (Saxena, 2023), a form of speculative decoding (a
 """
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import takewhile
+from sys import byteorder
 
-from worker.engine.scheduler import Step
+import structlog
+
+from models.nn.terms import Terms
+from worker.engine.runner import Runner
+from worker.engine.sampler import Drawn
+from worker.engine.scheduler import Draft, Step
 from worker.engine.sequence import Choice
 
 LONGEST_MATCH = 3
@@ -19,20 +26,44 @@ LONGEST_MATCH = 3
 WINDOW = 4096
 """Tokens of a row in which they are looked for, so that a long row costs no step its time."""
 
+log = structlog.get_logger(__name__)
+
+
+class Drafter:
+    """Puts drafts into steps of few rows."""
+
+    def __init__(self, runner: Runner) -> None:
+        """Draft as many rows as `runner` says a step has to spare."""
+        self._runner = runner
+
+    def extend(self, step: Step, *, terms: Mapping[str, Terms]) -> Step:
+        """Return a step with drafts; as it is if there is no room, or if guessing fails."""
+        try:
+            spare = self._runner.spare(step, terms=terms)
+            return with_drafts(step, spare=spare) if spare else step
+        except Exception as error:
+            log.warning("no_drafts", exc_info=error)
+            return step
+
 
 def with_drafts(step: Step, *, spare: int) -> Step:
     """Return a step with up to `spare` rows more, dealt out evenly among those that decode."""
     guesses = {choice: _guess(choice, most=spare) for choice in step.decodes}
-    drafts: dict[Choice, list[int]] = {}
+    given = dict.fromkeys(guesses, 0)
     for place in range(spare):
         for choice, guess in guesses.items():
-            if spare and place < len(guess):
-                drafts.setdefault(choice, []).append(guess[place])
+            if spare and place < len(guess.tokens):
+                given[choice] += 1
                 spare -= 1
+    drafts = {
+        choice: guesses[choice]._replace(tokens=guesses[choice].tokens[:count])
+        for choice, count in given.items()
+        if count
+    }
     return replace(step, drafts=drafts) if drafts else step
 
 
-def _guess(choice: Choice, *, most: int) -> list[int]:
+def _guess(choice: Choice, *, most: int) -> Draft:
     """Return what may follow a row's last token and be drawn before its limit."""
     own = [*choice.prompt, *choice.generated][-WINDOW:]
     predicted = choice.request.prediction
@@ -42,26 +73,28 @@ def _guess(choice: Choice, *, most: int) -> list[int]:
     return continuation(own, most=min(most, before_last), predicted=predicted)
 
 
-def continuation(ids: Sequence[int], *, most: int, predicted: Sequence[int] = ()) -> list[int]:
+def continuation(ids: Sequence[int], *, most: int, predicted: Sequence[int] = ()) -> Draft:
     """Return up to `most` tokens that followed the last ones where they, or fewer, stood before.
 
     The longest match counts; of equal ones that in what is predicted, and of its places the latest.
     """
-    own = array("I", ids)
+    own, other = _as_text(ids), _as_text(predicted)
     for length in range(min(LONGEST_MATCH, len(own) - 1), 0, -1):
-        for stream in (array("I", predicted), own):
-            follower = _behind(stream, own[-length:])
-            if follower is not None:
-                return stream[follower : follower + most].tolist()
-    return []
+        for stream in (other, own):
+            place = stream.rfind(own[-length:], 0, max(0, len(stream) - 1))
+            if place >= 0:
+                follower = place + length
+                tokens = [ord(one) for one in stream[follower : follower + most]]
+                return Draft(tokens, predicted=stream is other)
+    return Draft([])
 
 
-def _behind(stream: "array[int]", wanted: "array[int]") -> int | None:
-    """Return the place behind the last of some tokens that more tokens follow."""
-    size, text, pattern = stream.itemsize, stream.tobytes(), wanted.tobytes()
-    stop = len(text) - 1
-    while (place := text.rfind(pattern, 0, max(0, stop))) >= 0:
-        if place % size == 0:
-            return place // size + len(wanted)
-        stop = place + len(pattern) - 1  # it lay across two tokens
-    return None
+def count_right(draft: Draft, drawn: Sequence[Drawn]) -> int:
+    """Return how many drafted tokens were drawn, each behind right ones."""
+    pairs = zip(draft.tokens, drawn, strict=False)
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1].token, pairs))
+
+
+def _as_text(ids: Sequence[int]) -> str:
+    """Return tokens as code points, of which strings find runs; there are more than of tokens."""
+    return array("I", ids).tobytes().decode(f"utf-32-{byteorder[0]}e", "surrogatepass")

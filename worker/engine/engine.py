@@ -40,13 +40,7 @@ from worker.engine.assembly import Assembly, assemble
 from worker.engine.generation import Generation
 from worker.engine.inbox import Inbox
 from worker.engine.inspect import inspect
-from worker.engine.intake import (
-    check_inputs,
-    read_prediction,
-    read_prompt,
-    read_sampling,
-    token_limit,
-)
+from worker.engine.intake import check_inputs, read_generation, read_sampling, token_limit
 from worker.engine.metrics import Metrics
 from worker.engine.reading import Reading, Reply
 from worker.engine.request import Outbox, Request
@@ -199,17 +193,14 @@ class Engine:
     ) -> Generation:
         source = Input(messages=request.messages, text=request.prompt, ids=request.prompt_ids)
         read = partial(
-            read_prompt,
+            read_generation,
             source,
+            request.prediction,
             renderer=opened.renderer,
             vocab=opened.backbone.shape.vocab,
             context=opened.context,
         )
-        prompt = await self._take_in(read)
-        foresee = partial(
-            read_prediction, request.prediction, renderer=opened.renderer, context=opened.context
-        )
-        prediction = await self._take_in(foresee) if request.prediction else []
+        prompt, prediction = await self._take_in(read)
         token_limit(len(prompt), sampling=sampling, context=opened.context)
         return Generation(
             adapter=request.adapter,

@@ -20,6 +20,21 @@ def read_sampling(block: dict[str, Any]) -> SamplingSpec:
         raise _refusal(error) from error
 
 
+def read_generation(
+    source: Input, prediction: str | None, *, renderer: Renderer, vocab: int, context: int
+) -> tuple[list[int], list[int]]:
+    """Return the tokens of a prompt (`read_prompt`), and of what its answer may say, if anything.
+
+    `InvalidRequest` also for a prediction that no context could hold.
+    """
+    prompt = read_prompt(source, renderer=renderer, vocab=vocab, context=context)
+    if not prediction:
+        return prompt, []
+    text = check_text(prediction, param="prediction")
+    _check_size(text, most_bytes=context * renderer.longest_token, param="prediction")
+    return prompt, renderer.encode(text)[len(renderer.begin_ids) :][:context]
+
+
 def read_prompt(source: Input, *, renderer: Renderer, vocab: int, context: int) -> list[int]:
     """Return the prompt's token ids, as training would see them; at least one.
 
@@ -39,15 +54,6 @@ def read_prompt(source: Input, *, renderer: Renderer, vocab: int, context: int) 
     ids = source.ids or []
     check_ids(ids, vocab=vocab, param="prompt")
     return ids or [renderer.eos_id]
-
-
-def read_prediction(text: str | None, *, renderer: Renderer, context: int) -> list[int]:
-    """Return the tokens of what an answer may say; `InvalidRequest` if none could be as long."""
-    if text is None:
-        return []
-    text = check_text(text, param="prediction")
-    _check_size(text, most_bytes=context * renderer.longest_token, param="prediction")
-    return renderer.encode(text)[len(renderer.begin_ids) :]
 
 
 def check_inputs(inputs: Sequence[Input], *, renderer: Renderer, vocab: int, context: int) -> None:

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 from functools import partial
-from itertools import islice, zip_longest
+from itertools import islice, takewhile
 
 import structlog
 
@@ -11,7 +11,7 @@ from core.errors import GraftworkError
 from models.nn.terms import Terms
 from worker.engine.adapters import AdapterCache
 from worker.engine.blocks import Blocks
-from worker.engine.drafts import with_drafts
+from worker.engine.drafts import Drafter, count_right
 from worker.engine.generation import Generation
 from worker.engine.layout import bucket
 from worker.engine.metrics import Metrics
@@ -22,7 +22,7 @@ from worker.engine.request import Outbox, Request
 from worker.engine.resident import Resident
 from worker.engine.runner import Runner
 from worker.engine.sampler import Drawn, sample
-from worker.engine.scheduler import Scheduler, Step
+from worker.engine.scheduler import Draft, Scheduler, Step
 from worker.engine.sequence import Choice, Excerpt, Sequence
 from worker.engine.shared import SharedPrompts
 from worker.engine.writer import Writer
@@ -47,7 +47,7 @@ class Loop:
         outbox: Outbox,
         metrics: Metrics,
         adapters: Callable[..., AdapterCache],
-        drafts: bool,
+        drafter: Drafter | None = None,
     ) -> None:
         self.scheduler = scheduler
         self.adapters = adapters(
@@ -62,7 +62,7 @@ class Loop:
         self._reader = reader
         self._outbox = outbox
         self._metrics = metrics
-        self._drafts = drafts
+        self._drafter = drafter
 
     @property
     def waiting(self) -> int:
@@ -106,7 +106,9 @@ class Loop:
         self.adapters.pace.hurried = step is not None
         if step is not None:
             began = time.perf_counter()
-            self._run(self._drafted(step))
+            self._run(
+                self._drafter.extend(step, terms=self._terms(step)) if self._drafter else step
+            )
             self._metrics.step_seconds.observe(time.perf_counter() - began)
         self._outbox.flush()
         return step is not None
@@ -171,23 +173,20 @@ class Loop:
     def _resident(self, request: Request) -> Resident | None:
         return self.adapters.find(request.adapter.digest) if request.adapter else None
 
-    def _drafted(self, step: Step) -> Step:
-        """Have likely tokens computed along where that costs nothing."""
-        spare = self._runner.spare(step, terms=self._terms(step)) if self._drafts else 0
-        return with_drafts(step, spare=spare) if spare else step
-
     def _terms(self, step: Step) -> dict[str, Terms]:
         return self.adapters.terms({row.adapter.digest for row in step.sequences if row.adapter})
 
     def _run(self, step: Step) -> None:
-        """Compute a step; if it fails, each sequence alone, so that only the faulty ones end."""
+        """Compute a step; if it fails, each sequence alone, undrafted: only the faulty ones end."""
         try:
             outcome, drawn = self._compute(step)
         except Exception as error:
             self._runner.forget()
+            for choice in step.drafts:
+                self._wipe_draft(choice, step)
             sequences = list(step.sequences)
             log.warning("step_failed", rows=len(sequences), exc_info=error)
-            if len(sequences) > 1:
+            if len(sequences) > 1 or step.drafts:
                 for part in step.alone():
                     if all(sequence.slot is not None for sequence in part.sequences):
                         self._run(part)
@@ -198,11 +197,7 @@ class Loop:
 
     def _compute(self, step: Step) -> tuple[Outcome, list[Drawn]]:
         """Return what a step gives without changing any sequence; so it can be tried again."""
-        draws = [
-            self._writer.draw(choice, ahead=ahead)
-            for choice in step.drawing()
-            for ahead in range(1 + len(step.drafts.get(choice, ())))
-        ]
+        draws = self._writer.draws(step)
         greedy = all(draw.is_likeliest for draw in draws)
         outcome = self._runner.run(step, terms=self._terms(step), greedy=greedy)
         if greedy:
@@ -229,28 +224,39 @@ class Loop:
             elif isinstance(row, Choice) and row.slot is not None:
                 self._writer.echo(row, chunk, scores.get(chunk, []))
         rows = iter(drawn)
-        for choice in step.drawing():
-            draft = step.drafts.get(choice, [])
-            self._take_drawn(choice, list(islice(rows, 1 + len(draft))), draft=draft)
+        told = [
+            self._finite(choice, step, list(islice(rows, 1 + len(step.draft(choice).tokens))))
+            for choice in step.drawing()
+        ]
+        for choice, own in zip(step.drawing(), told, strict=True):
+            self._take_drawn(choice, own, draft=step.draft(choice))
 
-    def _take_drawn(self, choice: Choice, drawn: list[Drawn], *, draft: list[int]) -> None:
+    def _finite(self, choice: Choice, step: Step, drawn: list[Drawn]) -> list[Drawn]:
+        """Return what was drawn before the first drafted row without numbers, which is wiped."""
+        first, *behind = drawn
+        kept = [first, *takewhile(lambda one: one.finite, behind)]
+        if len(kept) < len(drawn):
+            self._wipe_draft(choice, step, kept=len(kept) - 1)
+        return kept
+
+    def _wipe_draft(self, choice: Choice, step: Step, *, kept: int = 0) -> None:
+        """Zero the positions of a draft but for its first tokens; no step has counted them yet."""
+        if choice.slot is not None:
+            length = len(step.draft(choice).tokens) - kept
+            self._blocks.wipe(choice.slot, start=choice.reach + kept, length=length)
+
+    def _take_drawn(self, choice: Choice, drawn: list[Drawn], *, draft: Draft) -> None:
         """Take what was drawn behind the last token, and behind drafted ones as far as right."""
-        request, slot, end = choice.request, choice.slot, choice.reach + len(draft)
-        request.drafted_tokens += len(draft)
-        taken = accepted = 0
-        for one, drafted in zip_longest(drawn, draft):
-            if choice.slot is None:
-                break
-            right = one.token == drafted
-            taken, accepted = taken + 1, accepted + right
-            request.accepted_tokens += right
-            self._take(choice, one)
-            if not right:
-                break
-        if slot is not None and not all(one.finite for one in drawn):
-            start = choice.footing.rows + choice.computed
-            self._blocks.wipe(slot, start=start, length=end - start)
-        self._metrics.count_drawn(taken, drafted=len(draft), accepted=accepted)
+        right = count_right(draft, drawn)
+        wrong = len(draft.tokens) - right
+        if draft.predicted:
+            choice.request.count_predicted(accepted=right, rejected=wrong)
+        taken = 0
+        for one in drawn[: right + 1]:
+            if choice.slot is not None:
+                taken += 1
+                self._take(choice, one)
+        self._metrics.count_drawn(taken, accepted=right, rejected=wrong)
 
     def _take(self, choice: Choice, drawn: Drawn) -> None:
         choice.computed = len(choice.prompt) + len(choice.generated)  # all that it is drawn behind

@@ -41,11 +41,11 @@ class Metrics:
         self.adapter_bytes.set(sum(resident["bytes"] for resident in residents))
         return generate_latest(self.registry)
 
-    def count_drawn(self, tokens: int, *, drafted: int, accepted: int) -> None:
-        """Count the tokens that a row takes in a step, and how many were drafted and right."""
+    def count_drawn(self, tokens: int, *, accepted: int, rejected: int) -> None:
+        """Count the tokens that a row takes in a step, and what became of those drafted."""
         self.tokens.labels("completion").inc(tokens)
-        if drafted:
-            self.tokens.labels("drafted").inc(drafted)
+        if accepted or rejected:
+            self.tokens.labels("drafted").inc(accepted + rejected)
             self.tokens.labels("accepted").inc(accepted)
 
     def _gauge(self, name: str, description: str) -> Gauge:

@@ -22,8 +22,9 @@ Acting = Mapping[str, StepAdapter]
 ROWS_OF_ONE: Mapping[Form, int] = {"amx": 8, "avx512": 6}
 """How many rows a step computes in about the time of one, which memory takes to bring the weights.
 
-Measured on two cores: by vectors of 512 bits 1, 6 and 8 rows take 7.3, 7.4 and 8.4 ms, by tiles 1
-and 8 rows 10.5 and 11.9. By vectors of 256 bits two rows take 1.7 of the time of one.
+Measured on two cores: by vectors of 512 bits 1, 6 and 8 rows take 7.3, 7.4 and 8.4 ms (on one core
+9.4, 11.4 and 13.6), by tiles 1 and 8 rows 10.5 and 11.9. By vectors of 256 bits two rows take 1.7
+of the time of one.
 """
 
 
@@ -94,7 +95,7 @@ def _decode(choice: Choice, step: Step, acting: Acting) -> Iterator[Run]:
     """Yield a run for its last token and for each drafted one, so that all are summed alike."""
     adapter = acting.get(choice.footing.owner or "")
     first = choice.footing.rows + choice.computed
-    for place, token in enumerate([choice.last_token, *step.drafts.get(choice, ())], first):
+    for place, token in enumerate([choice.last_token, *step.draft(choice).tokens], first):
         yield Run(choice.slot or 0, place, [token], adapter, decodes=True)
 
 

@@ -53,6 +53,8 @@ class Runner:
             outcome = self._native.run(step, terms=terms, greedy=greedy)
             if outcome is not None:
                 return outcome
+        if step.drafts:
+            raise ValueError("Drafts are for steps of the C++ kernels.")
         layout = lay_out(step, rows=self._blocks.rows)
         executor = self._banks.executor(
             step.group, layout.owners, terms=terms, device=self._backbone.device

@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from models.nn.kernels.native import draw as native
+from models.nn.kernels.native import draw as drawing
 from worker.engine.draw import draw_nucleus, draw_whole, weigh
 
 _BLOCK = 256
@@ -86,7 +87,7 @@ def likeliest(logits_nv: Tensor) -> list[int]:
 def score(logits_rv: Tensor, *, asked: Sequence[Asked]) -> list[Drawn]:
     """Report given tokens as if they had been drawn from float32 logits, several a row if asked."""
     rows = [one.row for one in asked]
-    total_r = logits_rv.logsumexp(-1)
+    total_r = _total(logits_rv)
     finite = torch.isfinite(total_r).tolist()
     chosen_m = logits_rv[rows, [one.token for one in asked]] - total_r[rows]
     width = min(max(one.top for one in asked), logits_rv.shape[-1])
@@ -110,7 +111,7 @@ class _Report:
         self._rows = rows
         self._counts = [draws[row].top_logprobs or 0 for row in rows]
         self._logits_mv = _pick(logits_nv, rows).clone()
-        self._total_m = self._logits_mv.logsumexp(-1)
+        self._total_m = _total(self._logits_mv)
         width = min(max(self._counts), logits_nv.shape[-1])
         top_mk, self._ids_mk = self._logits_mv.topk(width, dim=-1)
         self._top_mk = top_mk - self._total_m[:, None]
@@ -126,11 +127,21 @@ class _Report:
         }
 
 
+def _total(logits_nv: Tensor) -> Tensor:
+    """Return (n,): the logarithm of the sum of exponentials of each row.
+
+    In two stages, for torch would share a long row among threads where it has few of them, and sum
+    it otherwise than among many.
+    """
+    whole_nv = F.pad(logits_nv, (0, -logits_nv.shape[-1] % _BLOCK), value=-torch.inf)
+    return whole_nv.view(len(logits_nv), -1, _BLOCK).logsumexp(-1).logsumexp(-1)
+
+
 def _choose(logits_nv: Tensor, draws: Sequence[Draw]) -> list[int]:
     """Return a token of each row, -1 where not all logits are finite."""
-    if native.takes(logits_nv):
+    if drawing.takes(logits_nv):
         _ban(logits_nv, draws)
-        return native.draw(logits_nv, [(one.temperature, one.top_p, one.uniform) for one in draws])
+        return drawing.draw(logits_nv, [(one.temperature, one.top_p, one.uniform) for one in draws])
     finite_n = torch.isfinite(logits_nv.sum(-1))
     _ban(logits_nv, draws)
     tokens: list[int] = torch.where(finite_n, _draw(logits_nv, draws), -1).tolist()

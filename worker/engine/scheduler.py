@@ -4,6 +4,7 @@ import heapq
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from worker.engine.sequence import Choice, Sequence
 
@@ -29,21 +30,32 @@ class Chunk:
         return None
 
 
+class Draft(NamedTuple):
+    """Tokens that a sequence might draw next."""
+
+    tokens: list[int]
+    predicted: bool = False
+    """Whether its caller predicted them; else the sequence itself once went on like that."""
+
+
+NO_DRAFT = Draft([])
+
+
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One forward: a token of each decoding sequence, and chunks of prompts."""
+    """One forward: a token of each decoding sequence and its draft, and chunks of prompts."""
 
     decodes: tuple[Choice, ...]
     chunks: tuple[Chunk, ...]
     group: str | None = None
     """The adapter, by digest, that has this step to itself; None for all that share theirs."""
-    drafts: Mapping[Choice, list[int]] = field(default_factory=dict)
-    """What some of those that decode might draw; each such token is one more row to draw from."""
+    drafts: Mapping[Choice, Draft] = field(default_factory=dict)
+    """Of some of those that decode; each such token is one more row to draw from."""
 
     @property
     def rows(self) -> int:
         """How many tokens are computed."""
-        drafted = sum(map(len, self.drafts.values()))
+        drafted = sum(len(draft.tokens) for draft in self.drafts.values())
         return len(self.decodes) + drafted + sum(part.stop - part.start for part in self.chunks)
 
     @property
@@ -52,12 +64,16 @@ class Step:
         yield from self.decodes
         yield from (chunk.sequence for chunk in self.chunks)
 
+    def draft(self, choice: Choice) -> Draft:
+        """Return the draft of a sequence that draws, which may be empty."""
+        return self.drafts.get(choice, NO_DRAFT)
+
     def drawing(self) -> list[Choice]:
         """Return the sequences that draw a token, in order."""
         return [*self.decodes, *(one for chunk in self.chunks if (one := chunk.drawing))]
 
     def alone(self) -> Iterator["Step"]:
-        """Yield the same work, each sequence in a step of its own."""
+        """Yield the same work but for drafts, each sequence in a step of its own."""
         yield from (Step((sequence,), (), self.group) for sequence in self.decodes)
         yield from (Step((), (chunk,), self.group) for chunk in self.chunks)
 

@@ -3,8 +3,6 @@
 from functools import cache
 from typing import Literal
 
-import msgspec
-
 from core.errors import InvalidRequest
 from models.nn.chat import Renderer
 from models.wire import GenerateDelta, GenerateEnd, GenerateStart
@@ -14,7 +12,7 @@ from worker.engine.intake import token_limit
 from worker.engine.request import Outbox
 from worker.engine.resident import Resident
 from worker.engine.sampler import LIKELIEST, Draw, Drawn
-from worker.engine.scheduler import Chunk
+from worker.engine.scheduler import Chunk, Step
 from worker.engine.sequence import Choice, Footing, Scored, choice_seed
 from worker.engine.text import Piece, TextStream
 
@@ -83,8 +81,15 @@ class Writer:
             text = self._renderer.decode(choice.prompt[choice.own :])
             self._outbox.put(generation, GenerateDelta(index=choice.index, text=text))
 
-    def draw(self, choice: Choice, *, ahead: int = 0) -> Draw:
-        """Say how a row's next token is to be drawn, or one so many behind that."""
+    def draws(self, step: Step) -> list[Draw]:
+        """Say how every token of a step is to be drawn, drafted ones behind their row's own."""
+        return [
+            self._draw(choice, ahead=ahead)
+            for choice in step.drawing()
+            for ahead in range(1 + len(step.draft(choice).tokens))
+        ]
+
+    def _draw(self, choice: Choice, *, ahead: int) -> Draw:
         sampling = choice.sampling
         greedy = sampling.temperature < COLDEST
         early = len(choice.generated) + ahead < sampling.min_tokens
@@ -134,12 +139,9 @@ class Writer:
             prompt_tokens=len(generation.prompt),
             completion_tokens=generation.completion_tokens,
             cached_tokens=generation.cached_tokens,
+            accepted_tokens=generation.accepted_tokens,
+            rejected_tokens=generation.rejected_tokens,
         )
-        if generation.prediction:
-            accepted, drafted = generation.accepted_tokens, generation.drafted_tokens
-            counts = msgspec.structs.replace(
-                counts, accepted_tokens=accepted, rejected_tokens=drafted - accepted
-            )
         self._outbox.put(generation, counts)
 
     def _tell(self, choice: Choice, pieces: list[Piece], *, reason: Reason | None) -> None:

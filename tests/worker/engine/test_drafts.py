@@ -15,15 +15,17 @@ from tests.worker.engine.conftest import World, ask_all, order, put_adapter
 from tests.worker.engine.suited import BFLOAT16, suited_world
 from worker.engine.drafts import LONGEST_MATCH, continuation
 from worker.engine.engine import Engine
-from worker.engine.native import ROWS_OF_ONE
+from worker.engine.native import ROWS_OF_ONE, NativeRunner
 from worker.engine.runner import Runner
-from worker.engine.scheduler import Step
+from worker.engine.scheduler import Draft, Step
 
 form = library().instructions if library() else ""  # type: ignore[union-attr]
 drafted = pytest.mark.skipif(
     form not in ROWS_OF_ONE, reason=reason() or f"A step by {form} has no rows to spare."
 )
 PROMPT = [20, 21, 22, 23, 24] * 5
+WRONG = 7
+"""A token that is not drawn where it is drafted."""
 
 
 @pytest.mark.parametrize(
@@ -36,12 +38,11 @@ PROMPT = [20, 21, 22, 23, 24] * 5
         ([1, 2, 3], 5, []),
         ([1], 5, []),
         ([1, 2, 1], 0, []),
-        ([256, 1, 65536, 1 << 24, 9, 1], 3, [65536, 1 << 24, 9]),
-        ([1, 1 << 24, 0, 2, 1 << 16], 3, []),  # their bytes are there, but across two tokens
+        ([256, 0, 65536, 0xD800, 9, 0], 3, [65536, 0xD800, 9]),  # all are tokens like others
     ],
 )
 def test_continuation(ids: list[int], most: int, expected: list[int]) -> None:
-    assert continuation(ids, most=most) == expected
+    assert continuation(ids, most=most).tokens == expected
 
 
 @pytest.mark.parametrize(
@@ -56,10 +57,11 @@ def test_continuation(ids: list[int], most: int, expected: list[int]) -> None:
 def test_what_is_predicted_counts_before_the_row_itself(
     predicted: list[int], expected: list[int]
 ) -> None:
-    assert continuation([2, 3, 4, 1, 2, 3], most=2, predicted=predicted) == expected
+    draft = continuation([2, 3, 4, 1, 2, 3], most=2, predicted=predicted)
+    assert draft == Draft(expected, predicted=expected == [7])
 
 
-@given(st.lists(st.sampled_from([0, 1, 256, 65536, 1 << 24, 257]), min_size=1, max_size=40))
+@given(st.lists(st.sampled_from([0, 1, 256, 65536, 0xDC00, 257]), min_size=1, max_size=40))
 def test_continuation_is_what_a_search_one_by_one_finds(ids: list[int]) -> None:
     def search() -> list[int]:
         for length in range(LONGEST_MATCH, 0, -1):
@@ -68,7 +70,7 @@ def test_continuation_is_what_a_search_one_by_one_finds(ids: list[int]) -> None:
                     return ids[first + length :][:4]
         return []
 
-    assert continuation(ids, most=4) == search()
+    assert continuation(ids, most=4).tokens == search()
 
 
 @pytest.fixture(scope="module")
@@ -198,34 +200,94 @@ def test_rows_end_with_their_context(engines: list[Engine]) -> None:
     assert quick[0].last.completion_tokens == context - len(PROMPT)
 
 
-@drafted
-def test_what_a_wrong_draft_leaves_behind_hurts_nobody(
-    engines: list[Engine], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Its keys may be no numbers at all: they are wiped, and no row ends because of them."""
-    request = order(PROMPT, max_tokens=40, ignore_eos=True, logprobs=True)
-    expected = ask_all(engines[0], [request])[0]
-    wrong = next(token for token in range(200) if token not in expected.ids)
-    loop = engines[1]._opened.loop  # type: ignore[union-attr]
-    blocks, run, spoilt = loop._blocks, Runner.run, []
+@pytest.fixture
+def spoilt(engines: list[Engine], monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int, int]]:
+    """Let drafts be wrong and give no numbers; return the slots and positions where they lie."""
+    blocks = engines[1]._opened.loop._blocks  # type: ignore[union-attr]
+    run, places = Runner.run, []
 
     def mislead(step: Step, *, spare: int) -> Step:
-        return replace(step, drafts={choice: [wrong] * spare for choice in step.decodes})
+        share = spare // max(1, len(step.decodes))
+        return replace(step, drafts={choice: Draft([WRONG] * share) for choice in step.decodes})
 
     def spoil(self: Runner, step: Step, **how: Any) -> Any:
         outcome = run(self, step, **how)
-        for choice in step.decodes:
-            first = choice.computed + 1
-            part = blocks.read(choice.slot, start=first, stop=first + len(step.drafts[choice]))
-            blocks.write(choice.slot, torch.full_like(part, torch.nan), start=first)
-            spoilt.append((choice.slot, first, first + len(step.drafts[choice])))
-        logits_nv = outcome.logits()
-        logits_nv[1:] = torch.nan
+        logits_nv, row = outcome.logits(), 0
+        for choice in step.drawing():
+            drafts = len(step.draft(choice).tokens)
+            if drafts:
+                place = (choice.slot, choice.reach, choice.reach + drafts)
+                part = blocks.read(place[0], start=place[1], stop=place[2])
+                blocks.write(place[0], torch.full_like(part, torch.nan), start=place[1])
+                places.append(place)
+            logits_nv[row + 1 : row + 1 + drafts] = torch.nan
+            row += 1 + drafts
         return replace(outcome, logits=lambda: logits_nv)
 
-    monkeypatch.setattr("worker.engine.loop.with_drafts", mislead)
+    monkeypatch.setattr("worker.engine.drafts.with_drafts", mislead)
     monkeypatch.setattr(Runner, "run", spoil)
-    assert ask_all(engines[1], [request])[0] == expected
-    assert len(spoilt) == 39
-    for slot, first, last in spoilt:
-        assert blocks.read(slot, start=first, stop=last).isfinite().all()
+    return places
+
+
+def are_numbers(engine: Engine, places: list[tuple[int, int, int]]) -> bool:
+    blocks = engine._opened.loop._blocks  # type: ignore[union-attr]
+    return all(blocks.read(slot, start=a, stop=b).isfinite().all() for slot, a, b in places)
+
+
+@drafted
+def test_what_a_wrong_draft_leaves_behind_hurts_nobody(
+    engines: list[Engine], spoilt: list[tuple[int, int, int]]
+) -> None:
+    """Its keys may be no numbers at all: they are wiped, and no row ends because of them."""
+    plain, quick = engines
+    request = order(PROMPT, max_tokens=40, ignore_eos=True, logprobs=True, n=2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(quick._opened.loop, "_drafter", None)  # type: ignore[union-attr]
+        expected = ask_all(quick, [request])[0]
+    assert WRONG not in expected.ids
+    assert not spoilt
+    assert ask_all(quick, [request])[0] == expected
+    assert len(spoilt) == 2 * 39
+    assert are_numbers(quick, spoilt)
+    assert count(plain, "drafted") == 0
+
+
+@drafted
+def test_nothing_is_left_behind_where_a_request_fails_with_its_drafts(
+    engines: list[Engine], spoilt: list[tuple[int, int, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both of its choices had drafts without numbers when the first one turned out to have none."""
+    run = Runner.run
+
+    def break_all(self: Runner, step: Step, **how: Any) -> Any:
+        outcome = run(self, step, **how)
+        if not step.drafts:
+            return outcome
+        logits_nv = torch.full_like(outcome.logits(), torch.nan)
+        return replace(outcome, logits=lambda: logits_nv)
+
+    monkeypatch.setattr(Runner, "run", break_all)
+    request = order(PROMPT, max_tokens=40, ignore_eos=True, logprobs=True, n=2)
+    answer = ask_all(engines[1], [request])[0]
+    assert answer.last.code == "engine_fault"
+    assert len(spoilt) == 2
+    assert are_numbers(engines[1], spoilt)
+
+
+@drafted
+@pytest.mark.parametrize("place", ["drafts.with_drafts", "native.NativeRunner.run"])
+def test_an_answer_comes_without_drafts_where_these_fail(
+    engines: list[Engine], monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    request = order(PROMPT, max_tokens=20, ignore_eos=True)
+    expected = ask_all(engines[0], [request])
+    run = NativeRunner.run
+
+    def fail(*given: Any, **how: Any) -> Any:
+        if place.startswith("native") and not given[1].drafts:
+            return run(*given, **how)
+        raise MemoryError
+
+    monkeypatch.setattr(f"worker.engine.{place}", fail)
+    assert ask_all(engines[1], [request]) == expected
+    assert count(engines[1], "accepted") == 0

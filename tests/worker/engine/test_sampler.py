@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from models.nn.kernels.native import Library, library, reason
-from models.nn.kernels.native import draw as native
+from models.nn.kernels.native import draw as drawing
 from worker.engine.draw import CANDIDATES
 from worker.engine.sampler import Asked, Draw, sample, score
 
@@ -22,9 +22,9 @@ NATIVE = pytest.mark.skipif(found is None, reason=reason())
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """What draws: torch everywhere; C++ where it runs, by the best form or by the least."""
     if request.param == "torch":
-        monkeypatch.setattr(native, "takes", lambda _: False)
+        monkeypatch.setattr(drawing, "takes", lambda _: False)
     if request.param == "C++, AVX2" and found is not None:
-        monkeypatch.setattr(native, "find", lambda: Library(found.handle, forms=["avx2"]))
+        monkeypatch.setattr(drawing, "find", lambda: Library(found.handle, forms=["avx2"]))
     return str(request.param)
 
 
@@ -111,7 +111,7 @@ def test_what_a_row_draws_is_its_own(way: str) -> None:
     alone = [sample(table[i : i + 1].clone(), draws=draws[i : i + 1])[0].token for i in range(200)]
     assert together == alone
     if way != "torch":
-        places = native.draw(table, [(1.0, 1.0, u) for u in uniforms])
+        places = drawing.draw(table, [(1.0, 1.0, u) for u in uniforms])
         expected = table.double().softmax(-1).cumsum(-1)
         target = torch.tensor(uniforms, dtype=torch.float64)[:, None]
         exact = torch.searchsorted(expected, target, right=True)[:, 0]
@@ -150,6 +150,19 @@ def test_logprobs_are_of_the_untempered_and_unbanned_distribution() -> None:
     assert second.token == int(table[1].topk(2).indices[1])
     assert second.top[0][0] == best
     assert len(second.top) == 2
+
+
+def test_logprobs_are_the_same_bits_whatever_rows_are_beside() -> None:
+    """Also of so wide a vocabulary that torch would share one row among threads."""
+    table = torch.randn(6, 49152, generator=torch.Generator().manual_seed(1))
+    draws = [draw(0, top_logprobs=2)] * 6
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    together = sample(table.clone(), draws=draws)
+    alone = [sample(table[i : i + 1].clone(), draws=draws[:1])[0] for i in range(6)]
+    torch.set_num_threads(threads)
+    assert together == alone
+    assert together[0].logprob == pytest.approx(float(table[0].log_softmax(-1).amax()), abs=1e-5)
 
 
 def test_given_tokens_are_scored() -> None:

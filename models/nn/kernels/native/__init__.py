@@ -162,22 +162,28 @@ def packs(outputs: int, inputs: int) -> bool:
     return outputs % PANEL_WIDTH == 0 and inputs % INPUT_STEP == 0
 
 
-@cache
 def find() -> Library:
     """Load the kernels; `Unavailable` says why there are none."""
+    found = load()
+    if isinstance(found, str):
+        raise Unavailable(found)
+    return found
+
+
+@cache
+def load() -> Library | str:
+    """Load the kernels once, or say once why there are none; a change of mind clears the cache."""
     if os.environ.get("GRAFTWORK_NATIVE", "").lower() in _OFF:
-        raise Unavailable("they are turned off by GRAFTWORK_NATIVE")
+        return "they are turned off by GRAFTWORK_NATIVE"
     path = library_path()
     if not path.exists():
-        raise Unavailable("they are not built: `python -m models.nn.kernels.native`")
+        return "they are not built: `python -m models.nn.kernels.native`"
     try:
         handle = ctypes.CDLL(str(path))
     except OSError as error:
-        raise Unavailable(f"the library cannot be loaded ({error})") from error
+        return f"the library cannot be loaded ({error})"
     forms = _LEVELS.get(handle.gw_processor())
-    if forms is None:
-        raise Unavailable("this processor has no AVX2")
-    return Library(handle, forms=forms)
+    return "this processor has no AVX2" if forms is None else Library(handle, forms=forms)
 
 
 def library() -> Library | None:

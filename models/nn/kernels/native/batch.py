@@ -16,7 +16,7 @@ class Run(NamedTuple):
     ids: Sequence[int]
     adapter: StepAdapter | None = None
     decodes: bool = False
-    """Whether it is one drawn token, whose attention may be summed in an order of its own."""
+    """Whether it is one drawn or drafted token, whose attention may be summed in its own order."""
 
 
 class Batch:

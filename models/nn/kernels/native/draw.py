@@ -19,10 +19,10 @@ Want = tuple[float, float, float]
 def takes(logits_nv: Tensor) -> bool:
     """Say whether these are drawn from here."""
     return (
-        library() is not None
-        and logits_nv.is_cpu
+        logits_nv.is_cpu
         and logits_nv.dtype is torch.float32
         and logits_nv.is_contiguous()
+        and library() is not None
     )
 
 

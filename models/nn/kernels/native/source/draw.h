@@ -44,7 +44,7 @@ class Row {
    private:
     static constexpr index group = 64;
 
-    // Sixteen logits from `i` on; where there are no more, numbers that weigh nothing.
+    // Sixteen logits from `i` on; where there are no more, the lowest number.
     Floats at(index i) const {
         if (i + lanes <= size) return load(source + i);
         alignas(64) float rest[lanes];

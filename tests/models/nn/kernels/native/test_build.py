@@ -25,19 +25,19 @@ def test_a_library_that_cannot_be_loaded_is_as_none(
     broken.write_bytes(b"no library")
     monkeypatch.delenv("GRAFTWORK_NATIVE", raising=False)
     monkeypatch.setattr(native, "library_path", lambda: broken)
-    native.find.cache_clear()
+    native.load.cache_clear()
     try:
         assert native.library() is None
         assert "cannot be loaded" in native.reason()
     finally:
-        native.find.cache_clear()
+        native.load.cache_clear()
 
 
 def test_the_kernels_can_be_turned_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GRAFTWORK_NATIVE", "off")
-    native.find.cache_clear()
+    native.load.cache_clear()
     try:
         assert native.library() is None
         assert "GRAFTWORK_NATIVE" in native.reason()
     finally:
-        native.find.cache_clear()
+        native.load.cache_clear()
