@@ -119,15 +119,29 @@ class Backbone:
         return embedded_td
 
     def hidden(
-        self, stream: Tensor, *, positions: Tensor, attention: Attention, executor: Executor
+        self,
+        stream: Tensor,
+        *,
+        positions: Tensor,
+        attention: Attention,
+        executor: Executor,
+        rows_n: Tensor | None = None,
     ) -> Tensor:
-        """Return the final-normed hidden states (T, d) of a stream.
+        """Return the final-normed hidden states (T, d) of a stream, or (N, d) of some rows of it.
 
         The stream is ids (T,) int64, or (T, d) as `embed` gives them. `positions` (T,) int64 are
         those of each row in its own sequence; which rows see which is `attention`'s business.
+        `rows_n` (N,) int64 are the rows whose states will be read, some perhaps several times.
         """
-        hidden = self._surgery if self._flat is None else self._flat.hidden
-        return hidden(stream, positions=positions, attention=attention, executor=executor)
+        given: dict[str, Any] = {
+            "positions": positions,
+            "attention": attention,
+            "executor": executor,
+        }
+        if self._flat is not None:
+            return self._flat.hidden(stream, rows_n=rows_n, **given)
+        hidden_td = self._surgery(stream, **given)
+        return hidden_td if rows_n is None else hidden_td[rows_n]
 
     def _surgery(
         self, stream: Tensor, *, positions: Tensor, attention: Attention, executor: Executor

@@ -4,7 +4,8 @@ Query, key and value are one product, gate and up another; residual sums and nor
 serves a network only if it equals the surgery on a probe (`admit`), so what it does not know (a
 window, a cap, a multiplier) is found before it can do harm. Executors are asked at the same places
 and in the same order.
-Shapes: T rows of the stream, d hidden, H query heads, K key heads, G = H + 2 K, h head dimension.
+Shapes: T rows of the stream, N of them read, d hidden, H query heads, K key heads, G = H + 2 K,
+h head dimension, f what heads give together.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -80,9 +81,18 @@ class FlatTrunk:
         self._norm = _norm(network, look, "norm")
 
     def hidden(
-        self, stream: Tensor, *, positions: Tensor, attention: Attention, executor: Executor
+        self,
+        stream: Tensor,
+        *,
+        positions: Tensor,
+        attention: Attention,
+        executor: Executor,
+        rows_n: Tensor | None = None,
     ) -> Tensor:
-        """Return the final-normed hidden states (T, d); see `Backbone.hidden`."""
+        """Return the final-normed hidden states (T, d) or (N, d); see `Backbone.hidden`.
+
+        In the last layer rows that nobody reads end with their keys and values.
+        """
         x_td = stream if stream.is_floating_point() else F.embedding(stream, self._embedding_vd)
         table, rows = ops(x_td.device), len(x_td)
         cos_1th, sin_1th = self._rotary(x_td, positions[None])
@@ -92,7 +102,14 @@ class FlatTrunk:
             x_td, gain=first.gain(executor, rows=rows), epsilon=first.epsilon
         )
         for layer, block in enumerate(self._blocks):
-            y_td = self._attend(layer, normed_td, angles, attention, executor)
+            last = layer + 1 == len(self._blocks)
+            seen_tf = self._attend(layer, normed_td, angles, attention, executor)
+            if last and rows_n is not None:
+                x_td, normed_td, seen_tf = (
+                    each.index_select(0, rows_n) for each in (x_td, normed_td, seen_tf)
+                )
+                executor = executor.at(rows_n)
+            y_td = executor.project(block.output, seen_tf)
             y_td = executor.hidden(f"layers.{layer}.self_attn", normed_td, y_td)
             normed_td, x_td = _add(table, x_td, y_td, block.feedforward_norm, executor)
             gate_up_tm = executor.project(block.gate_up, normed_td)
@@ -100,7 +117,6 @@ class FlatTrunk:
             with again(inner_tm, partial(table.swiglu, gate_up_tm.detach())):
                 y_td = executor.project(block.down, inner_tm)
             y_td = executor.hidden(f"layers.{layer}.mlp", normed_td, y_td)
-            last = layer + 1 == len(self._blocks)
             norm = self._norm if last else self._blocks[layer + 1].attention_norm
             normed_td, x_td = _add(table, x_td, y_td, norm, executor)
         return normed_td
@@ -128,7 +144,7 @@ class FlatTrunk:
         attention: Attention,
         executor: Executor,
     ) -> Tensor:
-        """Return (T, d): what a block's attention gives, before its residual sum."""
+        """Return (T, f): what a block's attention gives, before its own product."""
         shape, block = self._shape, self._blocks[layer]
         heads_tgh = executor.project(block.heads, normed_td).view(
             len(normed_td), -1, shape.head_dim
@@ -139,8 +155,7 @@ class FlatTrunk:
         scale = shape.head_dim**-0.5
         output_thh = attention.attend_joined(layer, heads_tgh, kv_heads=shape.kv_heads, scale=scale)
         query_hth = heads_tgh[:, : shape.heads].transpose(0, 1)
-        output_thh = executor.attention(layer, query_hth, output_thh, scale=scale)
-        return executor.project(block.output, output_thh.flatten(1))
+        return executor.attention(layer, query_hth, output_thh, scale=scale).flatten(1)
 
 
 def _add(

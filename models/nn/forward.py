@@ -29,6 +29,13 @@ class Part:
     dropout: DropoutSource | None = None
     tree: Tree | None = None
     """The same sequences with what they share laid down once; only for terms without dropout."""
+    read_n: Tensor | None = None
+    """Rows of the sequences (int64) whose final states are read; without, all are."""
+
+    @property
+    def read(self) -> int:
+        """Of how many rows the final states are read."""
+        return sum(self.lengths) if self.read_n is None else len(self.read_n)
 
     @property
     def rows(self) -> int:
@@ -40,7 +47,7 @@ class Part:
 
 @dataclass(frozen=True)
 class States:
-    """The final-normed hidden states of all sequences, and how to go on to logits."""
+    """The final-normed hidden states that are read, and how to go on to logits."""
 
     hidden_td: Tensor
     backbone: Backbone
@@ -76,18 +83,19 @@ def forward(backbone: Backbone, parts: Sequence[Part]) -> States:
     executor: Executor = Segments(stream.segments) if acting else NOBODY
     ids_t = torch.cat([part.tree.ids_t if part.tree else part.ids_t for part in parts])
     has_prompts = len(ids_t) < stream.length
-    hidden_td = backbone.hidden(
+    some = has_prompts or any(part.tree or part.read_n is not None for part in parts)
+    rows_n = torch.cat(stream.rows) if some else None
+    hidden_nd = backbone.hidden(
         stream.embeddings(backbone, ids_t) if has_prompts else ids_t,
         positions=torch.cat(stream.positions),
         attention=PackedCausal(stream.spans),
         executor=executor,
+        rows_n=rows_n,
     )
-    if has_prompts or any(part.tree for part in parts):
-        rows_t = torch.cat(stream.rows)
-        hidden_td, executor = hidden_td[rows_t], executor.at(rows_t)
-    bounds = pairwise(accumulate((sum(part.lengths) for part in parts), initial=0))
+    executor = executor if rows_n is None else executor.at(rows_n)
+    bounds = pairwise(accumulate((part.read for part in parts), initial=0))
     own = (Segment(*at, p.terms, p.dropout) for at, p in zip(bounds, parts, strict=True))
-    return States(hidden_td, backbone, executor, tuple(own))
+    return States(hidden_nd, backbone, executor, tuple(own))
 
 
 class _Stream:
@@ -99,7 +107,7 @@ class _Stream:
         self.segments: list[Segment] = []
         self.positions: list[Tensor] = []
         self.rows: list[Tensor] = []
-        """Where the rows of the parts' sequences lie, in their order."""
+        """Where the rows of the parts' sequences lie that are read, in their order."""
         self._pieces: list[tuple[int, Tensor | None]] = []
 
     def add(self, part: Part, backbone: Backbone) -> None:
@@ -116,8 +124,10 @@ class _Stream:
         lengths = part.tree.lengths if part.tree else part.lengths
         parents = part.tree.parents if part.tree else (NONE,) * len(lengths)
         self._put(None, sum(lengths))
-        rows_t = torch.arange(self.length - begins, device=device)
-        self.rows.append(begins + (part.tree.rows_t if part.tree else rows_t))
+        rows_t = begins + (
+            part.tree.rows_t if part.tree else torch.arange(self.length - begins, device=device)
+        )
+        self.rows.append(rows_t if part.read_n is None else rows_t[part.read_n])
         ends: list[int] = []
         bounds = pairwise(accumulate(lengths, initial=begins))
         for (start, stop), parent in zip(bounds, parents, strict=True):

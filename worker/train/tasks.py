@@ -93,8 +93,12 @@ class Task(ABC):
         own = Segment(0, len(picked_nd), share.terms, share.dropout)
         return States(picked_nd, self.backbone, Segments([own]), (own,))
 
+    def read_rows(self, stream: Stream) -> Tensor | None:  # noqa: ARG002 - not of all
+        """Return the rows (int64) of a stream whose final states are read; None is all."""
+        return None
+
     def picked(self, stream: Stream, states: States) -> States:
-        """Return the states that the loss is computed from, and the way from them to logits."""
+        """Return what the loss is computed from, of the states that are read."""
         picked_nd, _ = self._pick(stream, states.hidden_td)
         executor = states.executor.at(stream.rows_n)
         return States(picked_nd, states.backbone, executor, states.segments)
@@ -110,6 +114,14 @@ class Task(ABC):
 
 class NextTokens(Task):
     """Every labelled token is predicted from the row before it."""
+
+    def read_rows(self, stream: Stream) -> Tensor | None:
+        """See `Task.read_rows`."""
+        return stream.rows_n
+
+    def picked(self, stream: Stream, states: States) -> States:  # noqa: ARG002 - no other was read
+        """See `Task.picked`."""
+        return states
 
     def grade(self, stream: Stream, states: States) -> "Graded":
         """See `Task.grade`; the head is applied to labelled rows only."""
@@ -200,7 +212,14 @@ class Share:
         """What it is in a stream; sequences drop for themselves, so that none shares its start."""
         drops = self.dropout is not None and self.terms.drops
         tree = None if drops else self.stream.tree
-        return Part(self.stream.ids_t, self.stream.lengths, self.terms, self.dropout, tree)
+        return Part(
+            self.stream.ids_t,
+            self.stream.lengths,
+            self.terms,
+            self.dropout,
+            tree,
+            self.task.read_rows(self.stream),
+        )
 
     @property
     def tokens(self) -> int:

@@ -120,3 +120,31 @@ def test_nothing_is_kept_where_nothing_trains(backbone):
     states = forward(backbone, [Part(random_ids(9), (9,))])
     assert not states.hidden_td.requires_grad
     assert states.executor is NOBODY
+
+
+@pytest.mark.parametrize("method", CASES)
+def test_states_that_are_read_are_those_of_all_rows(method, backbone):
+    """Beside a part that is read whole, in both forwards; gradients come from what is read."""
+    ids, read_n = random_ids(40), torch.tensor([3, 4, 16, 17, 20, 39])
+    tensors = random_tensors(method, backbone)
+    trained = [
+        tensor.requires_grad_() for name, tensor in tensors.items() if method.is_trained(name)
+    ]
+    for one in (backbone, backbone.without_flat()):
+        found = []
+        for read in (None, read_n):
+            terms = Terms.of(method, tensors, backbone.base)
+            others = [] if terms.weights else [Part(random_ids(5), (5,))]
+            states = forward(one, [*others, Part(ids, LENGTHS, terms, read_n=read)])
+            whole = states.of(len(others)).hidden_td
+            own_nd = whole[read_n] if read is None else whole
+            assert len(whole) == (len(ids) if read is None else len(read_n))
+            loss = (own_nd * torch.linspace(-1, 1, own_nd.numel()).view_as(own_nd)).sum()
+            grads = []
+            if loss.requires_grad:
+                grads = torch.autograd.grad(
+                    loss, trained, allow_unused=True, materialize_grads=True
+                )
+            found.append((own_nd, *grads))
+        for all_rows, some in zip(*found, strict=True):
+            assert (all_rows - some).norm() <= 1e-4 * all_rows.norm()
