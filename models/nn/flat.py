@@ -91,7 +91,8 @@ class FlatTrunk:
     ) -> Tensor:
         """Return the final-normed hidden states (T, d) or (N, d); see `Backbone.hidden`.
 
-        In the last layer rows that nobody reads end with their keys and values.
+        In the last layer rows that nobody reads end with their keys and values; those that are read
+        several times are computed once.
         """
         x_td = stream if stream.is_floating_point() else F.embedding(stream, self._embedding_vd)
         table, rows = ops(x_td.device), len(x_td)
@@ -105,10 +106,11 @@ class FlatTrunk:
             last = layer + 1 == len(self._blocks)
             seen_tf = self._attend(layer, normed_td, angles, attention, executor)
             if last and rows_n is not None:
+                read_n, places_n = torch.unique(rows_n, return_inverse=True)
                 x_td, normed_td, seen_tf = (
-                    each.index_select(0, rows_n) for each in (x_td, normed_td, seen_tf)
+                    each.index_select(0, read_n) for each in (x_td, normed_td, seen_tf)
                 )
-                executor = executor.at(rows_n)
+                executor = executor.at(read_n)
             y_td = executor.project(block.output, seen_tf)
             y_td = executor.hidden(f"layers.{layer}.self_attn", normed_td, y_td)
             normed_td, x_td = _add(table, x_td, y_td, block.feedforward_norm, executor)
@@ -119,7 +121,7 @@ class FlatTrunk:
             y_td = executor.hidden(f"layers.{layer}.mlp", normed_td, y_td)
             norm = self._norm if last else self._blocks[layer + 1].attention_norm
             normed_td, x_td = _add(table, x_td, y_td, norm, executor)
-        return normed_td
+        return normed_td if rows_n is None else normed_td[places_n]
 
     def joints(self) -> Iterator[Joint]:
         """Go through every product of the trunk."""
