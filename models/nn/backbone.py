@@ -55,6 +55,8 @@ class Backbone:
         network.set_attn_implementation(ATTENTION_NAME)
         self.shape = Shape.of(network)
         replace_leaves(network, self.shape)
+        # No row is padding here: the token that others pad with has gradients like any other.
+        network.get_input_embeddings().padding_idx = None
         self.network = network
         self.dtype: torch.dtype = network.dtype
         self.device: torch.device = network.device

@@ -136,3 +136,22 @@ def test_a_view_apart_shares_weights_and_never_sees_replaced_ones():
     assert torch.equal(of_network, replaced)
     assert torch.equal(own, backbone.base.parameter(name))
     assert own.data_ptr() == backbone.base.parameter(name).data_ptr()
+
+
+@pytest.mark.parametrize("variant", ["llama", "llama-biased-tied", "gemma3"])
+def test_the_token_that_others_pad_with_is_learnt_like_any_other(variant):
+    backbone, name, ids = make_backbone(variant), "model.embed_tokens.weight", random_ids(9)
+    ids[4] = backbone.config.pad_token_id
+    alike = ids.clone()
+    alike[4] = 7
+    table = backbone.base.parameter(name).clone()
+    table[7] = table[ids[4]]  # another token with the same embedding
+    for apart in (False, True):
+        found = []
+        for given in (ids, alike):
+            weight = table.clone().requires_grad_()
+            changed = backbone.using({name: weight})
+            states = run(changed.without_flat() if apart else changed, given)
+            found.append(torch.autograd.grad(states.square().sum(), weight)[0][given[4]])
+        assert found[0].any()
+        torch.testing.assert_close(*found)
