@@ -21,6 +21,8 @@ from models.nn.methods.base import Method
 LOSSES = Bound(mean=0.03, most=0.06)
 """Both sides round to bfloat16 in other places, and steps carry that on."""
 FIRST_NORM = Bound(mean=0.05, most=0.05)
+IN_FLOAT32 = Bound(mean=0.0001, most=0.0002)
+"""Of losses and norms: what is left are the orders in which sums are taken."""
 TRIAL_ROUNDS = 2
 """The first round meets everything for the first time; the best of both counts."""
 
@@ -59,7 +61,8 @@ class Subject:
     """Whether the peer's gradients are of the same parameters."""
     losses: Bound = LOSSES
     norms_in_float32: bool = False
-    """Whether gradients are compared in a step of its own that does not round to bfloat16."""
+    """Whether norms are compared in float32 only, and there in any case."""
+    exact_norms: Bound = IN_FLOAT32
 
     def parsed(self) -> Method:
         """Return our method."""
@@ -77,6 +80,8 @@ class Bench(AbstractContextManager["Bench"]):
     peer: Side
     pad_id: int
     trial_steps: int = 3
+    exact_steps: int = 0
+    """So many are compared in float32 as well."""
 
     def __enter__(self) -> Self:
         return self
@@ -99,13 +104,16 @@ class Bench(AbstractContextManager["Bench"]):
         chosen, tried = self.choose_layout(questions["peer"], layouts)
         questions["peer"]["layout"] = chosen.question()
         self.warm_up(subject, work)
-        exact = self.compare_in_float32(subject, work, questions["peer"])
         before = record.load()
         answers = interleave([self.ours, self.peer], questions, repeats=repeats)
         checks = [
             check(mine, theirs, work=work, subject=subject)
             for mine, theirs in zip(answers["ours"], answers["peer"], strict=True)
         ]
+        load = [before, record.load()]
+        # Not before: it needs more memory, and peaks are those of a process so far.
+        exact_steps = max(self.exact_steps, int(subject.norms_in_float32))
+        exact = self.compare_in_float32(subject, work, steps=exact_steps) if exact_steps else {}
         speeds = {name: [speed(said) for said in runs] for name, runs in answers.items()}
         return {
             "tokens": sum(work.tokens),
@@ -119,13 +127,14 @@ class Bench(AbstractContextManager["Bench"]):
             "equality": {**checks[-1], **exact},
             "losses": {name: runs[-1]["losses"] for name, runs in answers.items()},
             "peak_bytes": {name: runs[-1]["peak_bytes"] for name, runs in answers.items()},
-            "load": [before, record.load()],
+            "load": load,
         }
 
-    def peer_question(self, subject: Subject, work: Work) -> JSON:
+    def peer_question(self, subject: Subject, work: Work, *, dtype: str | None = None) -> JSON:
         """Export where we start, and return what the peer is asked, all but the layout."""
-        start = self._folder(subject, work) / "start"
-        order = self.order(subject, work)
+        dtype = dtype or record.dtype()
+        start = self._folder(subject, work) / f"start-{dtype}"
+        order = self.order(subject, work, dtype=dtype)
         said = self.ours.ask({"order": order, "export": str(start), "form": subject.form})
         return {
             "base_folder": str(self.base_folder),
@@ -133,7 +142,7 @@ class Bench(AbstractContextManager["Bench"]):
             "token_file": work.token_file,
             "rows_per_step": work.rows_per_step,
             "learning_rate": subject.parsed().learning_rate * said["learning_rate_scale"],
-            "dtype": record.dtype(),
+            "dtype": dtype,
             "form": subject.form,
             "pad_id": self.pad_id,
             "seed": work.seed,
@@ -159,16 +168,24 @@ class Bench(AbstractContextManager["Bench"]):
         order["spec"]["loop"]["max_tokens"] = sum(work.tokens[: self.trial_steps])
         self.ours.ask({"order": order})
 
-    def compare_in_float32(self, subject: Subject, work: Work, question: JSON) -> JSON:
-        """Compare the first gradients where both sides compute in float32, if the subject asks."""
-        if not subject.norms_in_float32:
-            return {}
-        order = self.order(subject, work)
-        order["spec"]["loop"] |= {"dtype": "float32", "max_tokens": work.tokens[0]}
-        layout = Layout(work.rows_per_step, autocast=False)
-        asked = {**question, "dtype": "float32", "layout": layout.question(), "steps": 1}
-        ours, peer = self.ours.ask({"order": order}), self.peer.ask(asked)
-        return {"first_norm_in_float32": check_first_norm(ours, peer, subject=subject)}
+    def compare_in_float32(self, subject: Subject, work: Work, *, steps: int) -> JSON:
+        """Return how equal a run of so many steps is where both sides compute in float32."""
+        order = self.order(subject, work, dtype="float32")
+        order["spec"]["loop"]["max_tokens"] = sum(work.tokens[:steps])
+        layout = Layout(work.rows_per_step, autocast=False).question()
+        question = self.peer_question(subject, work, dtype="float32")
+        ours = self.ours.ask({"order": order})
+        peer = self.peer.ask({**question, "layout": layout, "steps": steps})
+        bounds = {"losses": IN_FLOAT32}
+        if subject.norms:
+            bounds["norms"] = subject.exact_norms
+        what = f"{subject.name} in float32: "
+        return {
+            f"{name}_in_float32": check_curves(
+                ours[name], peer[name], bound=bound, what=what + name
+            )
+            for name, bound in bounds.items()
+        }
 
     def job(self, subject: Subject, work: Work) -> JSON:
         """Return the work as a job that somebody posts."""
@@ -186,13 +203,16 @@ class Bench(AbstractContextManager["Bench"]):
             "seed": work.seed,
         }
 
-    def order(self, subject: Subject, work: Work) -> JSON:
+    def order(self, subject: Subject, work: Work, *, dtype: str | None = None) -> JSON:
         """Return the work as the order that our trainer reads."""
-        return make_order(
+        order = make_order(
             base_folder=self.base_folder,
             folder=self._folder(subject, work),
             **self.job(subject, work),
         )
+        if dtype is not None:
+            order["spec"]["loop"]["dtype"] = dtype
+        return order
 
     def _folder(self, subject: Subject, work: Work) -> Path:
         return self.scratch / f"{subject.name}-{work.name}-{Path(work.training_file).parent.name}"
@@ -216,15 +236,10 @@ def check(ours: JSON, peer: JSON, *, work: Work, subject: Subject) -> JSON:
         )
     }
     if subject.norms and not subject.norms_in_float32:
-        found["first_norm"] = check_first_norm(ours, peer, subject=subject)
+        found["first_norm"] = check_curves(
+            ours["norms"][:1],
+            peer["norms"][:1],
+            bound=FIRST_NORM,
+            what=f"{subject.name}: norm of the first gradient",
+        )
     return found
-
-
-def check_first_norm(ours: JSON, peer: JSON, *, subject: Subject) -> JSON:
-    """Return how far the norms of the first gradients are apart; `Unequal` if too far."""
-    return check_curves(
-        ours["norms"][:1],
-        peer["norms"][:1],
-        bound=FIRST_NORM,
-        what=f"{subject.name}: norm of the first gradient",
-    )

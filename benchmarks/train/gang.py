@@ -17,6 +17,8 @@ from benchmarks.train.rows import RowSet, Work, chat_work
 JOBS = 8
 STEPS = 40
 ROWS_PER_STEP = 2
+EXACT_STEPS = 12
+"""Of the first job, taken by both sides in float32."""
 POOLED_STEPS = 4
 """So many steps have the rows of one step of the other parts."""
 LAYOUTS = (Layout(2), Layout(2, "free"))
@@ -55,6 +57,7 @@ def compare_gang(
     """
     questions = [bench.peer_question(subject, work) for work in works]
     chosen, tried = bench.choose_layout(questions[0], LAYOUTS)
+    exact = bench.compare_in_float32(subject, works[0], steps=EXACT_STEPS)
     jobs = [bench.job(subject, work) for work in works]
     before = record.load()
     ganged: list[JSON] = []
@@ -86,7 +89,7 @@ def compare_gang(
         "gang_vs_peft": round(medians["peft"] / medians["gang"], 3),
         "peer_layout": str(chosen),
         "peer_layouts_tried": tried,
-        "equality": _check(ganged[-1], alone[-1], scripts[-1]),
+        "equality": {**exact, "jobs": _check(ganged[-1], alone[-1], scripts[-1])},
         "load": [before, record.load()],
     }
 

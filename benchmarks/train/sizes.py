@@ -13,6 +13,7 @@ class Size:
     """Steps and repeats of each part."""
 
     trial_steps: int
+    exact_steps: int
     chat_layouts: tuple[Layout, ...]
     chat_steps: int
     chat_repeats: int
@@ -31,6 +32,7 @@ class Size:
 
 QUICK_SIZE = Size(
     trial_steps=2,
+    exact_steps=0,
     chat_layouts=(PADDED, FREE),
     chat_steps=5,
     chat_repeats=2,
@@ -47,6 +49,7 @@ QUICK_SIZE = Size(
 )
 FULL_SIZE = Size(
     trial_steps=3,
+    exact_steps=2,
     chat_layouts=(PADDED, FREE, Layout(8, autocast=False), Layout(4)),
     chat_steps=16,
     chat_repeats=5,

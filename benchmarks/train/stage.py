@@ -64,6 +64,7 @@ class Stage:
             self.side("peer", module, python=python),
             pad_id=self.renderer.eos_id,
             trial_steps=self.size.trial_steps,
+            exact_steps=self.size.exact_steps,
         )
 
     def side(
