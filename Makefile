@@ -28,9 +28,11 @@ test: .venv/.installed
 	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile
 
 bench: setup
-	$(BIN)/python -m benchmarks.train $(if $(DATA),--data $(DATA))
-	$(BIN)/python -m benchmarks.serve $(if $(DATA),--data $(DATA))
-	$(BIN)/python -m benchmarks.kernels
+	failed=0; \
+	$(BIN)/python -m benchmarks.train $(if $(DATA),--data $(DATA)) || failed=1; \
+	$(BIN)/python -m benchmarks.serve $(if $(DATA),--data $(DATA)) || failed=1; \
+	$(BIN)/python -m benchmarks.kernels || failed=1; \
+	exit $$failed
 
 bench-smoke: .venv/.installed
 	$(BIN)/python -m benchmarks.smoke
