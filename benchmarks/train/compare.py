@@ -63,6 +63,8 @@ class Subject:
     norms_in_float32: bool = False
     """Whether norms are compared in float32 only, and there in any case."""
     exact_norms: Bound = IN_FLOAT32
+    needs_autocast: bool = False
+    """Whether the peer's adapters compute beside a base in bfloat16 by autocast alone."""
 
     def parsed(self) -> Method:
         """Return our method."""

@@ -33,7 +33,7 @@ KINDS = (
     Subject("full", {"type": "full"}, form=FULL, exact_norms=Bound(mean=0.002, most=0.004)),
 )
 
-BOTTLENECK = Subject("bottleneck", {"type": "bottleneck"}, form=ADAPTERS)
+BOTTLENECK = Subject("bottleneck", {"type": "bottleneck"}, form=ADAPTERS, needs_autocast=True)
 ADAPTERS_ENVIRONMENT = ("adapters==1.3.0", "accelerate", "torch")
 """This library pins an older transformers than ours."""
 

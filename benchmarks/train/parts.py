@@ -9,7 +9,7 @@ from benchmarks.environments import make_environment
 from benchmarks.sides import JSON, environment
 from benchmarks.train.compare import Bench, Layout, Subject
 from benchmarks.train.gang import JOBS, STEPS, compare_gang, make_jobs
-from benchmarks.train.growth import grow, profile_step
+from benchmarks.train.growth import grow, profile_steps
 from benchmarks.train.kinds import (
     ADAPTERS_ENVIRONMENT,
     BOTTLENECK,
@@ -107,9 +107,10 @@ def measure_kinds(stage: Stage) -> JSON:
 def _measure_kind(stage: Stage, bench: Bench, subject: Subject, found: dict[str, JSON]) -> None:
     size = stage.size
     work = stage.chat(stage.first_set, steps=size.kind_steps)
+    layouts = [one for one in size.kind_layouts if one.autocast or not subject.needs_autocast]
     with stage.failures.guard(subject.name):
         found[subject.name] = bench.compare(
-            subject, work, layouts=size.kind_layouts, repeats=size.kind_repeats
+            subject, work, layouts=layouts, repeats=size.kind_repeats
         )
         _print(subject.name, found[subject.name])
 
@@ -140,7 +141,7 @@ def measure_gang(stage: Stage) -> JSON:
 
 def measure_growth(stage: Stage) -> JSON:
     """Where a step's time goes, and what our training costs as work grows."""
-    found = profile_step(stage)
+    found = profile_steps(stage)
     growth = grow(stage)
     return {"profile": found, "growth": growth, "ratios": {}}
 

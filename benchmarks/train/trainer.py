@@ -1,6 +1,7 @@
 """Transformers' Trainer over rows of tokens, whatever library has put an adapter on the network."""
 
 import json
+import os
 import resource
 import tempfile
 import time
@@ -112,6 +113,8 @@ def run(question: JSON, *, build: Callable[[JSON], nn.Module], save_to: Path | N
 def arguments(question: JSON, *, folder: str) -> TrainingArguments:
     """Return the Trainer's settings: ours in its words; batches come as they were grouped."""
     layout = question["layout"]
+    # What arguments with `bf16` leave there, older ones without it read.
+    os.environ.pop("ACCELERATE_MIXED_PRECISION", None)
     return TrainingArguments(
         output_dir=folder,
         num_train_epochs=1,
