@@ -13,7 +13,7 @@ from models.nn.kernels.native.model import Unsuited
 from models.nn.kernels.native.step import Form, NativeStep
 from models.nn.shape import Shape
 from models.nn.terms import Terms
-from worker.engine.outcome import Outcome, Places, drawing, pool_chunks, score_chunks
+from worker.engine.outcome import Outcome, Places, drawing, pool_chunks, reading, score_chunks
 from worker.engine.scheduler import Chunk, Step
 from worker.engine.sequence import Choice
 
@@ -72,7 +72,11 @@ class NativeRunner:
         order = sorted(range(len(runs)), key=lambda number: id(runs[number].adapter))
         places = _places(runs, order, decodes=len(decodes))
         wanted = drawing(step, places)
-        hidden = self._step([runs[number] for number in order], likeliest=wanted if greedy else ())
+        hidden = self._step(
+            [runs[number] for number in order],
+            read=reading(step, places),
+            likeliest=wanted if greedy else (),
+        )
         return Outcome(
             partial(hidden.logits, wanted),
             partial(hidden.likeliest, wanted),

@@ -59,6 +59,17 @@ def drawing(step: Step, places: Places) -> list[int]:
     return [*places.decodes, *(last - 1 for chunk, (_, last) in chunks if chunk.drawing)]
 
 
+def reading(step: Step, places: Places) -> list[int]:
+    """Return the rows whose hidden states are read, in order: to draw from, to score, to pool."""
+    rows = {*drawing(step, places), *(wanted.place for wanted in _wanted(step, places))}
+    for chunk, (first, last) in zip(step.chunks, places.chunks, strict=True):
+        if chunk.sequence.pooling == "mean":
+            rows.update(range(first, last))
+        elif chunk.sequence.pooling == "last":
+            rows.add(last - 1)
+    return sorted(rows)
+
+
 def score_chunks(logits: Logits, step: Step, places: Places) -> list[tuple[Chunk, list[Drawn]]]:
     """Score what the chunks want, a few rows' logits at a time."""
     found: dict[int, list[Drawn]] = {}

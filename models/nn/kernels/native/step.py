@@ -20,7 +20,10 @@ Told = tuple[Sequence[int], Sequence[int]]
 
 
 class Hidden:
-    """The final-normed hidden states (T, d) bfloat16 of a step, from which tokens are told."""
+    """The final-normed hidden states (T, d) bfloat16 of a step, from which tokens are told.
+
+    Those of rows that are not read are anything.
+    """
 
     def __init__(self, step: "NativeStep", hidden_td: Tensor, batch: Batch, told: Told) -> None:
         self.hidden_td = hidden_td
@@ -54,16 +57,23 @@ class NativeStep:
         self._logits = getattr(library.handle, f"gw_logits_{form}")
         self._buffer = torch.empty(0)
 
-    def __call__(self, runs: Sequence[Run], *, likeliest: Sequence[int] = ()) -> Hidden:
+    def __call__(
+        self,
+        runs: Sequence[Run],
+        *,
+        read: Sequence[int] | None = None,
+        likeliest: Sequence[int] = (),
+    ) -> Hidden:
         """Compute the rows of the runs, one behind the other; runs of one adapter best adjacent.
 
-        Keys and values are written to the cache. Rows whose likeliest tokens are wanted, and
-        nothing else, are best named at once.
+        Keys and values are written to the cache. Hidden states are those of the rows to be read,
+        in order; of all unless told. Rows whose likeliest tokens are wanted, and nothing else, are
+        best named at once.
         ValueError for a token, slot or position that there is not.
         """
         for run in runs:
             self._check(run)
-        batch = Batch(runs)
+        batch = Batch(runs, read=read)
         if min(batch.ids) < 0 or max(batch.ids) >= self.model.record.vocabulary:
             raise ValueError(f"Token ids are those below {self.model.record.vocabulary}.")
         hidden_td = torch.empty(len(batch.ids), self.model.record.hidden, dtype=torch.bfloat16)

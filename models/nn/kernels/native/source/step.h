@@ -9,22 +9,28 @@
 #include "step_attend.h"
 #include "step_heads.h"
 #include "step_layer.h"
+#include "step_read.h"
 #ifdef __AVX512VNNI__
 #include "step_screen.h"
 #endif
 
 namespace gw::stepping {
 
+// A layer up to what its rows have attended.
 template <class Isa>
-void compute_layer(State& state, index l) {
-    const auto& [m, b, s, team, thread] = state;
-    const index query = m.heads * m.head_size;
+void compute_attention(State& state, index l) {
     normalise_rows(state, l, 0, {place_q, place_v + 1});
-    state.low_rank<Isa>(l, 0, s.normed.data(), m.hidden);
+    state.low_rank<Isa>(l, 0, state.s.normed.data(), state.m.hidden);
     project_heads<Isa>(state, l);
     attend_rows<Isa>(state, l);
-    team.meet();
-    state.low_rank<Isa>(l, 1, s.attended.data(), query);
+    state.team.meet();
+}
+
+// The rest of it, which needs no rows but its own.
+template <class Isa>
+void finish_layer(State& state, index l) {
+    const auto& [m, b, s, team, thread] = state;
+    state.low_rank<Isa>(l, 1, s.attended.data(), m.heads * m.head_size);
     add_to_residual<Isa>(state, l, 0, state.o(l), state.gate_up(l), place_o, s.attended.data());
     normalise_rows(state, l, 1, {place_gate, place_up + 1});
     state.low_rank<Isa>(l, 2, s.normed.data(), m.hidden);
@@ -80,12 +86,22 @@ void compute_hidden(State& state) {
         for (index i = 0; i < state.m.hidden; i += 16)
             store(state.s.residual.data() + t * state.m.hidden + i, load_bf16(source + i));
     });
-    for (index l = 0; l < m.depth; ++l) compute_layer<Isa>(state, l);
-    state.for_rows([&](index t) {
-        const Adapter* owner = state.b.owners[t];
-        const float* gain = owner && owner->final_gain ? owner->final_gain : state.m.final_gain;
-        normalise(state.s.residual.data() + t * state.m.hidden, gain, state.m.hidden,
-                  state.m.epsilon, state.b.hidden + t * state.m.hidden);
+    const index last = m.depth - 1;
+    for (index l = 0; l < last; ++l) {
+        compute_attention<Isa>(state, l);
+        finish_layer<Isa>(state, l);
+    }
+    compute_attention<Isa>(state, last);
+    if (b.read < b.rows) keep_read(state);
+    const Batch rest = only_read(b);
+    if (!rest.rows) return;
+    State read{m, rest, s, team, thread};
+    finish_layer<Isa>(read, last);
+    read.for_rows([&](index t) {
+        const Adapter* owner = read.b.owners[t];
+        const float* gain = owner && owner->final_gain ? owner->final_gain : read.m.final_gain;
+        normalise(read.s.residual.data() + t * read.m.hidden, gain, read.m.hidden, read.m.epsilon,
+                  read.b.hidden + read.b.read_rows[t] * read.m.hidden);
     });
 }
 

@@ -104,7 +104,12 @@ struct Batch {
     index group_count;
     const Span* spans;
     index span_count;
-    bf16* hidden;  // (rows, hidden): final-normed; read by `gw_logits`
+    bf16* hidden;  // (rows, hidden): final-normed, of rows that are read; read by `gw_logits`
+    index read;    // rows, in order; behind its attention the last layer computes no others
+    const index* read_rows;
+    const Adapter* const* read_owners;
+    const Group* read_groups;  // over the rows that are read
+    index read_group_count;
     index wanted;
     const index *wanted_rows, *targets;  // rows of the stream, and of `logits`
     const Group* wanted_groups;          // over the wanted rows

@@ -212,6 +212,25 @@ def test_threads_that_share_the_rows_of_long_prompts_do_not_change_a_bit(
 
 
 @pytest.mark.parametrize("form", ["vectors", pytest.param("emulated", marks=needs_avx512)])
+def test_rows_that_are_read_have_the_bits_that_they_have_among_all(
+    world: World, prepared: dict[str, Prepared], form: str
+) -> None:
+    stepping = World.of(world.backbone, form="emulated" if form == "emulated" else None)
+    cases = list(prepared)
+    for first in range(0, len(cases), SLOTS - 1):
+        chosen = cases[first : first + SLOTS - 1]
+        rows = [prepared[case].row(stepping, slot) for slot, case in enumerate(chosen)]
+        runs = [run for row in rows for run in row.runs([0, 40])]
+        runs.append(Run(SLOTS - 1, 0, drawn_ids(70)))
+        among_all = stepping.step(runs)
+        expected = among_all.logits(range(len(rows) * 40 + 70)).clone()
+        for read in ([0, 39, 41, 50, len(expected) - 1], [*range(3, 60)], [len(expected) - 40]):
+            found = stepping.step(runs, read=read)
+            assert torch.equal(found.hidden_td[read], among_all.hidden_td[read]), chosen
+            assert torch.equal(found.logits(read[::-1]), expected[read[::-1]]), chosen
+
+
+@pytest.mark.parametrize("form", ["vectors", pytest.param("emulated", marks=needs_avx512)])
 def test_an_adapter_that_overflows_breaks_no_other_row(
     world: World, prepared: dict[str, Prepared], form: str
 ) -> None:

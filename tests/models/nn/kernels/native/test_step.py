@@ -144,6 +144,30 @@ def test_logits_come_in_the_order_asked_for_then_and_later(world: World) -> None
     assert torch.equal(hidden.logits(wanted), all_rows[wanted])
 
 
+def test_a_step_of_which_nothing_is_read_writes_the_cache_all_the_same(world: World) -> None:
+    expected = advance(world, [Row(0, IDS[:40])], [[0, 40]])[0][39:]
+    world.step([Run(1, 0, IDS[:39])], read=[])
+    assert torch.equal(world.logits([Run(1, 39, IDS[39:40])])[0], expected)
+
+
+def test_of_rows_that_are_not_read_there_are_no_logits(world: World) -> None:
+    runs = [Run(0, 0, IDS[:9])]
+    hidden = world.step(runs, read=[3, 8])
+    for rows in ([4], [3, 7]):
+        with pytest.raises(ValueError, match="not read"):
+            hidden.logits(rows)
+        with pytest.raises(ValueError, match="not read"):
+            hidden.likeliest(rows)
+    with pytest.raises(ValueError, match="not read"):
+        world.step(runs, read=[3, 8], likeliest=[0])
+
+
+@pytest.mark.parametrize("read", [[-1], [9], [3, 3], [4, 2]])
+def test_rows_to_be_read_are_named_in_order(world: World, read: list[int]) -> None:
+    with pytest.raises(ValueError, match="in its order"):
+        world.step([Run(0, 0, IDS[:9])], read=read)
+
+
 @pytest.mark.parametrize("form", ["vectors", pytest.param("emulated", marks=needs_avx512)])
 def test_likeliest_tokens_are_the_first_of_the_largest_logits(form: str) -> None:
     backbone = make_backbone()
