@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from functools import partial
 from math import inf
 from pathlib import Path
@@ -17,7 +18,7 @@ from benchmarks import record
 from benchmarks.failures import Failures
 from benchmarks.serve import crowd, outside, steps, swaps, versus
 from benchmarks.serve.data import DATA, find_training
-from benchmarks.serve.floor import measure_bandwidth
+from benchmarks.serve.floor import Speeds
 from benchmarks.serve.measure import say
 from benchmarks.serve.peers import vllm_cpu
 from benchmarks.serve.world import World, make_world
@@ -113,21 +114,22 @@ def measure(world: World, options: argparse.Namespace, failures: Failures) -> JS
         patience=patience,
         vllms={VLLM: vllm_cpu.PEER, **({} if options.quick else {ALL_CORES: vllm_cpu.ALL_CORES})},
     )
-    bandwidth = measure_bandwidth()
-    say(f"this machine reads {bandwidth / 1e9:.1f} GB/s")
+    speeds = Speeds.measure()
+    say(f"this machine reads {speeds.bandwidth / 1e9:.1f} GB/s")
+    say(f"and multiplies at {speeds.rate / 1e9:.0f} GFLOP/s")
     doing: dict[str, Callable[[], JSON]] = {
         "adapters": lambda: peers(versus.with_adapters),
         "base": lambda: peers(partial(versus.without_adapters, undrafted=not options.quick)),
-        "steps": lambda: steps.ratios_of_steps(world, repeats=repeats + 1),
+        "steps": lambda: steps.ratios_of_steps(world, repeats=repeats + 1, speeds=speeds),
         "swaps": lambda: swaps.over_one_engine(world, repeats=repeats),
         "http": lambda: crowd.over_http(world, repeats=repeats, mixed=not options.quick),
         "training": lambda: crowd.beside_training(
             world, file=find_training(options.data), repeats=repeats, quick=options.quick
         ),
         "outside": lambda: outside.generate_load(world, requests=32 * (repeats + 1)),
-        "growth": lambda: steps.growth(world, repeats=repeats, bandwidth=bandwidth),
+        "growth": lambda: steps.growth(world, repeats=repeats, speeds=speeds),
     }
-    found: JSON = {"bandwidth": bandwidth}
+    found: JSON = asdict(speeds)
     for part in options.parts:
         say(f"--- {part}")
         began = time.monotonic()

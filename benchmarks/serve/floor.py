@@ -1,10 +1,13 @@
-"""What a decode step cannot be faster than: the bytes that it must read, at measured bandwidth."""
+"""What a decode step cannot be faster than: what it must read and multiply, at measured speeds."""
 
 import time
+from dataclasses import dataclass
 from math import prod
+from typing import Self
 
 import torch
 
+from benchmarks.rate import measure_rate
 from benchmarks.serve.world import World
 from models.nn.kernels.native import library
 
@@ -14,6 +17,21 @@ WIDTH = 2
 """Bytes of a number in bfloat16."""
 CODED_WIDTH = 1.5
 """Bytes of a weight of the base where our step reads them coded."""
+
+
+@dataclass(frozen=True)
+class Speeds:
+    """What this machine does a second with all threads."""
+
+    bandwidth: float
+    """Bytes that a plain sum reads."""
+    rate: float
+    """Multiplications and additions of one large product."""
+
+    @classmethod
+    def measure(cls) -> Self:
+        """Measure both."""
+        return cls(measure_bandwidth(), measure_rate())
 
 
 def measure_bandwidth(*, repeats: int = 7) -> float:
@@ -30,25 +48,27 @@ def measure_bandwidth(*, repeats: int = 7) -> float:
 def floor_of(
     world: World,
     *,
-    bandwidth: float,
+    speeds: Speeds,
     rows: int,
     length: int,
     adapters: int,
     rank: int,
     weight_bytes: float = WIDTH,
 ) -> float:
-    """Return seconds: weights and head once, each distinct adapter once, each row's cache once.
+    """Return seconds: the longer of what must be read and what must be multiplied.
 
+    Read are weights and head once, each distinct adapter once, each row's cache once; multiplied is
+    each row with the layers' weights and its adapter. The head is not, for it may be screened.
     `weight_bytes` is what a weight of the base takes.
     """
     shape = world.backbone.shape
     weights = sum(prod(size) for size in shape.linears.values())
-    adapted = sum(
-        rank * sum(size) for place, size in shape.linears.items() if place.startswith("layers.")
-    )
+    layers = {place: size for place, size in shape.linears.items() if place.startswith("layers.")}
+    adapted = sum(rank * sum(size) for size in layers.values())
     cache = 2 * shape.layers * shape.kv_heads * shape.head_dim * length
     read = weight_bytes * weights + WIDTH * (adapters * adapted + rows * cache)
-    return read / bandwidth
+    multiplied = sum(prod(size) for size in layers.values()) + (adapted if adapters else 0)
+    return max(read / speeds.bandwidth, 2 * rows * multiplied / speeds.rate)
 
 
 def weight_bytes() -> float:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 
 from benchmarks.serve.adapters import Stored
-from benchmarks.serve.floor import floor_of, weight_bytes
+from benchmarks.serve.floor import Speeds, floor_of, weight_bytes
 from benchmarks.serve.measure import say
 from benchmarks.serve.world import LENGTH, RANK, ROWS, TOKENS, World, ready, start_engine
 from benchmarks.sides import JSON, Side
@@ -21,7 +21,7 @@ LENGTHS = (64, 256, 1024)
 BASE: Sequence[None] = (None,)
 
 
-def ratios_of_steps(world: World, *, repeats: int) -> JSON:
+def ratios_of_steps(world: World, *, repeats: int, speeds: Speeds) -> JSON:
     """Time 32 rows over 8 adapters, and over all kinds that share a batch, against base rows."""
     batches: dict[str, Sequence[str | None]] = {
         "base": BASE,
@@ -31,6 +31,10 @@ def ratios_of_steps(world: World, *, repeats: int) -> JSON:
     with start_engine(world, adapters=[*world.loras, *world.kinds], drafts=False) as engine:
         ready(engine)
         seconds = time_batches(world, engine, batches, rows=ROWS, repeats=repeats)
+    for name, adapters in (("base", 0), ("mixed", len(world.loras))):
+        floor = _floor(world, speeds, rows=ROWS, adapters=adapters)
+        seconds[name] |= {"floor": floor}
+        say(f"{name}: {seconds[name]['median'] / floor:.2f} of the floor")
     return {
         "rows": ROWS,
         "kinds": sorted(kind.name.removeprefix("kind-") for kind in world.kinds),
@@ -65,7 +69,7 @@ def time_batches(
     return {name: {"median": median(values), "repeats": values} for name, values in medians.items()}
 
 
-def growth(world: World, *, repeats: int, bandwidth: float) -> JSON:
+def growth(world: World, *, repeats: int, speeds: Speeds) -> JSON:
     """Time steps as work grows: distinct adapters, rank, rows, length; floors beside them."""
     many = [*world.loras, *world.more_loras(max(DISTINCT) - len(world.loras), rank=RANK)]
     ranked = {rank: world.more_loras(8, rank=rank) for rank in RANKS if rank != RANK}
@@ -103,18 +107,38 @@ def growth(world: World, *, repeats: int, bandwidth: float) -> JSON:
         }
     for kind, rows in table.items():
         for size, figures in rows.items():
-            figures["floor"] = floor_of(
+            figures["floor"] = _floor(
                 world,
-                bandwidth=bandwidth,
+                speeds,
                 rows={"rows": int(size), "length": 8}.get(kind, ROWS),
-                length=int(size) if kind == "length" else LENGTH + TOKENS // 2,
+                length=int(size) if kind == "length" else LENGTH,
                 adapters={"distinct": int(size), "rank": 8}.get(kind, 0),
                 rank=int(size) if kind == "rank" else RANK,
-                weight_bytes=weight_bytes(),
             )
             ratio = figures["median"] / figures["floor"]
             say(f"{kind} {size}: {1000 * figures['median']:.2f} ms, {ratio:.2f} of the floor")
     return table
+
+
+def _floor(
+    world: World,
+    speeds: Speeds,
+    *,
+    rows: int,
+    adapters: int,
+    length: int = LENGTH,
+    rank: int = RANK,
+) -> float:
+    """Return the floor of a step in the middle of an answer, over weights as ours reads them."""
+    return floor_of(
+        world,
+        speeds=speeds,
+        rows=rows,
+        length=length + TOKENS // 2,
+        adapters=adapters,
+        rank=rank,
+        weight_bytes=weight_bytes(),
+    )
 
 
 def _names(adapters: Sequence[Stored]) -> list[str]:

@@ -18,12 +18,13 @@ JOBS = 8
 STEPS = 40
 ROWS_PER_STEP = 2
 EXACT_STEPS = 12
-"""Of the first job, taken by both sides in float32."""
+"""Of each job that is run separately, taken by both sides in float32."""
 POOLED_STEPS = 4
 """So many steps have the rows of one step of the other parts."""
 LAYOUTS = (Layout(2), Layout(2, "free"))
-LOSSES = Bound(mean=0.03, most=0.08)
-"""Two rows a step carry rounding on further than eight: peft's two layouts are 0.04 apart."""
+LOSSES = Bound(mean=0.06, most=0.2)
+"""It shows that a script trained. Two rows a step carry rounding on further than eight: peft in
+bfloat16 is 0.03 in the mean and up to 0.08 from itself in float32, where ours is equal to it."""
 OFF = {"GRAFTWORK_WORKER__GANG": "1"}
 """What makes a worker train its jobs one after another."""
 
@@ -57,7 +58,9 @@ def compare_gang(
     """
     questions = [bench.peer_question(subject, work) for work in works]
     chosen, tried = bench.choose_layout(questions[0], LAYOUTS)
-    exact = bench.compare_in_float32(subject, works[0], steps=EXACT_STEPS)
+    exact = [
+        bench.compare_in_float32(subject, work, steps=EXACT_STEPS) for work in works[:separate]
+    ]
     jobs = [bench.job(subject, work) for work in works]
     before = record.load()
     ganged: list[JSON] = []
@@ -89,7 +92,7 @@ def compare_gang(
         "gang_vs_peft": round(medians["peft"] / medians["gang"], 3),
         "peer_layout": str(chosen),
         "peer_layouts_tried": tried,
-        "equality": {**exact, "jobs": _check(ganged[-1], alone[-1], scripts[-1])},
+        "equality": {"in_float32": exact, "jobs": _check(ganged[-1], alone[-1], scripts[-1])},
         "load": [before, record.load()],
     }
 

@@ -1,15 +1,11 @@
 """What our training costs as work grows, and where the time of a step goes; for the reader."""
 
-import json
 from contextlib import ExitStack
-from pathlib import Path
-from statistics import mean
 
 from benchmarks.sides import JSON
 from benchmarks.train.compare import Subject, speed
 from benchmarks.train.gang import make_jobs
-from benchmarks.train.kinds import LORA, RANK
-from benchmarks.train.protocol import IGNORED
+from benchmarks.train.kinds import LORA
 from benchmarks.train.rows import Work
 from benchmarks.train.stage import Stage
 
@@ -24,24 +20,18 @@ JOBS = (1, 2, 4, 8)
 JOB_STEPS = 10
 
 
-def profile_step(stage: Stage) -> JSON:
-    """Return the parts of a LoRA step on full rows, and the floor of its products.
-
-    Such rows begin differently: of real ones, what they share is computed once, which no floor by
-    tokens of data would know.
-    """
-    work = stage.full(*PROFILED)
-    with stage.bench() as bench, stage.side("profile") as side:
-        question = {
-            "order": bench.order(LORA, work),
-            "steps": work.steps,
-            "rank": RANK,
-            "tokens_per_step": mean(work.tokens[1:]),
-            "labelled_per_step": _labelled(work),
-        }
-        said = side.ask(question)
-    print(f"  a step: {said}", flush=True)
-    return said
+def profile_steps(stage: Stage) -> JSON:
+    """Return the parts of LoRA steps on full and on real rows, and the floor of their products."""
+    works = {"full": stage.full(*PROFILED)}
+    works |= {name: stage.chat(rows, steps=STEPS) for name, rows in stage.sets.items()}
+    found: JSON = {}
+    with stage.bench() as bench:
+        for name, work in works.items():
+            with stage.side("profile") as side:
+                asked = {"order": bench.order(LORA, work), "steps": work.steps}
+                found[name] = side.ask(asked)
+            print(f"  a step of {name}: {found[name]}", flush=True)
+    return found
 
 
 def grow(stage: Stage) -> JSON:
@@ -82,10 +72,3 @@ def _grow_gang(stage: Stage) -> dict[int, float]:
             said = line.ask({"jobs": jobs, "variables": stage.line_variables})
             seconds[count] = said["seconds"]
     return seconds
-
-
-def _labelled(work: Work) -> float:
-    """Return how many tokens of a step are labels, in the mean."""
-    lines = Path(work.token_file).read_text().splitlines()
-    labels = sum(label != IGNORED for line in lines for label in json.loads(line)["labels"])
-    return labels / work.steps

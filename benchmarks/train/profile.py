@@ -1,34 +1,31 @@
 """A side that says where the time of our training steps goes, and what its products alone need.
 
 Parts are self times: an op's own (Python and C++ that torch does not see included), its backward's,
-and torch's ops by name. The floor is the time of all products of a step at the rate that one large
-product reaches on this machine.
+and torch's ops by name. The floor is the time of all products that the ops are asked for in a step
+at the rate that one large product reaches on this machine.
 """
 
 import shutil
 import tempfile
-import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
 import msgspec
 import torch
+from torch import Tensor
 from torch.profiler import ProfilerActivity, profile, record_function
 
+from benchmarks.rate import measure_rate
 from benchmarks.sides import JSON, serve
 from benchmarks.train.ours import Recorder, train_alone
-from core.bases import read_manifest
 from models.nn import kernels
-from models.nn.backbone import pick_dtype
 from models.nn.kernels import OpTable
-from models.nn.shape import HEAD
+from models.nn.kernels.table import Update, Weight
 from models.spec import Metrics, TrainerMessage, TrainOrder
 
 TOP = 14
-RATE_ROWS, RATE_INNER, RATE_OUT = 1024, 576, 1536
 PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::linear", "aten::mkldnn", "mkldnn::")
 
 
@@ -38,24 +35,34 @@ class Profiled(Recorder):
     def __init__(self, steps: int) -> None:
         super().__init__()
         self.profiler = profile(activities=[ProfilerActivity.CPU])
+        self.operations = 0
+        """Multiplications and additions of the products of the steps that are profiled."""
         self._steps = steps
+        self._profiles = False
+
+    def count(self, operations: int) -> None:
+        """Add those of one call."""
+        if self._profiles:
+            self.operations += operations
 
     def say(self, message: TrainerMessage) -> None:
         """Start or stop where a step ends."""
         super().say(message)
         if isinstance(message, Metrics) and "train_loss" in message.values:
             if len(self.steps) == 1:
+                self._profiles = True
                 self.profiler.start()
             elif len(self.steps) == self._steps:
+                self._profiles = False
                 self.profiler.stop()
 
 
 def answer(question: JSON) -> JSON:
-    """Train what the order says and take it apart."""
+    """Train what the order says and take it apart; a process can be asked once."""
     order = msgspec.convert(question["order"], TrainOrder)
     work = tempfile.mkdtemp(dir=order.work_folder)
-    _name_ops()
     recorder = Profiled(question["steps"])
+    _watch_ops(recorder)
     try:
         train_alone(msgspec.structs.replace(order, work_folder=work), recorder)
     finally:
@@ -66,30 +73,33 @@ def answer(question: JSON) -> JSON:
     for row in recorder.profiler.key_averages():
         parts[_part_of(row.key)] += row.self_cpu_time_total / 1e6 / steps
     parts["between torch's ops"] = max(seconds - sum(parts.values()), 0.0)
-    rate = _rate()
-    floor = _operations(order, question) / rate
+    rate, operations = measure_rate(), recorder.operations / steps
     return {
         "milliseconds": round(1000 * seconds, 1),
         "parts": {name: round(1000 * value, 1) for name, value in parts.most_common(TOP)},
-        "floor_milliseconds": round(1000 * floor, 1),
+        "operations": operations,
         "gigaflops": round(rate / 1e9, 1),
-        "share_of_floor": round(floor / seconds, 3),
+        "floor_milliseconds": round(1000 * operations / rate, 1),
+        "share_of_floor": round(operations / rate / seconds, 3),
     }
 
 
-def _name_ops() -> None:
-    """Have every op of the table appear under its own name."""
+def _watch_ops(recorder: Profiled) -> None:
+    """Have every op of the table appear under its own name, and its products be counted."""
     table = kernels.ops(torch.device("cpu"))
 
-    def named(name: str, form: Callable[..., Any]) -> Callable[..., Any]:
+    def watched(name: str, form: Callable[..., Any]) -> Callable[..., Any]:
+        operations_of = COUNTS.get(name, lambda *_, **__: 0)
+
         def call(*arguments: Any, **options: Any) -> Any:
+            recorder.count(operations_of(*arguments, **options))
             with record_function(f"op {name}"):
                 return form(*arguments, **options)
 
         return call
 
     wrapped = OpTable(
-        **{field.name: named(field.name, getattr(table, field.name)) for field in fields(OpTable)}
+        **{field.name: watched(field.name, getattr(table, field.name)) for field in fields(OpTable)}
     )
     # The choice is made once per device, behind every caller: there is no other place to name ops.
     kernels._choose = lambda _: wrapped  # type: ignore[assignment]  # noqa: SLF001
@@ -102,30 +112,26 @@ def _part_of(key: str) -> str:
     return key.removeprefix("autograd::engine::evaluate_function: ")
 
 
-def _operations(order: TrainOrder, question: JSON) -> float:
-    """Return the multiplications and additions of a step's products: base, adapter, head."""
-    shape = read_manifest(Path(order.base_folder)).shape
-    linears = {name: size for name, size in shape["linears"].items() if name != HEAD}
-    weights = sum(out * inner for out, inner in linears.values())
-    rank = question["rank"]
-    adapter = sum(rank * (out + inner) for out, inner in linears.values())
-    head = shape["hidden"] * shape["vocab"]
-    tokens, labelled = question["tokens_per_step"], question["labelled_per_step"]
-    return tokens * (4 * weights + 6 * adapter) + labelled * 4 * head
+def _count_project(x_ti: Tensor, *, weight: Weight, updates: Sequence[Update] = ()) -> int:
+    """Of a frozen weight with what trains beside it, forward and backward."""
+    passes = 2 if x_ti.requires_grad else 1
+    operations = 2 * passes * len(x_ti) * weight.weight_oi.numel()
+    for update in updates:
+        numbers = update.down_ri.numel() + update.up_or.numel()
+        operations += 6 * (update.rows[1] - update.rows[0]) * numbers
+    return operations
 
 
-def _rate() -> float:
-    """Return the operations a second of one product over many rows."""
-    rows, weight = (
-        torch.randn(size).to(pick_dtype())
-        for size in ((RATE_ROWS, RATE_INNER), (RATE_OUT, RATE_INNER))
-    )
-    best = 1e9
-    for _ in range(30):
-        began = time.perf_counter()
-        torch.nn.functional.linear(rows, weight)
-        best = min(best, time.perf_counter() - began)
-    return 2 * RATE_ROWS * RATE_INNER * RATE_OUT / best
+def _count_cross_entropy(hidden_nd: Tensor, *, weight: Weight, **_: Any) -> int:
+    """Logits, and the gradient of the states."""
+    return 4 * len(hidden_nd) * weight.weight_oi.numel()
+
+
+COUNTS: dict[str, Callable[..., int]] = {
+    "project": _count_project,
+    "linear_cross_entropy": _count_cross_entropy,
+}
+"""Attention is not among them: over short rows its products are few."""
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from benchmarks.serve.__main__ import (
 )
 from benchmarks.serve.data import find_texts, find_training
 from benchmarks.serve.equality import LEAST, judge, verdict_of
-from benchmarks.serve.floor import floor_of
+from benchmarks.serve.floor import Speeds, floor_of
 from benchmarks.serve.gaps import BUSY, QUIET, Phase, gaps_by_phase, percentile
 from benchmarks.serve.measure import take_turns
 from benchmarks.serve.outside import METRICS, read_report
@@ -159,10 +159,16 @@ def test_a_floor_counts_weights_once_and_adapters_and_rows_each() -> None:
         norms={},
     )
     world = SimpleNamespace(backbone=SimpleNamespace(shape=shape))
-    asked = {"bandwidth": 2.0, "rows": 3, "length": 5, "adapters": 2, "rank": 1}
-    floor = floor_of(world, **asked)  # type: ignore[arg-type]
+    asked = {"rows": 3, "length": 5, "adapters": 2, "rank": 1}
+    reading = Speeds(bandwidth=2.0, rate=1e9)
+    floor = floor_of(world, speeds=reading, **asked)  # type: ignore[arg-type]
     assert floor == 72 + 2 * (8 + 8) + 3 * 2 * 2 * 1 * 2 * 5
-    assert floor - floor_of(world, **asked, weight_bytes=1.5) == 72 / 4  # type: ignore[arg-type]
+    coded = floor_of(world, speeds=reading, **asked, weight_bytes=1.5)  # type: ignore[arg-type]
+    assert floor - coded == 72 / 4
+    multiplying = Speeds(bandwidth=1e9, rate=2.0)
+    assert floor_of(world, speeds=multiplying, **asked) == 3 * (32 + 16)  # type: ignore[arg-type]
+    asked["adapters"] = 0
+    assert floor_of(world, speeds=multiplying, **asked) == 3 * 32  # type: ignore[arg-type]
 
 
 def test_a_copy_reads_the_whole_file(tmp_path: Path) -> None:
