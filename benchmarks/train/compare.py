@@ -61,7 +61,7 @@ class Subject:
     """Whether the peer's gradients are of the same parameters."""
     losses: Bound = LOSSES
     norms_in_float32: bool = False
-    """Whether norms are compared in float32 only, and there in any case."""
+    """Whether norms are compared in float32 only; so there are steps in it in any case."""
     exact_norms: Bound = IN_FLOAT32
     needs_autocast: bool = False
     """Whether the peer's adapters compute beside a base in bfloat16 by autocast alone."""
@@ -114,7 +114,7 @@ class Bench(AbstractContextManager["Bench"]):
         ]
         load = [before, record.load()]
         # Not before: it needs more memory, and peaks are those of a process so far.
-        exact_steps = max(self.exact_steps, int(subject.norms_in_float32))
+        exact_steps = max(self.exact_steps, 2 if subject.norms_in_float32 else 0)
         exact = self.compare_in_float32(subject, work, steps=exact_steps) if exact_steps else {}
         speeds = {name: [speed(said) for said in runs] for name, runs in answers.items()}
         return {

@@ -17,11 +17,12 @@ KINDS = (
     ),
     Subject("ia3", {"type": "ia3"}),
     Subject("soft_prompt", {"type": "soft_prompt", "init": "vocabulary"}),
-    # what bfloat16 rounds of the prompt's gradient, its encoder makes large
+    # what bfloat16 rounds of the prompt's gradient, its encoder makes large, and steps larger
     Subject(
         "p_tuning",
         {"type": "soft_prompt", "encoder": "mlp", "init": "vocabulary"},
         form=P_TUNING,
+        losses=Bound(mean=0.1, most=0.25),
         norms_in_float32=True,
     ),
     Subject("prefix", {"type": "prefix", "init": "vocabulary"}),
