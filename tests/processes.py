@@ -1,5 +1,7 @@
 """What tests ask the kernel about processes."""
 
+import os
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +25,12 @@ def is_alive(pid: int) -> bool:
         return _stat(pid)[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):
         return False
+
+
+def freeze(pid: int) -> None:
+    """Stop a process; its threads have all stopped then, which on busy cores takes a while."""
+    os.kill(pid, signal.SIGSTOP)
+    wait_for(lambda: all(_state(thread) in "TZ" for thread in Path(f"/proc/{pid}/task").iterdir()))
 
 
 def children(pid: int) -> list[int]:
@@ -51,5 +59,16 @@ def _parent(pid: int) -> int:
         return 0
 
 
+def _state(thread: Path) -> str:
+    try:
+        return _fields(thread / "stat")[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return "Z"
+
+
 def _stat(pid: int) -> list[str]:
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return _fields(Path(f"/proc/{pid}/stat"))
+
+
+def _fields(stat: Path) -> list[str]:
+    return stat.read_text().rpartition(")")[2].split()

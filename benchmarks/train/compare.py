@@ -112,8 +112,7 @@ class Bench(AbstractContextManager["Bench"]):
             check(mine, theirs, work=work, subject=subject)
             for mine, theirs in zip(answers["ours"], answers["peer"], strict=True)
         ]
-        load = [before, record.load()]
-        # Not before: it needs more memory, and peaks are those of a process so far.
+        after = record.load()
         exact_steps = max(self.exact_steps, 2 if subject.norms_in_float32 else 0)
         exact = self.compare_in_float32(subject, work, steps=exact_steps) if exact_steps else {}
         speeds = {name: [speed(said) for said in runs] for name, runs in answers.items()}
@@ -128,8 +127,7 @@ class Bench(AbstractContextManager["Bench"]):
             "peer_layouts_tried": tried,
             "equality": {**checks[-1], **exact},
             "losses": {name: runs[-1]["losses"] for name, runs in answers.items()},
-            "peak_bytes": {name: runs[-1]["peak_bytes"] for name, runs in answers.items()},
-            "load": load,
+            "load": [before, after],
         }
 
     def peer_question(self, subject: Subject, work: Work, *, dtype: str | None = None) -> JSON:

@@ -8,7 +8,7 @@ from sqlalchemy import select
 from models.tables import adapter, checkpoint, job
 from models.tables.base import Page
 from models.tables.job import Job
-from tests.processes import children, is_alive, wait_for
+from tests.processes import children, freeze, is_alive, wait_for
 from tests.worker.long_job import (
     METHOD,
     ROWS,
@@ -64,8 +64,8 @@ def test_a_worker_that_was_frozen_past_its_lease_is_refused(site: Site, unbroken
     with site.database.unit_of_work() as session:
         # While we write, the worker does not: frozen in a transaction it would lock everyone out.
         session.execute(select(Job.number).where(Job.id == row.id).with_for_update())
-        os.kill(frozen.pid, signal.SIGSTOP)
-    os.kill(trainer, signal.SIGSTOP)
+        freeze(frozen.pid)
+    freeze(trainer)
     site.start_worker()
     site.wait_for_state(row, "succeeded")
     os.kill(trainer, signal.SIGCONT)

@@ -65,7 +65,7 @@ def reading(step: Step, places: Places) -> list[int]:
     for chunk, (first, last) in zip(step.chunks, places.chunks, strict=True):
         if chunk.sequence.pooling == "mean":
             rows.update(range(first, last))
-        elif chunk.sequence.pooling == "last":
+        elif chunk.sequence.pooling == "last" and chunk.ends_prompt:
             rows.add(last - 1)
     return sorted(rows)
 

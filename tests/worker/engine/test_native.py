@@ -1,19 +1,24 @@
 """An engine whose steps are computed by the C++ kernels where they can be."""
 
+import asyncio
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import pytest
 import torch
 
 from core.settings import ComputeSettings
 from models.nn.backbone import Backbone
+from models.nn.forward import Part, forward
+from models.nn.head import pool
 from models.nn.kernels.native import library, reason
 from models.nn.kernels.native.adapter import prepare
 from models.nn.methods import METHODS
 from models.nn.terms import Terms
-from tests.worker.engine.conftest import Kind, TinyProblem, World, ask_all, order, store_kind
+from models.wire import EmbedReply, EmbedRequest, Input
+from tests.worker.engine.conftest import Kind, TinyProblem, World, ask, ask_all, order, store_kind
 from tests.worker.engine.suited import BFLOAT16, suited_world
 from worker.engine import native
 from worker.engine.admission import admit
@@ -61,6 +66,34 @@ def test_rows_of_all_kinds_are_each_alone_to_the_bit(
         engine = start_engine(compute=BFLOAT16, **limits)
         for expected, got in zip(alone, ask_all(engine, orders, gap=0.002), strict=True):
             assert got.tokens == expected.tokens
+
+
+@pytest.mark.parametrize("pooling", ["last", "mean"])
+def test_pooled_states_are_those_of_the_network(
+    world: World, start_engine: Callable[..., Engine], pooling: Literal["last", "mean"]
+) -> None:
+    """Whole and in chunks, beside a row that decodes; to the bit the same."""
+    prompts = [[7 + (place * 31 + i * i) % 200 for i in range(40 + place)] for place in range(3)]
+    asked = EmbedRequest(inputs=[Input(ids=ids) for ids in prompts], pooling=pooling)
+    found = []
+    for limits in ({"rows": 8}, {"rows": 4, "prefill_tokens": 9}):
+        engine = start_engine(compute=BFLOAT16, **limits)
+        assert engine.health()["step"].startswith("C++ with ")
+
+        async def play(engine: Engine = engine) -> EmbedReply:
+            writing = asyncio.create_task(
+                ask(engine, order([5, 6, 7], max_tokens=40, ignore_eos=True))
+            )
+            reply = await engine.embed(asked)
+            await writing
+            return reply
+
+        found.append([torch.tensor(np.frombuffer(v, "<f4")) for v in asyncio.run(play()).vectors])
+    for ids, whole, chunked in zip(prompts, *found, strict=True):
+        states = forward(world.backbone, [Part(torch.tensor(ids), (len(ids),))])
+        expected = pool(states.hidden_td, [len(ids)], pooling=pooling)[0].float()
+        torch.testing.assert_close(whole, expected, atol=0.02 * float(expected.norm()), rtol=0)
+        torch.testing.assert_close(chunked, whole, atol=1e-5, rtol=1e-5)
 
 
 def test_steps_of_both_ways_take_turns(

@@ -66,9 +66,9 @@ class NativeStep:
     ) -> Hidden:
         """Compute the rows of the runs, one behind the other; runs of one adapter best adjacent.
 
-        Keys and values are written to the cache. Hidden states are those of the rows to be read,
-        in order; of all unless told. Rows whose likeliest tokens are wanted, and nothing else, are
-        best named at once.
+        Keys and values are written to the cache. `read` names, in order, the rows whose hidden
+        states are computed, all unless told. Rows whose likeliest tokens are wanted, and nothing
+        else, are best named at once.
         ValueError for a token, slot or position that there is not.
         """
         for run in runs:

@@ -22,6 +22,7 @@ inline void keep_read(State& state) {
     const auto keep = [&](auto& rows, index width) {
         const Range own = share(width, state.thread, state.team.size);
         for (index n = 0; n < state.b.read; ++n) {
+            if (state.b.read_rows[n] == n) continue;
             const auto first = rows.begin() + state.b.read_rows[n] * width;
             std::copy(first + own.first, first + own.last, rows.begin() + n * width + own.first);
         }
