@@ -119,10 +119,10 @@ def measure(world: World, options: argparse.Namespace, failures: Failures) -> JS
     say(f"and multiplies at {speeds.rate / 1e9:.0f} GFLOP/s")
     doing: dict[str, Callable[[], JSON]] = {
         "adapters": lambda: peers(versus.with_adapters),
-        "base": lambda: peers(partial(versus.without_adapters, undrafted=not options.quick)),
+        "base": lambda: peers(partial(versus.without_adapters, quick=options.quick)),
         "steps": lambda: steps.ratios_of_steps(world, repeats=repeats + 1, speeds=speeds),
         "swaps": lambda: swaps.over_one_engine(world, repeats=repeats),
-        "http": lambda: crowd.over_http(world, repeats=repeats, mixed=not options.quick),
+        "http": lambda: crowd.over_http(world, repeats=2 * repeats, mixed=not options.quick),
         "training": lambda: crowd.beside_training(
             world, file=find_training(options.data), repeats=repeats, quick=options.quick
         ),

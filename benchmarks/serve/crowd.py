@@ -49,7 +49,7 @@ def over_http(world: World, *, repeats: int, mixed: bool) -> JSON:
         found: dict[str, list[float]] = {name: [] for name in sites}
         for site in sites.values():
             rate_of(world, site, one)
-        for turn in range(3 * repeats):
+        for turn in range(repeats):
             for name in sites if turn % 2 == 0 else reversed(sites):
                 found[name].append(rate_of(world, sites[name], one))
         alone, among = found.values()

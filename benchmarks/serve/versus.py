@@ -108,22 +108,22 @@ def with_adapters(world: World, open_side: Opener, vllms: Mapping[str, Peer]) ->
 
 
 def without_adapters(
-    world: World, open_side: Opener, vllms: Mapping[str, Peer], *, undrafted: bool
+    world: World, open_side: Opener, vllms: Mapping[str, Peer], *, quick: bool
 ) -> list[Contest]:
-    """Have 32 requests for vLLM without LoRA, one for llama.cpp in bf16 and in q8_0.
+    """Have 32 requests for vLLM without LoRA, one for llama.cpp on bf16 weights.
 
-    The one may also go to an engine of ours that drafts nothing.
+    Unless `quick`, the one also goes to both in 8 bits and to an engine that drafts nothing.
     """
     ours = open_side(start_engine(world, adapters=[]))
     theirs = open_vllms(world, open_side, vllms, adapters={})
-    int8 = open_side(start_engine(world, adapters=[], quantization="int8"))
     singles = {
         f"llamacpp-{form}": open_side(
             start_peer(world, llamacpp.PEER, label=f"llamacpp-{form}", format=form)
         )
-        for form in llamacpp.FORMATS
+        for form in (("bf16",) if quick else tuple(llamacpp.FORMATS))
     }
-    if undrafted:
+    if not quick:
+        singles[INT8] = open_side(start_engine(world, adapters=[], quantization="int8"))
         singles[UNDRAFTED] = open_side(start_engine(world, adapters=[], drafts=False))
     return [
         Contest(
@@ -133,7 +133,7 @@ def without_adapters(
         ),
         Contest(
             name="single_base",
-            sides={OURS: ours, INT8: int8, **singles},
+            sides={OURS: ours, **singles},
             make=lambda: over_base(world, 1),
             least=5,
         ),
