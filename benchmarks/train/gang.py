@@ -118,9 +118,8 @@ def run_script(question: JSON, layout: Layout, *, folder: Path, variables: dict[
 def _check(ganged: JSON, alone: JSON, scripts: list[JSON]) -> list[JSON]:
     """Return how far each job's losses are from the peer's; those alone must be the same bits.
 
-    The first loss is of the tensors that both start from: no step has carried rounding on.
-
-    Losses of two rows in bfloat16 are mostly rounding, so steps are compared by `POOLED_STEPS`.
+    Losses of two rows in bfloat16 are mostly rounding, so steps are compared by `POOLED_STEPS`; the
+    first one alone, too, for it is of the tensors that both start from.
     """
     found = []
     for number, script in enumerate(scripts):

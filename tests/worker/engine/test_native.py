@@ -72,7 +72,7 @@ def test_rows_of_all_kinds_are_each_alone_to_the_bit(
 def test_pooled_states_are_those_of_the_network(
     world: World, start_engine: Callable[..., Engine], pooling: Literal["last", "mean"]
 ) -> None:
-    """Whole and in chunks, beside a row that decodes; to the bit the same."""
+    """Whole and in chunks, beside a row that decodes."""
     prompts = [[7 + (place * 31 + i * i) % 200 for i in range(40 + place)] for place in range(3)]
     asked = EmbedRequest(inputs=[Input(ids=ids) for ids in prompts], pooling=pooling)
     found = []
