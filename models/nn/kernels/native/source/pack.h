@@ -64,17 +64,28 @@ inline __m512i interleave(__m256i first, __m256i second) {
                            _mm512_slli_epi32(_mm512_cvtepu16_epi32(second), 16));
 }
 
-// The same from the transpose of W, (inputs, outputs).
+// The same from the transpose of W, (inputs, outputs), two rows of 32 outputs at a time.
 inline void pack_across(const bf16* weight, index ld, index outputs, index inputs, index padded,
                         index stride, bf16* target) {
-    const auto load = [=](index k, index n) {
-        return k < inputs ? _mm256_maskz_loadu_epi16(first_lanes(outputs - n), weight + k * ld + n)
-                          : _mm256_setzero_si256();
-    };
+    const __m512i count = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    // Which numbers become the pairs of a panel: those of the second row are counted from 32 on.
+    const __m512i lower = _mm512_or_si512(
+        count, _mm512_slli_epi32(_mm512_add_epi32(count, _mm512_set1_epi32(32)), 16));
+    const __m512i upper = _mm512_add_epi16(lower, _mm512_set1_epi16(panel_width));
     for (index k = 0; k < padded; k += 2)
-        for (index n = 0; n < outputs; n += panel_width)
-            _mm512_storeu_si512(target + n / panel_width * stride + k * panel_width,
-                                interleave(load(k, n), load(k + 1, n)));
+        for (index n = 0; n < outputs; n += 2 * panel_width) {
+            const auto there = static_cast<__mmask32>(
+                (std::uint64_t{1} << std::min<index>(32, outputs - n)) - 1);
+            const auto load = [=](index row) {
+                return row < inputs ? _mm512_maskz_loadu_epi16(there, weight + row * ld + n)
+                                    : _mm512_setzero_si512();
+            };
+            const __m512i even = load(k), odd = load(k + 1);
+            bf16* panel = target + n / panel_width * stride + k * panel_width;
+            _mm512_storeu_si512(panel, _mm512_permutex2var_epi16(even, lower, odd));
+            if (n + panel_width < outputs)
+                _mm512_storeu_si512(panel + stride, _mm512_permutex2var_epi16(even, upper, odd));
+        }
 }
 
 }  // namespace gw
