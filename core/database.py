@@ -13,8 +13,8 @@ from types import ModuleType
 from typing import Any
 
 from sqlalchemy import Engine, create_engine, event
-from sqlalchemy.engine import make_url
-from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session, sessionmaker
 
@@ -31,6 +31,9 @@ POSTGRES_PATIENCE = {
     "keepalives_count": 2,
     "tcp_user_timeout": 10_000,
 }
+IDLE_SECONDS = 15
+"""Amid a transaction. A client that is silent for longer, for its process is frozen or its machine
+asleep, loses its locks: without this, nobody could take over what it was writing."""
 READS = "graftwork_reads"
 
 
@@ -47,18 +50,32 @@ def sqlite_module() -> ModuleType:
 def open_database(url: str) -> Engine:
     """Return an engine for `url`; SQLite gets its pragmas, PostgreSQL a checked pool."""
     parsed = make_url(url)
-    if parsed.get_backend_name() != "sqlite":
-        if parsed.drivername == "postgresql":
-            parsed = parsed.set(drivername="postgresql+psycopg")
-        patience = {key: POSTGRES_PATIENCE[key] for key in POSTGRES_PATIENCE.keys() - parsed.query}
-        return create_engine(
-            parsed, pool_pre_ping=True, pool_size=10, max_overflow=20, connect_args=patience
-        )
-    if parsed.database:
-        Path(parsed.database).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return _open_sqlite(parsed) if parsed.get_backend_name() == "sqlite" else _open_server(parsed)
+
+
+def _open_server(url: URL) -> Engine:
+    if url.drivername == "postgresql":
+        url = url.set(drivername="postgresql+psycopg")
+    patience = {key: POSTGRES_PATIENCE[key] for key in POSTGRES_PATIENCE.keys() - url.query}
+    engine = create_engine(
+        url, pool_pre_ping=True, pool_size=10, max_overflow=20, connect_args=patience
+    )
+
+    @event.listens_for(engine, "connect")
+    def prepare(connection: Any, _record: object) -> None:
+        # Not among what a connection starts with, which a pooler in between may refuse.
+        connection.execute(f"SET idle_in_transaction_session_timeout = '{IDLE_SECONDS}s'")
+        connection.commit()
+
+    return engine
+
+
+def _open_sqlite(url: URL) -> Engine:
+    if url.database:
+        Path(url.database).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     module = sqlite_module()
     engine = create_engine(
-        parsed, module=module, connect_args={"timeout": BUSY_SECONDS, "check_same_thread": False}
+        url, module=module, connect_args={"timeout": BUSY_SECONDS, "check_same_thread": False}
     )
     journal = "WAL" if module.sqlite_version_info >= SAFE_WAL else "DELETE"
 
@@ -107,7 +124,9 @@ class Database:
         try:
             with opened as session, session.begin():
                 yield session
-        except (OperationalError, InterfaceError, PoolTimeout) as error:
+        except (DBAPIError, PoolTimeout) as error:
+            if not _is_away(error):
+                raise
             raise Unavailable(
                 "The database does not answer; try again in a moment.", code="database_unavailable"
             ) from error
@@ -115,3 +134,10 @@ class Database:
     def close(self) -> None:
         """Give all connections back."""
         self.engine.dispose()
+
+
+def _is_away(error: DBAPIError | PoolTimeout) -> bool:
+    """Tell a server that cannot be reached, or that has hung up, from a statement that is wrong."""
+    if isinstance(error, (OperationalError, InterfaceError, PoolTimeout)):
+        return True
+    return error.connection_invalidated

@@ -7,6 +7,7 @@ from core.database import SAFE_WAL, Database, sqlite_module
 from core.errors import Unavailable
 from migrations import alembic_config, is_current, migrate
 from models.tables import api_key
+from tests.conftest import fresh_postgres
 
 
 def test_an_error_undoes_the_whole_unit_of_work(database: Database) -> None:
@@ -58,6 +59,30 @@ def test_a_database_that_is_away_is_a_typed_error() -> None:
         api_key.count(session)
     assert caught.value.code == "database_unavailable"
     database.close()
+
+
+def test_who_is_silent_amid_a_transaction_is_hung_up_on(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("core.database.IDLE_SECONDS", 1)
+
+    def write_around(silent: Database, other: Database) -> None:
+        with silent.unit_of_work() as session:
+            api_key.create(session, tenant="acme", name="x", secret="same")
+            session.flush()
+            with other.unit_of_work() as waiting:  # for the other row of this secret to be gone
+                api_key.create(waiting, tenant="acme", name="y", secret="same")
+            api_key.count(session)
+
+    for url in fresh_postgres(postgres_url):
+        silent, other = Database(url), Database(url)
+        with pytest.raises(Unavailable) as caught:
+            write_around(silent, other)
+        assert caught.value.code == "database_unavailable"
+        with silent.unit_of_work() as session:
+            assert api_key.count(session) == 1
+        silent.close()
+        other.close()
 
 
 def test_a_broken_constraint_is_not_hidden(database: Database) -> None:

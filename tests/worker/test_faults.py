@@ -3,7 +3,8 @@
 import os
 import signal
 
-from sqlalchemy import select
+import pytest
+from sqlalchemy import select, text
 
 from models.tables import adapter, checkpoint, job
 from models.tables.base import Page
@@ -62,16 +63,36 @@ def test_a_worker_that_was_frozen_past_its_lease_is_refused(site: Site, unbroken
     site.wait_for_step(row, 10)
     trainer = trainer_of(frozen.pid)
     with site.database.unit_of_work() as session:
-        # While we write, the worker does not: frozen in a transaction it would lock everyone out.
+        # On SQLite nobody could ever write again if it were frozen while it writes.
         session.execute(select(Job.number).where(Job.id == row.id).with_for_update())
         freeze(frozen.pid)
+    check_taken_over(site, row, frozen=frozen.pid, trainer=trainer, unbroken=unbroken)
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_a_worker_that_was_frozen_while_it_wrote_loses_its_locks(site: Site, unbroken: str) -> None:
+    frozen = site.start_worker()
+    row = post(site)
+    site.wait_for_step(row, 10)
+    trainer = trainer_of(frozen.pid)
+    blocked = text("SELECT count(*) FROM pg_locks WHERE NOT granted")
+    with site.database.unit_of_work() as session:
+        session.execute(select(Job.number).where(Job.id == row.id).with_for_update())
+        wait_for(lambda: session.scalar(blocked))
+        freeze(frozen.pid)
+    # Its statement goes on now, and nobody says that the transaction is over.
+    check_taken_over(site, row, frozen=frozen.pid, trainer=trainer, unbroken=unbroken)
+
+
+def check_taken_over(site: Site, row: Job, *, frozen: int, trainer: int, unbroken: str) -> None:
+    """Have another worker end the job; the first one wakes, and changes nothing."""
     freeze(trainer)
     site.start_worker()
     site.wait_for_state(row, "succeeded")
     os.kill(trainer, signal.SIGCONT)
-    os.kill(frozen.pid, signal.SIGCONT)
+    os.kill(frozen, signal.SIGCONT)
     wait_for(lambda: not is_alive(trainer), seconds=10)
-    assert is_alive(frozen.pid)
+    assert is_alive(frozen)
     check_like_unbroken(site, row, unbroken=unbroken)
 
 
