@@ -4,7 +4,6 @@
 #include <immintrin.h>
 
 #include "common.h"
-#include "vector.h"
 
 namespace gw {
 
@@ -67,10 +66,10 @@ inline __m512i interleave(__m256i first, __m256i second) {
 // The same from the transpose of W, (inputs, outputs), two rows of 32 outputs at a time.
 inline void pack_across(const bf16* weight, index ld, index outputs, index inputs, index padded,
                         index stride, bf16* target) {
-    const __m512i count = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    const __m512i places = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
     // Which numbers become the pairs of a panel: those of the second row are counted from 32 on.
     const __m512i lower = _mm512_or_si512(
-        count, _mm512_slli_epi32(_mm512_add_epi32(count, _mm512_set1_epi32(32)), 16));
+        places, _mm512_slli_epi32(_mm512_add_epi32(places, _mm512_set1_epi32(32)), 16));
     const __m512i upper = _mm512_add_epi16(lower, _mm512_set1_epi16(panel_width));
     for (index k = 0; k < padded; k += 2)
         for (index n = 0; n < outputs; n += 2 * panel_width) {
