@@ -63,9 +63,11 @@ def _open_server(url: URL) -> Engine:
 
     @event.listens_for(engine, "connect")
     def prepare(connection: Any, _record: object) -> None:
-        # Not among what a connection starts with, which a pooler in between may refuse.
-        connection.execute(f"SET idle_in_transaction_session_timeout = '{IDLE_SECONDS}s'")
-        connection.commit()
+        # Not among the options that a connection starts with, which PgBouncer refuses.
+        connection.autocommit = True
+        with connection.cursor() as cursor:
+            cursor.execute(f"SET idle_in_transaction_session_timeout = '{IDLE_SECONDS}s'")
+        connection.autocommit = False
 
     return engine
 

@@ -102,8 +102,13 @@ def renew_leases(
 
 
 def hold_writers(session: Session, table: type[Base]) -> None:
-    """Let nobody add a row until this transaction ends (SQLite's writers queue anyway)."""
+    """Let nobody add a row until this transaction ends (SQLite's writers queue anyway).
+
+    It may be silent for as long as it takes: a store deletes bytes meanwhile, and a row that came
+    in before they are gone would live on without them.
+    """
     if session.get_bind().dialect.name == "postgresql":
+        session.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))
         session.execute(text(f"LOCK TABLE {table.__tablename__} IN EXCLUSIVE MODE"))
 
 

@@ -3,10 +3,12 @@ from alembic.command import check, downgrade
 from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
 
-from core.database import SAFE_WAL, Database, sqlite_module
+from core.database import IDLE_SECONDS, SAFE_WAL, Database, sqlite_module
 from core.errors import Unavailable
 from migrations import alembic_config, is_current, migrate
 from models.tables import api_key
+from models.tables.base import hold_writers
+from models.tables.file import File
 from tests.conftest import fresh_postgres
 
 
@@ -64,8 +66,6 @@ def test_a_database_that_is_away_is_a_typed_error() -> None:
 def test_who_is_silent_amid_a_transaction_is_hung_up_on(
     postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("core.database.IDLE_SECONDS", 1)
-
     def write_around(silent: Database, other: Database) -> None:
         with silent.unit_of_work() as session:
             api_key.create(session, tenant="acme", name="x", secret="same")
@@ -76,6 +76,9 @@ def test_who_is_silent_amid_a_transaction_is_hung_up_on(
 
     for url in fresh_postgres(postgres_url):
         silent, other = Database(url), Database(url)
+        with other.reading() as session:
+            assert api_key.count(session) == 0
+        monkeypatch.setattr("core.database.IDLE_SECONDS", 1)  # of connections from here on
         with pytest.raises(Unavailable) as caught:
             write_around(silent, other)
         assert caught.value.code == "database_unavailable"
@@ -83,6 +86,18 @@ def test_who_is_silent_amid_a_transaction_is_hung_up_on(
             assert api_key.count(session) == 1
         silent.close()
         other.close()
+
+
+def test_who_holds_off_writers_may_be_silent(postgres_url: str) -> None:
+    limit = text("SHOW idle_in_transaction_session_timeout")
+    for url in fresh_postgres(postgres_url):
+        database = Database(url)
+        with database.unit_of_work() as session:
+            hold_writers(session, File)
+            assert session.scalar(limit) == "0"
+        with database.unit_of_work() as session:
+            assert session.scalar(limit) == f"{IDLE_SECONDS}s"
+        database.close()
 
 
 def test_a_broken_constraint_is_not_hidden(database: Database) -> None:

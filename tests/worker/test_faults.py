@@ -75,7 +75,10 @@ def test_a_worker_that_was_frozen_while_it_wrote_loses_its_locks(site: Site, unb
     row = post(site)
     site.wait_for_step(row, 10)
     trainer = trainer_of(frozen.pid)
-    blocked = text("SELECT count(*) FROM pg_locks WHERE NOT granted")
+    blocked = text(
+        "SELECT count(*) FROM pg_locks "
+        "WHERE NOT granted AND pg_backend_pid() = ANY(pg_blocking_pids(pid))"
+    )
     with site.database.unit_of_work() as session:
         session.execute(select(Job.number).where(Job.id == row.id).with_for_update())
         wait_for(lambda: session.scalar(blocked))
