@@ -140,6 +140,5 @@ class Database:
 
 def _is_away(error: DBAPIError | PoolTimeout) -> bool:
     """Tell a server that cannot be reached, or that has hung up, from a statement that is wrong."""
-    if isinstance(error, (OperationalError, InterfaceError, PoolTimeout)):
-        return True
-    return error.connection_invalidated
+    reaches_nobody = (OperationalError, InterfaceError, PoolTimeout)
+    return isinstance(error, reaches_nobody) or error.connection_invalidated
