@@ -64,8 +64,8 @@ class Library:
 
     @property
     def screens(self) -> bool:
-        """Whether the best form of the step gains by a screen of the head: tiles might, untried."""
-        return self.instructions == "avx512"
+        """Whether the best form of the step gains by a screen of the head; AVX2 has none."""
+        return self.instructions != "avx2"
 
     def call(self, name: str, *arguments: Argument) -> None:
         """Call the form of a function that this processor runs best, `gw_<name>_<form>`, or the

@@ -13,7 +13,9 @@ from models.nn.kernels.native import PANEL_WIDTH, records
 from models.nn.kernels.native.arena import Arena
 
 EXACT = 32
-"""Inputs that are kept in bfloat16: hidden states are larger in a few than in all others."""
+"""Inputs that are kept in bfloat16 at the least: states are larger in a few than in all others."""
+_TOGETHER = 64
+"""So many integers a tile multiplies at once; what is left over of a row is kept in bfloat16."""
 _LEVELS = 127
 _MARGIN = 1 + 1e-4
 """What lengths are rounded up by: they are parts of a bound."""
@@ -24,29 +26,31 @@ _AT_ONCE = 256 * PANEL_WIDTH
 def make_screen(backbone: Backbone, weight_vd: Tensor, arena: Arena) -> records.Screen:
     """Keep a head (V, d) in bfloat16 as a screen; one that says nothing where it is not finite."""
     hidden = weight_vd.shape[1]
-    if hidden <= EXACT or not bool(torch.isfinite(weight_vd).all()):
+    exact = EXACT + (hidden - EXACT) % _TOGETHER
+    if hidden <= exact or not bool(torch.isfinite(weight_vd).all()):
         return records.Screen()
-    order_d = _largest_first(backbone)
-    panels = torch.cat([_pack(rows_nd, order_d) for rows_nd in torch.split(weight_vd, _AT_ONCE)])
+    exact_k, other_c = _largest_first(backbone).tensor_split([exact])
+    packed = [_pack(rows_nd, exact_k, other_c) for rows_nd in torch.split(weight_vd, _AT_ONCE)]
+    panels = torch.cat(packed)
     return records.Screen(
         panels=arena.keep(panels),
-        order=arena.keep(order_d.int()),
-        exact=EXACT,
-        coarse=hidden - EXACT,
+        order=arena.keep(torch.cat([exact_k, other_c]).int()),
+        exact=exact,
+        coarse=hidden - exact,
         stride=panels.shape[1],
     )
 
 
-def _pack(rows_nd: Tensor, order_d: Tensor) -> Tensor:
+def _pack(rows_nd: Tensor, exact_k: Tensor, other_c: Tensor) -> Tensor:
     """Return (n / 16, bytes) of n tokens: scales, lengths of what is lost, lengths, and numbers."""
-    other_nc = rows_nd[:, order_d[EXACT:]].float()
+    other_nc = rows_nd[:, other_c].float()
     scale_n1 = other_nc.abs().amax(1, keepdim=True).clamp(min=1e-20) / _LEVELS
     whole_nc = (other_nc / scale_n1).round()
     parts = (
         scale_n1,
         (other_nc - whole_nc * scale_n1).norm(dim=1) * _MARGIN,
         rows_nd.float().norm(dim=1) * _MARGIN,
-        _grouped(rows_nd[:, order_d[:EXACT]], 2),
+        _grouped(rows_nd[:, exact_k], 2),
         _grouped((whole_nc + _LEVELS + 1).to(torch.uint8), 4),
     )
     count = len(rows_nd) // PANEL_WIDTH

@@ -35,19 +35,19 @@ bool has_avx512_bf16() {
            __get_cpuid_count(7, 1, &a, &b, &c, &d) && bit(a, 5);
 }
 
-bool has_amx_bf16() {
+bool has_amx() {
     unsigned a = 0, b = 0, c = 0, d = 0;
     if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
-    if (!bit(d, 22) || !bit(d, 24)) return false;
+    if (!bit(d, 22) || !bit(d, 24) || !bit(d, 25)) return false;  // BF16, TILE, INT8
     return syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
 }
 
 }  // namespace
 
-// 0: nothing here can run; 1: AVX2 and FMA; 2: AVX512-BF16 besides; 3: AMX-BF16 besides, with the
-// kernel's permission.
+// 0: nothing here can run; 1: AVX2 and FMA; 2: AVX512-BF16 besides; 3: AMX-BF16 and AMX-INT8
+// besides, with the kernel's permission.
 GW_API int gw_processor() {
     if (!has_avx2()) return 0;
     if (!has_avx512_bf16()) return 1;
-    return has_amx_bf16() ? 3 : 2;
+    return has_amx() ? 3 : 2;
 }

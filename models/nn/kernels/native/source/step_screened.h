@@ -22,10 +22,20 @@ struct Candidates {
     float most_of[most];  // what each of them has at the most
 
     void clear() { bar = -__builtin_inff(), count = 0; }
+    // Takes one in; without room even for the best of them, `count` exceeds `most` from then on.
     void add(index panel, float at_most, float at_least) {
         bar = std::max(bar, at_least);
+        if (count == most) drop();
         if (count < most) panels[count] = panel, most_of[count] = at_most;
-        ++count;
+        count = std::min(count, most) + 1;
+    }
+
+    // Forgets those that the bar has passed since.
+    void drop() {
+        index kept = 0;
+        for (index c = 0; c < most; ++c)
+            if (most_of[c] >= bar) panels[kept] = panels[c], most_of[kept++] = most_of[c];
+        count = kept;
     }
 };
 

@@ -34,6 +34,11 @@ struct TileUnit {
     static void add() {
         __asm__ volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(C), "i"(A), "i"(B));
     }
+    // The same of rows of signed bytes and panels of unsigned ones, to sums of 32 bits.
+    template <int C, int A, int B>
+    static void add_bytes() {
+        __asm__ volatile("tdpbsud %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(C), "i"(A), "i"(B));
+    }
 };
 
 }  // namespace gw

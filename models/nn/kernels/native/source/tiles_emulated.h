@@ -40,6 +40,17 @@ struct EmulatedTiles {
                 __builtin_memcpy(&bytes[C][m][4 * n], &sum, 4);
             }
     }
+    template <int C, int A, int B>
+    static void add_bytes() {
+        for (int m = 0; m < shape.rows[A]; ++m)
+            for (int n = 0; n < 16; ++n) {
+                std::int32_t sum;
+                __builtin_memcpy(&sum, &bytes[C][m][4 * n], 4);
+                for (int k = 0; k < 64; ++k)
+                    sum += static_cast<std::int8_t>(bytes[A][m][k]) * bytes[B][k / 4][4 * n + k % 4];
+                __builtin_memcpy(&bytes[C][m][4 * n], &sum, 4);
+            }
+    }
 
    private:
     static float number(const std::uint8_t* source) {

@@ -1,6 +1,7 @@
 """The likeliest tokens by a screen are those of all logits, whatever the states and the head."""
 
 from collections.abc import Callable
+from typing import Protocol
 
 import pytest
 import torch
@@ -18,16 +19,38 @@ TOKENS = 300 * 16
 """More panels than a row may have candidates."""
 LENGTH = 60
 
+MANY = 1200 * 16
+"""More panels a thread, on a few cores."""
+
 pytestmark = pytest.mark.skipif(not getattr(library(), "trains", False), reason=reason())
 
 
-def make_world(
-    change: Callable[[PreTrainedModel], object] = lambda _: None, *, codes: bool = False
-) -> World:
-    backbone = make_backbone(vocab=TOKENS, change=change)
-    world = World.of(backbone, codes=codes, screens=True)
-    assert world.step.model.record.screen.panels
-    return world
+class Worlds(Protocol):
+    """Makes networks whose heads have screens, computed in one form of the step."""
+
+    def __call__(
+        self,
+        change: Callable[[PreTrainedModel], object] = lambda _: None,
+        *,
+        codes: bool = False,
+        tokens: int = TOKENS,
+    ) -> World: ...
+
+
+@pytest.fixture(params=[*getattr(library(), "forms", ()), "emulated"])
+def make_world(request: pytest.FixtureRequest) -> Worlds:
+    def make(
+        change: Callable[[PreTrainedModel], object] = lambda _: None,
+        *,
+        codes: bool = False,
+        tokens: int = TOKENS,
+    ) -> World:
+        backbone = make_backbone(vocab=tokens, change=change)
+        world = World.of(backbone, form=request.param, codes=codes, screens=True)
+        assert world.step.model.record.screen.panels
+        return world
+
+    return make
 
 
 def told(world: World, adapter: StepAdapter | None = None) -> tuple[list[int], Tensor]:
@@ -39,27 +62,27 @@ def told(world: World, adapter: StepAdapter | None = None) -> tuple[list[int], T
 
 
 @pytest.mark.parametrize("codes", [False, True])
-def test_the_likeliest_are_those_of_all_logits(codes: bool) -> None:
+def test_the_likeliest_are_those_of_all_logits(make_world: Worlds, codes: bool) -> None:
     tokens, logits_tv = told(make_world(codes=codes))
     assert tokens == logits_tv.argmax(1).tolist()
     assert len(set(tokens)) > LENGTH
 
 
-@pytest.mark.parametrize("rows", [1, 2, 5, 6, 7, 13])
-def test_any_number_of_rows(rows: int) -> None:
+@pytest.mark.parametrize("rows", [1, 2, 5, 6, 7, 13, 17, 45])
+def test_any_number_of_rows(make_world: Worlds, rows: int) -> None:
     world = make_world()
     hidden = world.step([Run(0, 0, drawn_ids(rows))], likeliest=range(rows))
     assert hidden.likeliest(range(rows)) == hidden.logits(range(rows)).argmax(1).tolist()
 
 
-def test_only_what_the_screen_leaves_is_looked_at() -> None:
+def test_only_what_the_screen_leaves_is_looked_at(make_world: Worlds) -> None:
     world, other = make_world(), make_world(lambda network: head(network).neg_())
     world.step.model.record.screen = other.step.model.record.screen
     tokens, logits_tv = told(world)
     assert tokens != logits_tv.argmax(1).tolist()
 
 
-def test_of_equal_tokens_the_first_is_told() -> None:
+def test_of_equal_tokens_the_first_is_told(make_world: Worlds) -> None:
     def twice(network: PreTrainedModel) -> None:
         half = TOKENS // 2
         head(network)[half:] = head(network)[:half].clone()
@@ -69,13 +92,25 @@ def test_of_equal_tokens_the_first_is_told() -> None:
     assert tokens == [int((row == row.amax()).nonzero()[0]) for row in logits_tv]
 
 
-def test_more_candidates_than_there_is_room_for() -> None:
+def test_more_candidates_than_there_is_room_for(make_world: Worlds) -> None:
     tokens, _ = told(make_world(lambda network: head(network).copy_(head(network)[:1].clone())))
     assert set(tokens) == {0}
 
 
+def test_room_is_made_by_those_who_have_fallen_behind(make_world: Worlds) -> None:
+    def grow(network: PreTrainedModel) -> None:
+        panels = head(network).view(-1, 16, head(network).shape[1])
+        panels.copy_(panels[0] * torch.logspace(-4, 0, len(panels))[:, None, None])
+
+    world, other = make_world(tokens=MANY), make_world(grow, tokens=MANY)
+    assert told(other)[0] == told(other)[1].argmax(1).tolist()
+    world.step.model.record.screen = other.step.model.record.screen
+    tokens, logits_tv = told(world)
+    assert min(tokens) > MANY // 2 > min(logits_tv.argmax(1).tolist())
+
+
 @pytest.mark.parametrize("size", [0.0, 1e-30, 1e-12, 1e12, 1e25])
-def test_states_of_any_size(size: float) -> None:
+def test_states_of_any_size(make_world: Worlds, size: float) -> None:
     def scale(network: PreTrainedModel) -> None:
         network.model.norm.weight.mul_(size)
 
@@ -86,14 +121,14 @@ def test_states_of_any_size(size: float) -> None:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_what_is_no_number_is_told(value: float) -> None:
+def test_what_is_no_number_is_told(make_world: Worlds, value: float) -> None:
     def spoil(network: PreTrainedModel) -> None:
         network.model.norm.weight[3] = value
 
     assert set(told(make_world(spoil))[0]) == {-1}
 
 
-def test_an_adapter_of_the_head_is_not_screened() -> None:
+def test_an_adapter_of_the_head_is_not_screened(make_world: Worlds) -> None:
     world = make_world()
     base = world.backbone.base
     method = parse_method({"type": "lora", "rank": 4, "target_modules": ["lm_head"]})

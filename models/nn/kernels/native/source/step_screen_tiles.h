@@ -1,0 +1,123 @@
+// The products of a screen by tiles: see `step_screen.h`.
+#pragma once
+
+#include "step_screen_panel.h"
+
+namespace gw::stepping {
+
+// Rows and panels two tiles at a time. The integers of 32 rows stay in the first cache, and what
+// tiles take is so little that only memory is waited for.
+template <class Isa>
+class TileScreen {
+   public:
+    static constexpr index most_rows = Isa::most_rows;
+
+    // How often meanwhile() is called for a panel and a block of rows, about.
+    static index calls(const Screen& screen) {
+        return (screen.coarse / byte_step + screen.exact / Isa::step) / 2;
+    }
+
+    // Calls take(row, panel, value, bound) for a block of rows and some panels: 16 logits lie
+    // within 16 bounds.
+    template <class Meanwhile, class Take>
+    void screen(index rows, index panels, const Screen& screen, const char* first,
+                const ScreenedRows& given, Meanwhile& meanwhile, const Take& take) {
+        shaped_.fit(rows);
+        for (index p = 0; p < panels; p += 2) {
+            const char* pair = first + p * screen.stride;
+            const index across = std::min<index>(2, panels - p);
+            if (across > 1)
+                multiply<2>(rows, screen, pair, given, meanwhile);
+            else
+                multiply<1>(rows, screen, pair, given, meanwhile);
+            for (index q = 0; q < across; ++q) {
+                const ScreenedPanel panel(pair + q * screen.stride);
+                for (index r = 0; r < rows; ++r) {
+                    const index at = r * across_all + q * panel_width;
+                    const Screened& row = given.rows[r];
+                    take(r, p + q, panel.scaled(whole_ + at, row) + gw::load(exact_ + at),
+                         panel.bound(row));
+                }
+            }
+        }
+    }
+
+   private:
+    using Tiles = typename Isa::Unit;
+    static constexpr index byte_step = 64;  // integers of an operand must be a multiple of this
+    static constexpr index across_all = 2 * panel_width;
+
+    template <int P, class Meanwhile>
+    void multiply(index rows, const Screen& screen, const char* panels, const ScreenedRows& given,
+                  Meanwhile& meanwhile) {
+        if (rows > 16)
+            multiply<P, true>(screen, panels, given, meanwhile);
+        else
+            multiply<P, false>(screen, panels, given, meanwhile);
+    }
+
+    template <int P, bool Lower, class Meanwhile>
+    void multiply(const Screen& screen, const char* panels, const ScreenedRows& given,
+                  Meanwhile& meanwhile) {
+        const char* exact = panels + screen_head;
+        const char* coarse = exact + screen.exact * panel_width * sizeof(bf16);
+        zero<P, Lower>();
+        for (index k = 0; k < screen.coarse; k += byte_step) {
+            load<P, Lower>(given.coarse + k, screen.coarse, coarse + k * panel_width,
+                           screen.stride);
+            add<P, Lower>([]<int C, int A, int B> { Tiles::template add_bytes<C, A, B>(); });
+            meanwhile();
+        }
+        store<P, Lower>(whole_);
+        zero<P, Lower>();
+        for (index k = 0; k < screen.exact; k += Isa::step) {
+            load<P, Lower>(given.exact + k, screen.exact * sizeof(bf16),
+                           exact + k * panel_width * sizeof(bf16), screen.stride);
+            add<P, Lower>([]<int C, int A, int B> { Tiles::template add<C, A, B>(); });
+            meanwhile();
+        }
+        store<P, Lower>(exact_);
+    }
+
+    // Tiles 0 to 3 hold sums (two of rows by two of panels), 4 and 5 rows, 6 and 7 panels.
+    template <int P, bool Lower>
+    static void zero() {
+        Tiles::template zero<0>();
+        if constexpr (P > 1) Tiles::template zero<1>();
+        if constexpr (Lower) Tiles::template zero<2>();
+        if constexpr (Lower && P > 1) Tiles::template zero<3>();
+    }
+
+    template <int P, bool Lower>
+    static void load(const void* rows, index bytes, const char* panels, index stride) {
+        Tiles::template load<4>(rows, bytes);
+        if constexpr (Lower)
+            Tiles::template load<5>(static_cast<const char*>(rows) + 16 * bytes, bytes);
+        Tiles::template load<6>(panels, 64);
+        if constexpr (P > 1) Tiles::template load<7>(panels + stride, 64);
+    }
+
+    template <int P, bool Lower, class Add>
+    static void add(const Add& add) {
+        add.template operator()<0, 4, 6>();
+        if constexpr (P > 1) add.template operator()<1, 4, 7>();
+        if constexpr (Lower) add.template operator()<2, 5, 6>();
+        if constexpr (Lower && P > 1) add.template operator()<3, 5, 7>();
+    }
+
+    template <int P, bool Lower, class Number>
+    static void store(Number* sums) {
+        constexpr index stride = across_all * sizeof(Number);
+        Tiles::template store<0>(sums, stride);
+        if constexpr (P > 1) Tiles::template store<1>(sums + panel_width, stride);
+        if constexpr (Lower) Tiles::template store<2>(sums + 16 * across_all, stride);
+        if constexpr (Lower && P > 1)
+            Tiles::template store<3>(sums + 16 * across_all + panel_width, stride);
+    }
+
+    typename Isa::Shaped shaped_;
+    alignas(64) std::int32_t whole_[most_rows * across_all];
+    alignas(64) float exact_[most_rows * across_all];
+};
+
+}  // namespace gw::stepping
