@@ -106,9 +106,9 @@ class Loop:
         self.adapters.pace.hurried = step is not None
         if step is not None:
             began = time.perf_counter()
-            self._run(
-                self._drafter.extend(step, terms=self._terms(step)) if self._drafter else step
-            )
+            if drafter := self._drafter:
+                step = drafter.extend(step, terms=self._terms(step))
+            self._run(step)
             self._metrics.step_seconds.observe(time.perf_counter() - began)
         self._outbox.flush()
         return step is not None
@@ -233,8 +233,7 @@ class Loop:
 
     def _finite(self, choice: Choice, step: Step, drawn: list[Drawn]) -> list[Drawn]:
         """Return what was drawn before the first drafted row without numbers, which is wiped."""
-        first, *behind = drawn
-        kept = [first, *takewhile(lambda one: one.finite, behind)]
+        kept = [drawn[0], *takewhile(lambda one: one.finite, drawn[1:])]
         if len(kept) < len(drawn):
             self._wipe_draft(choice, step, kept=len(kept) - 1)
         return kept
@@ -247,7 +246,7 @@ class Loop:
 
     def _take_drawn(self, choice: Choice, drawn: list[Drawn], *, draft: Draft) -> None:
         """Take what was drawn behind the last token, and behind drafted ones as far as right."""
-        right = count_right(draft, drawn)
+        right = count_right(draft, drawn) if draft.tokens else 0
         wrong = len(draft.tokens) - right
         if draft.predicted:
             choice.request.count_predicted(accepted=right, rejected=wrong)

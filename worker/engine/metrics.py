@@ -22,6 +22,9 @@ class Metrics:
         self.tokens = Counter(
             "graftwork_engine_tokens", "Tokens computed.", ["kind"], registry=self.registry
         )
+        self._completion, self._drafted, self._accepted = (
+            self.tokens.labels(kind) for kind in ("completion", "drafted", "accepted")
+        )
         self.faults = Counter(
             "graftwork_engine_faults", "Requests ended by a fault.", registry=self.registry
         )
@@ -43,10 +46,10 @@ class Metrics:
 
     def count_drawn(self, tokens: int, *, accepted: int, rejected: int) -> None:
         """Count the tokens that a row takes in a step, and what became of those drafted."""
-        self.tokens.labels("completion").inc(tokens)
+        self._completion.inc(tokens)
         if accepted or rejected:
-            self.tokens.labels("drafted").inc(accepted + rejected)
-            self.tokens.labels("accepted").inc(accepted)
+            self._drafted.inc(accepted + rejected)
+            self._accepted.inc(accepted)
 
     def _gauge(self, name: str, description: str) -> Gauge:
         return Gauge(f"graftwork_engine_{name}", description, registry=self.registry)

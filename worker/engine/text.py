@@ -57,6 +57,8 @@ class TextStream:
         return self._show(len(self._held), everything=True)
 
     def _release(self) -> Piece:
+        if not self._stop:
+            return self._show(len(self._held), everything=True)
         found = self._find_stop()
         if found is not None:
             self.stopped = True

@@ -20,16 +20,18 @@ Told = tuple[Sequence[int], Sequence[int]]
 
 
 class Hidden:
-    """The final-normed hidden states (T, d) bfloat16 of a step, from which tokens are told.
+    """The final-normed hidden states of a step, from which tokens are told until the next one."""
 
-    Those of rows that are not read are anything.
-    """
-
-    def __init__(self, step: "NativeStep", hidden_td: Tensor, batch: Batch, told: Told) -> None:
-        self.hidden_td = hidden_td
+    def __init__(self, step: "NativeStep", states_td: Tensor, batch: Batch, told: Told) -> None:
         self._step = step
+        self._states_td = states_td
         self._batch = batch
         self._told = told
+
+    @property
+    def hidden_td(self) -> Tensor:
+        """The states (T, d) bfloat16; those of rows that are not read are anything."""
+        return self._states_td[: len(self._batch.ids)]
 
     def logits(self, rows: Sequence[int]) -> Tensor:
         """Return (N, V) float32 of these rows, which the next call overwrites, of any step too."""
@@ -56,6 +58,8 @@ class NativeStep:
         self._run = getattr(library.handle, f"gw_step_{form}")
         self._logits = getattr(library.handle, f"gw_logits_{form}")
         self._buffer = torch.empty(0)
+        self._states_td = torch.empty(0)
+        self._rows, self._address = 0, 0
 
     def __call__(
         self,
@@ -76,11 +80,10 @@ class NativeStep:
         batch = Batch(runs, read=read)
         if min(batch.ids) < 0 or max(batch.ids) >= self.model.record.vocabulary:
             raise ValueError(f"Token ids are those below {self.model.record.vocabulary}.")
-        hidden_td = torch.empty(len(batch.ids), self.model.record.hidden, dtype=torch.bfloat16)
-        batch.record.hidden = hidden_td.data_ptr()
+        batch.record.hidden = self._states(len(batch.ids))
         found = batch.want_likeliest(likeliest) if likeliest else ()
         self._run(ctypes.byref(self.model.record), ctypes.byref(batch.record))
-        return Hidden(self, hidden_td, batch, (likeliest, found))
+        return Hidden(self, self._states_td, batch, (likeliest, found))
 
     def tell(self, batch: Batch) -> None:
         """Compute what a batch wants of its hidden states."""
@@ -92,6 +95,16 @@ class NativeStep:
         if len(self._buffer) < rows * columns:
             self._buffer = torch.empty(rows * columns)
         return self._buffer[: rows * columns].view(rows, columns)
+
+    def _states(self, rows: int) -> int:
+        """Return the address of room for the states of so many rows.
+
+        Mostly without torch, which lets other threads have the interpreter before the step begins.
+        """
+        if self._rows < rows:
+            self._states_td = torch.empty(rows, self.model.record.hidden, dtype=torch.bfloat16)
+            self._rows, self._address = rows, self._states_td.data_ptr()
+        return self._address
 
     def _check(self, run: Run) -> None:
         count = len(run.ids)
