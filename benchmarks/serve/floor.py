@@ -58,16 +58,17 @@ def floor_of(
     """Return seconds: the longer of what must be read and what must be multiplied.
 
     Read are weights and head once, each distinct adapter once, each row's cache once; multiplied is
-    each row with the layers' weights and its adapter. The head is not, for it may be screened.
-    `weight_bytes` is what a weight of the base takes.
+    each row with the layers' weights and its adapter. The head is not, and is read in 8 bits, for
+    it may be screened. `weight_bytes` is what a weight of the base takes.
     """
     shape = world.backbone.shape
-    weights = sum(prod(size) for size in shape.linears.values())
     layers = {place: size for place, size in shape.linears.items() if place.startswith("layers.")}
     adapted = sum(rank * sum(size) for size in layers.values())
     cache = 2 * shape.layers * shape.kv_heads * shape.head_dim * length
-    read = weight_bytes * weights + WIDTH * (adapters * adapted + rows * cache)
-    multiplied = sum(prod(size) for size in layers.values()) + (adapted if adapters else 0)
+    weights = sum(prod(size) for size in layers.values())
+    base = weight_bytes * weights + min(weight_bytes, 1) * shape.vocab * shape.hidden
+    read = base + WIDTH * (adapters * adapted + rows * cache)
+    multiplied = weights + (adapted if adapters else 0)
     return max(read / speeds.bandwidth, 2 * rows * multiplied / speeds.rate)
 
 

@@ -65,7 +65,7 @@ class TextStream:
             piece = self._show(found, everything=False)
             self._held, self._tokens = "", []
             return piece
-        kept = max((_overlap(self._held, stop) for stop in self._stop), default=0)
+        kept = max(_overlap(self._held, stop) for stop in self._stop)
         return self._show(len(self._held) - kept, everything=kept == 0)
 
     def _find_stop(self) -> int | None:

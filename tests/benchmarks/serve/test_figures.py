@@ -162,9 +162,9 @@ def test_a_floor_counts_weights_once_and_adapters_and_rows_each() -> None:
     asked = {"rows": 3, "length": 5, "adapters": 2, "rank": 1}
     reading = Speeds(bandwidth=2.0, rate=1e9)
     floor = floor_of(world, speeds=reading, **asked)  # type: ignore[arg-type]
-    assert floor == 72 + 2 * (8 + 8) + 3 * 2 * 2 * 1 * 2 * 5
+    assert floor == (32 + 40 / 2) + 2 * (8 + 8) + 3 * 2 * 2 * 1 * 2 * 5
     coded = floor_of(world, speeds=reading, **asked, weight_bytes=1.5)  # type: ignore[arg-type]
-    assert floor - coded == 72 / 4
+    assert floor - coded == 32 / 4
     multiplying = Speeds(bandwidth=1e9, rate=2.0)
     assert floor_of(world, speeds=multiplying, **asked) == 3 * (32 + 16)  # type: ignore[arg-type]
     asked["adapters"] = 0

@@ -19,6 +19,7 @@ _TOGETHER = 64
 _LEVELS = 127
 _MARGIN = 1 + 1e-4
 """What lengths are rounded up by: they are parts of a bound."""
+_LARGEST = 1e20
 _PROBE = 128
 _AT_ONCE = 256 * PANEL_WIDTH
 
@@ -27,7 +28,7 @@ def make_screen(backbone: Backbone, weight_vd: Tensor, arena: Arena) -> records.
     """Keep a head (V, d) in bfloat16 as a screen; one that says nothing where it is not finite."""
     hidden = weight_vd.shape[1]
     exact = EXACT + (hidden - EXACT) % _TOGETHER
-    if hidden <= exact or not bool(torch.isfinite(weight_vd).all()):
+    if hidden <= exact or not _is_plain(weight_vd):
         return records.Screen()
     exact_k, other_c = _largest_first(backbone).tensor_split([exact])
     packed = [_pack(rows_nd, exact_k, other_c) for rows_nd in torch.split(weight_vd, _AT_ONCE)]
@@ -39,6 +40,12 @@ def make_screen(backbone: Backbone, weight_vd: Tensor, arena: Arena) -> records.
         coarse=hidden - exact,
         stride=panels.shape[1],
     )
+
+
+def _is_plain(weight_vd: Tensor) -> bool:
+    """Say whether logits are numbers for all states that are screened."""
+    largest = float(weight_vd.abs().amax())  # or no number
+    return largest < _LARGEST
 
 
 def _pack(rows_nd: Tensor, exact_k: Tensor, other_c: Tensor) -> Tensor:

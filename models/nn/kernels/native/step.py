@@ -80,7 +80,7 @@ class NativeStep:
         batch = Batch(runs, read=read)
         if min(batch.ids) < 0 or max(batch.ids) >= self.model.record.vocabulary:
             raise ValueError(f"Token ids are those below {self.model.record.vocabulary}.")
-        batch.record.hidden = self._states(len(batch.ids))
+        batch.record.hidden = self._room_for(len(batch.ids))
         found = batch.want_likeliest(likeliest) if likeliest else ()
         self._run(ctypes.byref(self.model.record), ctypes.byref(batch.record))
         return Hidden(self, self._states_td, batch, (likeliest, found))
@@ -96,10 +96,11 @@ class NativeStep:
             self._buffer = torch.empty(rows * columns)
         return self._buffer[: rows * columns].view(rows, columns)
 
-    def _states(self, rows: int) -> int:
+    def _room_for(self, rows: int) -> int:
         """Return the address of room for the states of so many rows.
 
-        Mostly without torch, which lets other threads have the interpreter before the step begins.
+        Torch is called only to make it larger: its calls let other threads have the interpreter
+        just before a step begins.
         """
         if self._rows < rows:
             self._states_td = torch.empty(rows, self.model.record.hidden, dtype=torch.bfloat16)

@@ -1,4 +1,4 @@
-// The products for processors with AMX-BF16, and their form without its instructions for tests.
+// The products for processors with AMX, and their form without its instructions for tests.
 #include "blocks_amx.h"
 #include "gemm.h"
 #include "tiles_amx.h"

@@ -1,4 +1,4 @@
-// The step for processors with AMX-BF16, and its form without its instructions for tests.
+// The step for processors with AMX, and its form without its instructions for tests.
 #include "blocks_amx.h"
 #include "step.h"
 #include "tiles_amx.h"

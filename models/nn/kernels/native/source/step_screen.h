@@ -37,7 +37,7 @@ void screen_all(State& state, const ScreenedRows& given, Candidates* candidates)
             const Range next = share(panels, piece + 1, pieces);
             ahead.add(at(next.first), (next.last - next.first) * screen.stride);
         }
-        ahead.spread(blocks * (own.last - own.first) * Products::calls(screen), false);
+        ahead.spread(blocks * Products::calls(screen, own.last - own.first), false);
         for (index b = 0; b < blocks; ++b) {
             const auto [top, bottom] = share(rows, b, blocks);
             const auto take = [&, top = top](index r, index p, Floats value, Floats bound) {
@@ -65,6 +65,7 @@ inline bool may_screen(const Model& m, const Batch& b) {
 // The likeliest token of a row among some candidates, or among all tokens if there are too many.
 template <class Isa>
 index likeliest_of(const State& state, const bf16* x, const Candidates* candidates, bool known) {
+    constexpr bool far = Isa::works_aside;  // read once: what panels widen to is not kept
     typename Isa::Shaped shaped;
     alignas(64) float sums[panel_width];
     Leader leader;
@@ -72,7 +73,7 @@ index likeliest_of(const State& state, const bf16* x, const Candidates* candidat
     const Weight head = state.head();
     const auto take = [&](index panel) {
         const Factor factor{x, 1, {panel, panel + 1}, sums};
-        multiply_weight<Isa, Isa::works_aside>(shaped, head, factor, Nothing{}, Nothing{});
+        multiply_weight<Isa, far>(shaped, head, factor, Nothing{}, Nothing{});
         leader.take(load(sums), panel * panel_width);
     };
     float bar = -__builtin_inff();

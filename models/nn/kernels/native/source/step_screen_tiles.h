@@ -12,9 +12,9 @@ class TileScreen {
    public:
     static constexpr index most_rows = Isa::most_rows;
 
-    // How often meanwhile() is called for a panel and a block of rows, about.
-    static index calls(const Screen& screen) {
-        return (screen.coarse / byte_step + screen.exact / Isa::step) / 2;
+    // How often meanwhile() is called for a block of rows and some panels.
+    static index calls(const Screen& screen, index panels) {
+        return (panels + 1) / 2 * (screen.coarse / byte_step + screen.exact / Isa::step);
     }
 
     // Calls take(row, panel, value, bound) for a block of rows and some panels: 16 logits lie
@@ -51,32 +51,28 @@ class TileScreen {
     void multiply(index rows, const Screen& screen, const char* panels, const ScreenedRows& given,
                   Meanwhile& meanwhile) {
         if (rows > 16)
-            multiply<P, true>(screen, panels, given, meanwhile);
+            multiply_integers<P, true>(screen, panels, given, meanwhile);
         else
-            multiply<P, false>(screen, panels, given, meanwhile);
+            multiply_integers<P, false>(screen, panels, given, meanwhile);
+        const auto* exact = reinterpret_cast<const bf16*>(panels + screen_head);
+        const index stride = screen.stride / static_cast<index>(sizeof(bf16));
+        const Operand inputs{given.exact, screen.exact, exact, screen.exact, stride};
+        Isa::template multiply_into<false>(shaped_, exact_, across_all, P, rows, inputs, nullptr,
+                                           meanwhile, Nothing{});
     }
 
     template <int P, bool Lower, class Meanwhile>
-    void multiply(const Screen& screen, const char* panels, const ScreenedRows& given,
-                  Meanwhile& meanwhile) {
-        const char* exact = panels + screen_head;
-        const char* coarse = exact + screen.exact * panel_width * sizeof(bf16);
+    void multiply_integers(const Screen& screen, const char* panels, const ScreenedRows& given,
+                           Meanwhile& meanwhile) {
+        const char* coarse = panels + screen_head + screen.exact * panel_width * sizeof(bf16);
         zero<P, Lower>();
         for (index k = 0; k < screen.coarse; k += byte_step) {
             load<P, Lower>(given.coarse + k, screen.coarse, coarse + k * panel_width,
                            screen.stride);
-            add<P, Lower>([]<int C, int A, int B> { Tiles::template add_bytes<C, A, B>(); });
+            add<P, Lower>();
             meanwhile();
         }
-        store<P, Lower>(whole_);
-        zero<P, Lower>();
-        for (index k = 0; k < screen.exact; k += Isa::step) {
-            load<P, Lower>(given.exact + k, screen.exact * sizeof(bf16),
-                           exact + k * panel_width * sizeof(bf16), screen.stride);
-            add<P, Lower>([]<int C, int A, int B> { Tiles::template add<C, A, B>(); });
-            meanwhile();
-        }
-        store<P, Lower>(exact_);
+        store<P, Lower>();
     }
 
     // Tiles 0 to 3 hold sums (two of rows by two of panels), 4 and 5 rows, 6 and 7 panels.
@@ -89,30 +85,29 @@ class TileScreen {
     }
 
     template <int P, bool Lower>
-    static void load(const void* rows, index bytes, const char* panels, index stride) {
-        Tiles::template load<4>(rows, bytes);
-        if constexpr (Lower)
-            Tiles::template load<5>(static_cast<const char*>(rows) + 16 * bytes, bytes);
+    static void load(const std::int8_t* rows, index ld, const char* panels, index stride) {
+        Tiles::template load<4>(rows, ld);
+        if constexpr (Lower) Tiles::template load<5>(rows + 16 * ld, ld);
         Tiles::template load<6>(panels, 64);
         if constexpr (P > 1) Tiles::template load<7>(panels + stride, 64);
     }
 
-    template <int P, bool Lower, class Add>
-    static void add(const Add& add) {
-        add.template operator()<0, 4, 6>();
-        if constexpr (P > 1) add.template operator()<1, 4, 7>();
-        if constexpr (Lower) add.template operator()<2, 5, 6>();
-        if constexpr (Lower && P > 1) add.template operator()<3, 5, 7>();
+    template <int P, bool Lower>
+    static void add() {
+        Tiles::template add_bytes<0, 4, 6>();
+        if constexpr (P > 1) Tiles::template add_bytes<1, 4, 7>();
+        if constexpr (Lower) Tiles::template add_bytes<2, 5, 6>();
+        if constexpr (Lower && P > 1) Tiles::template add_bytes<3, 5, 7>();
     }
 
-    template <int P, bool Lower, class Number>
-    static void store(Number* sums) {
-        constexpr index stride = across_all * sizeof(Number);
-        Tiles::template store<0>(sums, stride);
-        if constexpr (P > 1) Tiles::template store<1>(sums + panel_width, stride);
-        if constexpr (Lower) Tiles::template store<2>(sums + 16 * across_all, stride);
+    template <int P, bool Lower>
+    void store() {
+        constexpr index stride = across_all * sizeof *whole_;
+        Tiles::template store<0>(whole_, stride);
+        if constexpr (P > 1) Tiles::template store<1>(whole_ + panel_width, stride);
+        if constexpr (Lower) Tiles::template store<2>(whole_ + 16 * across_all, stride);
         if constexpr (Lower && P > 1)
-            Tiles::template store<3>(sums + 16 * across_all + panel_width, stride);
+            Tiles::template store<3>(whole_ + 16 * across_all + panel_width, stride);
     }
 
     typename Isa::Shaped shaped_;

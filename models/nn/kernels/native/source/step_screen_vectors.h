@@ -11,8 +11,8 @@ class VectorScreen {
    public:
     static constexpr index most_rows = Avx512::most_rows;
 
-    // How often meanwhile() is called for a panel and a block of rows, at the least.
-    static index calls(const Screen& screen) { return screen.coarse / 4 / most_panels; }
+    // How often meanwhile() is called for a block of rows and some panels.
+    static index calls(const Screen& screen, index) { return screen.coarse / 4; }
 
     // Calls take(row, panel, value, bound) for a block of rows and some panels: 16 logits lie
     // within 16 bounds.

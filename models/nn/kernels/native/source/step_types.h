@@ -70,7 +70,7 @@ struct Layer {
 struct Screen {               // which tokens of a row may be its likeliest: `step_screen.h`
     const void* panels;         // or null where there is none
     const std::int32_t* order;  // of inputs: those in bfloat16 first
-    index exact, coarse;        // of either kind; even, and a multiple of 4
+    index exact, coarse;        // of either kind; multiples of 32 and of 64, as tiles need
     index stride;               // from one panel to the next in bytes
 };
 

@@ -47,7 +47,8 @@ struct EmulatedTiles {
                 std::int32_t sum;
                 __builtin_memcpy(&sum, &bytes[C][m][4 * n], 4);
                 for (int k = 0; k < 64; ++k)
-                    sum += static_cast<std::int8_t>(bytes[A][m][k]) * bytes[B][k / 4][4 * n + k % 4];
+                    sum += static_cast<std::int8_t>(bytes[A][m][k]) *
+                           bytes[B][k / 4][4 * n + k % 4];
                 __builtin_memcpy(&bytes[C][m][4 * n], &sum, 4);
             }
     }

@@ -1,4 +1,4 @@
-// The products of training for processors with AMX-BF16.
+// The products of training for processors with AMX.
 #include "blocks_amx.h"
 #include "tiles_amx.h"
 
