@@ -36,10 +36,6 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
         "LlamaConfig",
         {"hidden_size": 160, "num_attention_heads": 5, "num_key_value_heads": 1, "head_dim": 32},
     ),
-    "ten heads and 320 inputs": (
-        "LlamaConfig",
-        {"hidden_size": 320, "num_attention_heads": 10, "num_key_value_heads": 2, "head_dim": 32},
-    ),
     "qwen2": ("Qwen2Config", {"num_key_value_heads": 4}),
     "scaled angles": (
         "LlamaConfig",
