@@ -20,12 +20,13 @@ _LEVELS = 127
 _MARGIN = 1 + 1e-4
 """What lengths are rounded up by: they are parts of a bound."""
 _LARGEST = 1e20
+"""Weights below it times states of the lengths that are screened are numbers in float32."""
 _PROBE = 128
 _AT_ONCE = 256 * PANEL_WIDTH
 
 
 def make_screen(backbone: Backbone, weight_vd: Tensor, arena: Arena) -> records.Screen:
-    """Keep a head (V, d) in bfloat16 as a screen; one that says nothing where it is not finite."""
+    """Keep a head (V, d) in bfloat16 as a screen; one that says nothing if logits may overflow."""
     hidden = weight_vd.shape[1]
     exact = EXACT + (hidden - EXACT) % _TOGETHER
     if hidden <= exact or not _is_plain(weight_vd):

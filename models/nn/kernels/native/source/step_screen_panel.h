@@ -21,6 +21,7 @@ struct ScreenedPanel {
             _mm512_add_epi32(_mm512_load_si512(whole), _mm512_set1_epi32(row.start));
         return _mm512_cvtepi32_ps(sum) * (scale * splat(row.step));
     }
+
     // How far logits may lie from what the screen says.
     Floats bound(const Screened& row) const {
         return fma(lost, splat(row.length), size * splat(row.left));

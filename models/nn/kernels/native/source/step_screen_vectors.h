@@ -42,7 +42,7 @@ class VectorScreen {
         alignas(64) std::int32_t whole[R * P * panel_width];
         const char* exact = panels + screen_head;
         const char* coarse = exact + screen.exact * panel_width * sizeof(bf16);
-        multiply_coarse<R, P>(screen, coarse, given, meanwhile, whole);
+        multiply_integers<R, P>(screen, coarse, given, meanwhile, whole);
         for (int p = 0; p < P; ++p, panels += screen.stride, exact += screen.stride) {
             const ScreenedPanel panel(panels);
             const auto* w = reinterpret_cast<const bf16*>(exact);
@@ -63,9 +63,9 @@ class VectorScreen {
 
     // Products of the integers of R rows and P panels, into (R, P, 16).
     template <int R, int P, class Meanwhile>
-    static void multiply_coarse(const Screen& screen, const char* panels,
-                                const ScreenedRows& given, Meanwhile& meanwhile,
-                                std::int32_t* target) {
+    static void multiply_integers(const Screen& screen, const char* panels,
+                                  const ScreenedRows& given, Meanwhile& meanwhile,
+                                  std::int32_t* target) {
         __m512i sum[R][P];
 #pragma GCC unroll 8
         for (int r = 0; r < R; ++r)
