@@ -96,7 +96,7 @@ inline void weigh(const float* scores, index visible, index until, float scale, 
 // `out` (T, H, h) and the logarithms of the softmax's sums (T, H) of a sequence's rows.
 template <class Isa>
 void attend_forward(const Attention& a, const Seen& seen, index kv, bf16* out, float* logs) {
-    constexpr index height = 48;
+    constexpr index height = padded_to(48, Isa::most_rows);
     const index count = seen.count(), width = a.size;
     const index padded = padded_to(count, sequence_step<Isa>);
     static thread_local Scratch key_room, value_room, score_room, weight_room;
@@ -111,9 +111,7 @@ void attend_forward(const Attention& a, const Seen& seen, index kv, bf16* out, f
             const index rows = std::min(height, seen.own - first), row = seen.top + first;
             const index until = seen.before + first + rows;
             const Operand query{a.query(row, head), a.ld, keys, width, panel_width * width};
-            multiply_all<Isa>(rows, query, (until + 15) / 16, [&](index i, index j, __m512 sum) {
-                _mm512_storeu_ps(scores + i * padded + j, sum);
-            });
+            Isa::template multiply_to<false>(scores, padded, (until + 15) / 16, rows, query);
             const index inputs = padded_to(until, sequence_step<Isa>);
             float totals[height];
             for (index i = 0; i < rows; ++i) {
@@ -123,10 +121,10 @@ void attend_forward(const Attention& a, const Seen& seen, index kv, bf16* out, f
                 logs[(row + i) * a.query_heads + head] = highest + __builtin_logf(totals[i]);
             }
             const Operand mix{weights, padded, values, inputs, panel_width * padded};
-            multiply_all<Isa>(rows, mix, width / 16, [&](index i, index j, __m512 sum) {
+            multiply_all<Isa>(rows, mix, width / 16, [&](index i, index j, auto... sums) {
                 const __m512 part = _mm512_set1_ps(1.0f / totals[i]);
                 store_bf16(out + ((row + i) * a.query_heads + head) * width + j,
-                           _mm512_mul_ps(sum, part));
+                           _mm512_mul_ps(sums, part)...);
             });
         }
 }

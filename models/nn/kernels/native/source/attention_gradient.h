@@ -74,7 +74,7 @@ inline void differentiate(const QueryBlock& block, const Scores& s, index first,
         const __m512 means = _mm512_loadu_ps(block.means + j);
         const __mmask16 there = first_lanes(block.count - j);
         bf16* panel = s.panels + j * padded_keys;
-        const auto key = [&](index k) {
+        const auto key = [&](index k) __attribute__((always_inline)) {
             if (k >= keys) return _mm256_setzero_si256();
             const auto seen = _mm512_mask_cmp_epi32_mask(
                 there, places, _mm512_set1_epi32(static_cast<int>(k - first - j)), _MM_CMPINT_NLT);
@@ -145,28 +145,17 @@ class KeyHeadGradient {
         const index since = seen_.before + first, until = since + block.count;
         const index inputs = padded_to(until, sequence_step<Isa>);
         const index along = panel_width * width, across = panel_width * columns;
-        const auto keep = [=](float* target) {
-            return [=](index i, index j, __m512 sum) {
-                _mm512_storeu_ps(target + i * columns + j, sum);
-            };
-        };
-        const auto collect = [=](float* target) {
-            return [=](index i, index j, __m512 sum) {
-                float* place = target + i * width + j;
-                _mm512_storeu_ps(place, _mm512_add_ps(_mm512_loadu_ps(place), sum));
-            };
-        };
-        multiply_all<Isa>(until, {seen_.keys, seen_.ld, block.queries, width, along}, panels,
-                          keep(scores_.scores));
-        multiply_all<Isa>(until, {seen_.values, seen_.ld, block.grads, width, along}, panels,
-                          keep(scores_.pulls));
+        const Operand keys{seen_.keys, seen_.ld, block.queries, width, along};
+        const Operand values{seen_.values, seen_.ld, block.grads, width, along};
+        const Operand weights{scores_.weights, columns, block.grad_inputs, columns, across};
+        const Operand slopes{scores_.slopes, columns, block.query_inputs, columns, across};
+        const Operand turned{keys_, padded_, scores_.panels, inputs, panel_width * inputs};
+        Isa::template multiply_to<false>(scores_.scores, columns, panels, until, keys);
+        Isa::template multiply_to<false>(scores_.pulls, columns, panels, until, values);
         differentiate(block, scores_, since, until, inputs, a_.scale);
-        multiply_all<Isa>(until, {scores_.weights, columns, block.grad_inputs, columns, across},
-                          width / panel_width, collect(value_sums_));
-        multiply_all<Isa>(until, {scores_.slopes, columns, block.query_inputs, columns, across},
-                          width / panel_width, collect(key_sums_));
-        multiply_all<Isa>(width, {keys_, padded_, scores_.panels, inputs, panel_width * inputs},
-                          panels, keep(turned_));
+        Isa::template multiply_to<true>(value_sums_, width, width / panel_width, until, weights);
+        Isa::template multiply_to<true>(key_sums_, width, width / panel_width, until, slopes);
+        Isa::template multiply_to<false>(turned_, columns, panels, width, turned);
         for (index i = 0; i < block.count; i += lanes)
             for (index j = 0; j < width; j += lanes) {
                 __m512 tile[16];

@@ -10,10 +10,11 @@
 #include <type_traits>
 
 #include "common.h"
+#include "done.h"
 #include "narrow.h"
 #include "operand.h"
 #include "scratch.h"
-#include "tile_shape.h"
+#include "tile_sums.h"
 #include "vector.h"
 
 namespace gw {
@@ -25,22 +26,6 @@ struct Halves {
     index inputs;
 };
 
-// The sums of a block, waiting to be handed on.
-struct Done {
-    const float* sums = nullptr;  // rows of 32, of which a panel has 16
-    index top = 0, panel = 0, rows = 0, panels = 0, next = 0;
-
-    index left() const { return rows - next; }
-
-    // Calls store(row, panel, sum) for the next rows.
-    template <class Store>
-    void hand_on(index count, Store& store) {
-        for (const index last = std::min(rows, next + count); next < last; ++next)
-            for (index p = 0; p < panels; ++p)
-                store(top + next, panel + p, _mm512_load_ps(sums + next * 32 + p * panel_width));
-    }
-};
-
 // What is read once by tiles while the other side is read again and again, from the first cache:
 // rows, or panels, or panels that come from memory.
 enum class Passing { rows, panels, memory };
@@ -50,6 +35,7 @@ using Pass = std::integral_constant<Passing, which>;
 template <class Tiles>
 struct Amx {
     using Unit = Tiles;  // for what is computed by tiles without panels
+    using Shaped = ShapedTiles<Tiles>;
     static constexpr index most_rows = 32;
     static constexpr int most_panels = 2;
     static constexpr int most_once = most_rows;  // rows for which narrow panels go into a ring
@@ -59,7 +45,7 @@ struct Amx {
                                                                       : Widening::along;
     static constexpr bool reads_keys = true;  // of a cache as they lie
     static constexpr bool works_aside = true;  // leaving vectors to others
-    static constexpr index group_bytes = 512 * 1024;  // a quarter of a core's second cache
+    static constexpr index group_bytes = 1024 * 1024;  // half of a core's second cache
     static constexpr index worth_copying = 8;         // panels that read the same rows
 
     // Panels that are packed together, for rows to be read as seldom as can be.
@@ -70,20 +56,34 @@ struct Amx {
     template <int P, class Store>
     static void multiply(const bf16* x, index ldx, index rows, const bf16* panels, index inputs,
                          Store&& store) {
-        multiply_group(P, rows, Operand{x, ldx, panels, inputs, panel_width * inputs}, {}, store);
+        const Operand given{x, ldx, panels, inputs, panel_width * inputs};
+        multiply_group(P, rows, given, {}, [&](index row, index panel, auto... sums) {
+            (store(row, panel++, sums), ...);
+        });
     }
 
-    // Remembers how tiles are shaped, as long as nobody else uses them on this thread.
-    class Shaped {
-       public:
-        void fit(index rows) {
-            if (rows != rows_) configure(rows);
-            rows_ = rows;
-        }
+    // How often `multiply_to` calls meanwhile().
+    static index calls(index rows, index panels, index inputs) {
+        return (rows + most_rows - 1) / most_rows * ((panels + 1) / 2) * (inputs / step);
+    }
 
-       private:
-        index rows_ = 0;
-    };
+    // The sums (rows, ld), added to what is there or put there.
+    template <bool adds, class Meanwhile = Nothing>
+    static void multiply_to(float* sums, index ld, index panels, index rows, const Operand& given,
+                            Meanwhile&& meanwhile = {}) {
+        Shaped shaped;
+        for (index top = 0; top < rows; top += most_rows) {
+            const index here = std::min(most_rows, rows - top);
+            shaped.fit(here);
+            const Rows own = in_order(given.from(top), here, panels);
+            for (index p = 0; p < panels; p += most_panels)
+                block<adds>(std::min<index>(most_panels, panels - p), here,
+                            sums + top * ld + p * panel_width, ld, [&](auto add) {
+                                add(Pass<Passing::panels>{}, own, given.panel(p), nullptr,
+                                    meanwhile);
+                            });
+        }
+    }
 
     // The sums (rows, ld) of at most `most_rows` rows; calls meanwhile() for every `step` inputs,
     // and for every one or two panels more(first, panels, adder), which adds what else their sums
@@ -98,7 +98,7 @@ struct Amx {
         for (index p = 0; p < panels; p += most_panels) {
             const index count = std::min<index>(most_panels, panels - p);
             bf16* here = wide ? wide + p * panel_width * given.inputs : nullptr;
-            block(count, rows, sums + p * panel_width, ld, [&](auto add) {
+            block<false>(count, rows, sums + p * panel_width, ld, [&](auto add) {
                 using Passes = Pass<Far ? Passing::memory : Passing::rows>;
                 add(Passes{}, all, given.panel(p), here, meanwhile);
                 more(p, count, Adder{});
@@ -106,9 +106,9 @@ struct Amx {
         }
     }
 
-    // Calls store(row, panel, sum) with the sums over the inputs of two operands, `more` after
-    // `first`: all panels for some rows, then for the next ones. The sums of a block are handed on
-    // while the tiles of the next one are at work.
+    // Calls store(row, panel, sums...), with the sums of one panel or of two side by side over the
+    // inputs of two operands, `more` after `first`: all panels for some rows, then for the next
+    // ones. The sums of a block are handed on while the tiles of the next one are at work.
     template <class Store>
     static void multiply_group(index panels, index rows, const Operand& first, const Operand& more,
                                Store&& store) {
@@ -119,15 +119,14 @@ struct Amx {
         for (index top = 0; top < rows; top += most_rows) {
             const index here = std::min(most_rows, rows - top);
             shaped.fit(here);
-            const Rows one = panels < worth_copying ? as_they_lie(first.from(top))
-                                                    : copy(first.from(top), here);
+            const Rows one = in_order(first.from(top), here, panels);
             const Rows two = as_they_lie(more.from(top));
             for (index p = 0; p < panels; p += most_panels, turn = 1 - turn) {
                 const index steps = std::max<index>(1, (first.inputs + more.inputs) / step);
                 const index count = (done.left() + steps - 1) / steps;
                 const auto meanwhile = [&] { done.hand_on(count, store); };
                 const index across = std::min<index>(most_panels, panels - p);
-                block(across, here, sums[turn], 32, [&](auto add) {
+                block<false>(across, here, sums[turn], 32, [&](auto add) {
                     add(Pass<Passing::panels>{}, one, first.panel(p), nullptr, meanwhile);
                     add(Pass<Passing::panels>{}, two, more.panel(p), nullptr, meanwhile);
                 });
@@ -162,9 +161,9 @@ struct Amx {
         return {given.x, given.ldx, step};
     }
 
-    // Some rows in the order in which tiles read them.
-    template <class Given>
-    static Rows copy(const Given& given, index rows) {
+    // Some rows in the order in which tiles read them, if many panels do.
+    static Rows in_order(const Operand& given, index rows, index panels) {
+        if (panels < worth_copying) return as_they_lie(given);
         static thread_local Scratch room;
         bf16* tiles = room.room<bf16>(most_rows * given.inputs);
         for (index k = 0; k < given.inputs; k += step)
@@ -174,41 +173,30 @@ struct Amx {
         return {tiles, step, most_rows * step};
     }
 
-    // Others use tiles on the same threads, so no shape is taken to be still there.
-    static void configure(index rows) {
-        const index upper = std::min<index>(16, rows), lower = rows - upper;
-        const std::uint8_t above = upper, below = std::max<index>(lower, 1);
-        Tiles::configure(TileShape::of({above, above, below, below, above, below, 16, 16}));
-    }
-
-    // The sums of one or two panels, to which act(add) adds.
-    template <class Act>
+    // The sums of one or two panels, to which act(add) adds: to what is there, or to zeros.
+    template <bool kept, class Act>
     static void block(index panels, index rows, float* sums, index ld, Act&& act) {
         if (panels > 1 && rows > 16)
-            block<2, true>(sums, ld, act);
+            block<kept, 2, true>(sums, ld, act);
         else if (panels > 1)
-            block<2, false>(sums, ld, act);
+            block<kept, 2, false>(sums, ld, act);
         else if (rows > 16)
-            block<1, true>(sums, ld, act);
+            block<kept, 1, true>(sums, ld, act);
         else
-            block<1, false>(sums, ld, act);
+            block<kept, 1, false>(sums, ld, act);
     }
 
-    // Tiles 0 to 3 hold sums (two of rows by two of panels), 4 and 5 rows, 6 and 7 panels.
-    template <int P, bool Lower, class Act>
+    template <bool kept, int P, bool Lower, class Act>
     static void block(float* sums, index ld, Act& act) {
-        Tiles::template zero<0>();
-        if constexpr (P > 1) Tiles::template zero<1>();
-        if constexpr (Lower) Tiles::template zero<2>();
-        if constexpr (Lower && P > 1) Tiles::template zero<3>();
+        using Sums = TileSums<Tiles, P, Lower>;
+        if constexpr (kept)
+            Sums::load(sums, ld);
+        else
+            Sums::zero();
         act([](auto passing, const Rows& rows, const auto& panels, bf16* wide, auto&& meanwhile) {
             add<P, Lower, passing>(rows, panels, wide, meanwhile);
         });
-        Tiles::template store<0>(sums, ld * 4);
-        if constexpr (P > 1) Tiles::template store<1>(sums + panel_width, ld * 4);
-        if constexpr (Lower) Tiles::template store<2>(sums + 16 * ld, ld * 4);
-        if constexpr (Lower && P > 1)
-            Tiles::template store<3>(sums + 16 * ld + panel_width, ld * 4);
+        Sums::store(sums, ld);
     }
 
     // Loads a tile, past the first cache if what is there should stay.
@@ -259,19 +247,19 @@ struct Amx {
         }
     }
 
+    // All loads come before the first product: where another thread of the core is at work, a
+    // product waits for what was loaded just before it.
     template <int P, bool Lower, Passing passing>
     static void add_step(const Rows& rows, index k, const bf16* first, const bf16* second) {
         const bf16* x = rows.x + k / step * rows.next;
         load<4, passing == Passing::rows>(x, rows.ld * 2);
         load<6, passing == Passing::panels>(first, 64);
-        Tiles::template add<0, 4, 6>();
         if constexpr (P > 1) load<7, passing == Passing::panels>(second, 64);
+        if constexpr (Lower) load<5, passing == Passing::rows>(x + 16 * rows.ld, rows.ld * 2);
+        Tiles::template add<0, 4, 6>();
         if constexpr (P > 1) Tiles::template add<1, 4, 7>();
-        if constexpr (Lower) {
-            load<5, passing == Passing::rows>(x + 16 * rows.ld, rows.ld * 2);
-            Tiles::template add<2, 5, 6>();
-            if constexpr (P > 1) Tiles::template add<3, 5, 7>();
-        }
+        if constexpr (Lower) Tiles::template add<2, 5, 6>();
+        if constexpr (Lower && P > 1) Tiles::template add<3, 5, 7>();
     }
 
     // The same for halves, to the sums of P panels from the `First` on.

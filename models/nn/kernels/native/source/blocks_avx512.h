@@ -102,6 +102,21 @@ struct Avx512 {
         multiply<P>(rows - first, others, {}, put, meanwhile);
     }
 
+    // How often `multiply_to` calls meanwhile().
+    static index calls(index rows, index panels, index) { return rows * panels; }
+
+    // The sums (rows, ld), added to what is there or put there.
+    template <bool adds, class Meanwhile = Nothing>
+    static void multiply_to(float* sums, index ld, index panels, index rows, const Operand& given,
+                            Meanwhile&& meanwhile = {}) {
+        const auto put = [=, &meanwhile](index row, index panel, __m512 sum) {
+            meanwhile();
+            float* place = sums + row * ld + panel * panel_width;
+            gw::store(place, adds ? gw::load(place) + sum : sum);
+        };
+        multiply_group(panels, rows, given, {}, put);
+    }
+
     // What `sum_block` calls.
     template <int R, int P, class Meanwhile>
     [[gnu::always_inline]] static inline void add(const Operand& given, __m512 (&sum)[R][P],

@@ -23,7 +23,7 @@ inline float to_float(bf16 value) {
     return result;
 }
 
-inline index padded_to(index count, index step) { return (count + step - 1) / step * step; }
+constexpr index padded_to(index count, index step) { return (count + step - 1) / step * step; }
 
 struct Range {
     index first = 0, last = 0;

@@ -50,6 +50,14 @@ inline void store_bf16(bf16* target, Floats value) {
                         reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(value)));
 }
 
+// The second behind the first, as one line of a cache.
+inline __m512i both_bf16(Floats first, Floats second) {
+    return reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(second, first));
+}
+inline void store_bf16(bf16* target, Floats first, Floats second) {
+    _mm512_storeu_si512(target, both_bf16(first, second));
+}
+
 inline Floats load_bf16(const bf16* source) {
     const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(source));
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));

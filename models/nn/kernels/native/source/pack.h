@@ -63,6 +63,10 @@ inline __m512i interleave(__m256i first, __m256i second) {
                            _mm512_slli_epi32(_mm512_cvtepu16_epi32(second), 16));
 }
 
+// From one panel to the next where several are written side by side: a line more than they have,
+// for these not to share the few places of a cache for lines a power of two apart.
+constexpr index apart(index inputs) { return panel_width * inputs + 32; }
+
 // The same from the transpose of W, (inputs, outputs), two rows of 32 outputs at a time.
 inline void pack_across(const bf16* weight, index ld, index outputs, index inputs, index padded,
                         index stride, bf16* target) {

@@ -15,11 +15,11 @@ void for_groups(Range panels, index most, Act&& act) {
     }
 }
 
-// Calls store(row, output, sum) for every row and 16 outputs of each panel.
+// Calls store(row, output, sums...) for every row with 16 or 32 sums from an output on.
 template <class Isa, class Store>
 void multiply_all(index rows, const Operand& given, index panels, Store&& store) {
-    Isa::multiply_group(panels, rows, given, {}, [&](index row, index panel, __m512 sum) {
-        store(row, panel * panel_width, sum);
+    Isa::multiply_group(panels, rows, given, {}, [&](index row, index panel, auto... sums) {
+        store(row, panel * panel_width, sums...);
     });
 }
 

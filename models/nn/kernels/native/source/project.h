@@ -12,6 +12,7 @@
 #include "ahead.h"
 #include "pack.h"
 #include "products.h"
+#include "rounded.h"
 #include "scratch.h"
 #include "turns.h"
 #include "vector.h"
@@ -81,8 +82,8 @@ void reduce(const Layer& layer, const Rows& x, Range own, bf16* inner, Pack&& pa
         bf16* target = inner + u.place + (top - u.top) * u.ld;
         const __m512 scale = _mm512_set1_ps(static_cast<float>(u.scale));
         const Operand given{x.values + top * x.ld + offset(u), x.ld, panels, width, stride};
-        multiply_all<Isa>(bottom - top, given, panels_of(u), [&](index row, index j, __m512 sum) {
-            store_bf16(target + row * u.ld + j, _mm512_mul_ps(sum, scale));
+        multiply_all<Isa>(bottom - top, given, panels_of(u), [&](index row, index j, auto... sums) {
+            store_bf16(target + row * u.ld + j, _mm512_mul_ps(sums, scale)...);
         });
         for (index row = 0; row < bottom - top; ++row)
             std::fill(target + row * u.ld + panels_of(u) * panel_width,
@@ -106,6 +107,7 @@ void expand(const Layer& layer, const Rows& x, const bf16* inner, Turns& turns, 
     const index most = Isa::group(inputs);
     const auto rows = row_cuts(layer, x.count);
     bf16* packed = weight_room.room<bf16>(most * stride);
+    const Rounded out(y, x.count * layer.outputs);
     turns.take([&](Range own, Range next) {
         const index left = own.first * panel_width, count = own.count();
         pack_along(layer.weight + left * layer.ld, layer.ld, count * panel_width, inputs, inputs,
@@ -126,12 +128,11 @@ void expand(const Layer& layer, const Rows& x, const bf16* inner, Turns& turns, 
             }
             const Operand base{x.values + rows[r] * x.ld, x.ld, packed, inputs, stride};
             Isa::multiply_group(count, rows[r + 1] - rows[r], base, more,
-                                [&](index row, index q, __m512 sum) {
+                                [&](index row, index q, auto... sums) {
                                     ahead();
                                     const index at = left + q * panel_width;
-                                    if (layer.bias)
-                                        sum = _mm512_add_ps(sum, load_bf16(layer.bias + at));
-                                    store_bf16(y + (rows[r] + row) * layer.outputs + at, sum);
+                                    if (layer.bias) add_bf16(layer.bias + at, sums...);
+                                    out.put((rows[r] + row) * layer.outputs + at, sums...);
                                 });
         }
     });

@@ -10,10 +10,11 @@ namespace gw {
 template <class Isa>
 void pull_back(const Layer& layer, const Rows& dy, const bf16* inner, Turns& turns, bf16* dx) {
     static thread_local Scratch weight_room, down_room;
-    const index outputs = layer.outputs, stride = panel_width * outputs;
+    const index outputs = layer.outputs, stride = apart(outputs);
     const index most = Isa::group(outputs);
     const auto rows = row_cuts(layer, dy.count);
     bf16* packed = weight_room.room<bf16>(most * stride);
+    const Rounded out(dx, dy.count * layer.inputs);
     turns.take([&](Range own, Range next) {
         const index left = own.first * panel_width, count = own.count();
         pack_across(layer.weight + left, layer.ld, count * panel_width, outputs, outputs, stride,
@@ -35,11 +36,10 @@ void pull_back(const Layer& layer, const Rows& dy, const bf16* inner, Turns& tur
             }
             const Operand base{dy.values + rows[r] * dy.ld, dy.ld, packed, outputs, stride};
             Isa::multiply_group(count, rows[r + 1] - rows[r], base, more,
-                                [&](index row, index q, __m512 sum) {
+                                [&](index row, index q, auto... sums) {
                                     ahead();
-                                    store_bf16(dx + (rows[r] + row) * layer.inputs + left +
-                                                   q * panel_width,
-                                               sum);
+                                    const index at = left + q * panel_width;
+                                    out.put((rows[r] + row) * layer.inputs + at, sums...);
                                 });
         }
     });
@@ -63,13 +63,13 @@ inline void turn(const Update& u, const bf16* inner, index padded, bf16* target)
         }
 }
 
-// Calls store(rank, column, sum) with the sums over an update's rows of its inner values times the
-// columns of `given`, for a thread's share of the columns' panels.
+// Calls store(rank, column, sums...) with the sums over an update's rows of its inner values times
+// the columns of `given`, for a thread's share of the columns' panels.
 template <class Isa, class Store>
 void gather(const Update& u, const bf16* inner, const Rows& given, Range panels, Store&& store) {
     static thread_local Scratch turned_room, column_room;
     if (panels.first >= panels.last) return;
-    const index rows = padded_to(u.rows(), 32), stride = panel_width * rows;
+    const index rows = padded_to(u.rows(), 32), stride = apart(rows);
     const index most = Isa::group(rows);
     bf16* turned = turned_room.room<bf16>(u.rank * rows);
     turn(u, inner, rows, turned);
@@ -78,8 +78,8 @@ void gather(const Update& u, const bf16* inner, const Rows& given, Range panels,
         const index left = first * panel_width;
         pack_across(given.values + u.top * given.ld + left, given.ld, count * panel_width, u.rows(),
                     rows, stride, columns);
-        multiply_all<Isa>(u.rank, {turned, rows, columns, rows, stride}, count,
-                          [&](index rank, index j, __m512 sum) { store(rank, left + j, sum); });
+        const auto put = [&](index rank, index j, auto... sums) { store(rank, left + j, sums...); };
+        multiply_all<Isa>(u.rank, {turned, rows, columns, rows, stride}, count, put);
     });
 }
 
@@ -89,16 +89,17 @@ void gather_matrices(const Update& u, const Layer& layer, const Rows& x, const R
                      const bf16* inner, const bf16* pulled, index which, index workers) {
     if (u.grad_down)
         gather<Isa>(u, pulled, x, share(layer.inputs / panel_width, which, workers),
-                    [&](index rank, index column, __m512 sum) {
-                        store_bf16(u.grad_down + rank * layer.inputs + column, sum);
+                    [&](index rank, index column, auto... sums) {
+                        store_bf16(u.grad_down + rank * layer.inputs + column, sums...);
                     });
     if (u.grad_up)
         gather<Isa>(u, inner, {dy.values + u.left, dy.ld, dy.count},
                     share(u.outputs() / panel_width, which, workers),
-                    [&](index rank, index column, __m512 sum) {
-                        alignas(32) bf16 values[panel_width];
-                        store_bf16(values, sum);
-                        for (index n = 0; n < panel_width; ++n)
+                    [&](index rank, index column, auto... sums) {
+                        constexpr index count = sizeof...(sums) * panel_width;
+                        alignas(64) bf16 values[count];
+                        store_bf16(values, sums...);
+                        for (index n = 0; n < count; ++n)
                             u.grad_up[(column + n) * u.rank + rank] = values[n];
                     });
 }

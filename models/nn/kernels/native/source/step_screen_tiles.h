@@ -2,6 +2,7 @@
 #pragma once
 
 #include "step_screen_panel.h"
+#include "tile_sums.h"
 
 namespace gw::stepping {
 
@@ -65,23 +66,15 @@ class TileScreen {
     void multiply_integers(const Screen& screen, const char* panels, const ScreenedRows& given,
                            Meanwhile& meanwhile) {
         const char* coarse = panels + screen_head + screen.exact * panel_width * sizeof(bf16);
-        zero<P, Lower>();
+        using Sums = TileSums<Tiles, P, Lower>;
+        Sums::zero();
         for (index k = 0; k < screen.coarse; k += byte_step) {
             load<P, Lower>(given.coarse + k, screen.coarse, coarse + k * panel_width,
                            screen.stride);
             add<P, Lower>();
             meanwhile();
         }
-        store<P, Lower>();
-    }
-
-    // Tiles 0 to 3 hold sums (two of rows by two of panels), 4 and 5 rows, 6 and 7 panels.
-    template <int P, bool Lower>
-    static void zero() {
-        Tiles::template zero<0>();
-        if constexpr (P > 1) Tiles::template zero<1>();
-        if constexpr (Lower) Tiles::template zero<2>();
-        if constexpr (Lower && P > 1) Tiles::template zero<3>();
+        Sums::store(whole_, across_all);
     }
 
     template <int P, bool Lower>
@@ -98,16 +91,6 @@ class TileScreen {
         if constexpr (P > 1) Tiles::template add_bytes<1, 4, 7>();
         if constexpr (Lower) Tiles::template add_bytes<2, 5, 6>();
         if constexpr (Lower && P > 1) Tiles::template add_bytes<3, 5, 7>();
-    }
-
-    template <int P, bool Lower>
-    void store() {
-        constexpr index stride = across_all * sizeof *whole_;
-        Tiles::template store<0>(whole_, stride);
-        if constexpr (P > 1) Tiles::template store<1>(whole_ + panel_width, stride);
-        if constexpr (Lower) Tiles::template store<2>(whole_ + 16 * across_all, stride);
-        if constexpr (Lower && P > 1)
-            Tiles::template store<3>(whole_ + 16 * across_all + panel_width, stride);
     }
 
     typename Isa::Shaped shaped_;

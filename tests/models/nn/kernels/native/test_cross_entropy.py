@@ -18,17 +18,20 @@ from tests.models.nn.kernels.native.comparing import (
 
 pytestmark = needs_avx512
 
-VOCABULARY = 2080  # more than a block of the gradient, and not a multiple of it
+VOCABULARY = 6176  # segments of three blocks and a bit
+ROWS = 270  # two chunks
 
 
-def lose(form, hidden: Tensor, *, bias: bool = False) -> tuple[Tensor, Tensor]:
-    weight = drawn(VOCABULARY, 64, seed=2, scale=0.3).to(hidden)
-    head = Weight(weight, drawn(VOCABULARY, seed=3).to(hidden) if bias else None)
-    targets = torch.randint(VOCABULARY, (len(hidden),), generator=torch.Generator().manual_seed(0))
+def lose(
+    form, hidden: Tensor, *, bias: bool = False, tokens: int = VOCABULARY
+) -> tuple[Tensor, Tensor]:
+    weight = drawn(tokens, 64, seed=2, scale=0.3).to(hidden)
+    head = Weight(weight, drawn(tokens, seed=3).to(hidden) if bias else None)
+    targets = torch.randint(tokens, (len(hidden),), generator=torch.Generator().manual_seed(0))
     return form.linear_cross_entropy(hidden, weight=head, targets_n=targets)
 
 
-@pytest.mark.parametrize("rows", [1, 13, 205])
+@pytest.mark.parametrize("rows", [1, 13, ROWS])
 @pytest.mark.parametrize("bias", [True, False])
 def test_losses_and_gradients_are_those_of_float64(rows: int, bias: bool) -> None:
     def losses(form, hidden: Tensor) -> Tensor:
@@ -37,6 +40,14 @@ def test_losses_and_gradients_are_those_of_float64(rows: int, bias: bool) -> Non
     inputs = (drawn(rows, 64, seed=1),)
     assert_close_to_exact(partial(losses, cross_entropy), partial(losses, reference), inputs)
     assert_threads_change_nothing(partial(losses, cross_entropy), inputs)
+
+
+def test_there_may_be_fewer_tokens_than_segments_have_places_for() -> None:
+    def losses(form, hidden: Tensor) -> Tensor:
+        return lose(form, hidden, tokens=96)[0]
+
+    inputs = (drawn(5, 64, seed=1),)
+    assert_close_to_exact(partial(losses, cross_entropy), partial(losses, reference), inputs)
 
 
 def test_hits_are_the_argmax() -> None:
@@ -52,8 +63,8 @@ def test_hits_are_the_argmax() -> None:
 
 
 def test_a_row_does_not_depend_on_its_company() -> None:
-    weight, rows = Weight(drawn(VOCABULARY, 64, seed=2)), drawn(230, 64, seed=1)
-    targets = torch.arange(230)
+    weight, rows = Weight(drawn(VOCABULARY, 64, seed=2)), drawn(ROWS, 64, seed=1)
+    targets = torch.arange(ROWS)
 
     def computed(chosen: Tensor) -> tuple[Tensor, Tensor]:
         hidden = rows[chosen].requires_grad_()
@@ -63,8 +74,8 @@ def test_a_row_does_not_depend_on_its_company() -> None:
         losses.sum().backward()
         return losses.detach(), hidden.grad
 
-    losses, grads = computed(torch.arange(230))
-    for chosen in (torch.tensor([3]), torch.arange(180, 230)):
+    losses, grads = computed(torch.arange(ROWS))
+    for chosen in (torch.tensor([3]), torch.arange(180, ROWS)):
         own = computed(chosen)
         assert torch.equal(losses[chosen], own[0])
         assert torch.equal(grads[chosen], own[1])

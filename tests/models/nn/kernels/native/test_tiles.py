@@ -46,6 +46,22 @@ def test_products_with_updates(rows: int) -> None:
     assert_close_to_exact(partial(apply, project), partial(apply, reference), inputs)
 
 
+@pytest.mark.parametrize(("outputs", "inputs"), [(544, 32), (32, 544)])
+def test_what_no_cache_holds_has_the_same_bits(outputs: int, inputs: int) -> None:
+    weight = Weight(drawn(outputs, inputs, seed=2, scale=0.2))
+    x, grad = drawn(1000, inputs, seed=1), drawn(1000, outputs, seed=3)
+
+    def computed(rows: slice) -> tuple[Tensor, Tensor]:
+        own = x[rows].clone().requires_grad_()
+        y = project.project(own, weight=weight)
+        y.backward(grad[rows])
+        return y.detach(), own.grad
+
+    whole, parts = computed(slice(0, 1000)), [computed(slice(i, i + 500)) for i in (0, 500)]
+    for at_once, *halves in zip(whole, *parts, strict=True):
+        assert torch.equal(at_once, torch.cat(halves))
+
+
 @pytest.mark.parametrize("parents", [(), (-1, -1, 1)])
 def test_attention(parents: tuple[int, ...]) -> None:
     def attend(form, heads: Tensor) -> Tensor:
