@@ -25,8 +25,9 @@ KEEP_FREED_MEMORY = {
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1),
     "MALLOC_TOP_PAD_": str(64 * 2**20),
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
 }
-"""glibc's settings under which a large tensor reuses pages: they help every side."""
+"""glibc's settings under which a large tensor reuses pages, large ones: they help every side."""
 STOP_SECONDS = 30.0
 
 
@@ -38,7 +39,9 @@ def environment(*, threads: int | None = None, keep_memory: bool = True) -> dict
     """Return the environment of a side: this one, with threads and allocator set."""
     count = str(threads or os.cpu_count() or 1)
     inherited = {
-        name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("MALLOC_", "GLIBC_"))
     }
     return {
         **inherited,

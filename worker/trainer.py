@@ -15,6 +15,7 @@ import msgspec
 import structlog
 
 from core.faults import VARIABLE as CRASH_VARIABLE
+from core.memory import LARGE_PAGES
 from models.spec import Said
 from worker.share import Share
 
@@ -89,7 +90,7 @@ class Trainer:
 
 
 def _environment() -> dict[str, str]:
-    """Return our environment without our settings, among which are secrets."""
+    """Return our environment with large pages, without our settings, among which are secrets."""
     ours = {name for name in os.environ if name.startswith("GRAFTWORK_")} - _PASSED_ON
     kept = {name: value for name, value in os.environ.items() if name not in ours}
-    return {**kept, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    return {**LARGE_PAGES, **kept, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}

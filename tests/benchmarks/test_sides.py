@@ -9,6 +9,7 @@ import pytest
 from benchmarks.equality import Bound, Unequal, check_curves, check_same
 from benchmarks.record import describe_machine, finish, save
 from benchmarks.sides import Side, SideFailed, environment, interleave, open_sides, ratio
+from core.memory import LARGE_PAGES
 
 ECHO = "tests.benchmarks.echo_side"
 
@@ -54,7 +55,8 @@ def test_sides_have_the_same_threads_and_allocator(monkeypatch: pytest.MonkeyPat
     kept, plain = environment(threads=2), environment(threads=2, keep_memory=False)
     assert kept["OMP_NUM_THREADS"] == plain["OMP_NUM_THREADS"] == "2"
     assert kept["MALLOC_MMAP_MAX_"] == "0"
-    assert not [name for name in plain if name.startswith("MALLOC_")]
+    assert LARGE_PAGES.items() <= kept.items()
+    assert not [name for name in plain if name.startswith(("MALLOC_", "GLIBC_"))]
 
 
 def test_a_ratio_is_of_medians() -> None:
