@@ -98,7 +98,7 @@ def start_engine(
     variables: Mapping[str, str] | None = None,
     **changes: Any,
 ) -> Side:
-    """Start our engine as a side, its threads waiting as `graftwork engine` has them wait.
+    """Start our engine as a side, its threads and memory as `graftwork engine` has them.
 
     `changes` are settings of its own.
     """
@@ -111,7 +111,7 @@ def start_engine(
     ours = Peer(
         name="graftwork",
         module="benchmarks.serve.engine_side",
-        variables={**programs.waiting(), **(variables or {})},
+        variables={**programs.waiting(), "GLIBC_TUNABLES": "", **(variables or {})},
     )
     return start(world, ours, label="graftwork", spec=spec)
 

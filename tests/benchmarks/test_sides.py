@@ -52,6 +52,7 @@ def test_a_side_that_fails_says_why_and_lives(tmp_path: Path) -> None:
 def test_sides_have_the_same_threads_and_allocator(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     monkeypatch.setenv("MALLOC_ARENA_MAX", "1")
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.arena_max=1")
     kept, plain = environment(threads=2), environment(threads=2, keep_memory=False)
     assert kept["OMP_NUM_THREADS"] == plain["OMP_NUM_THREADS"] == "2"
     assert kept["MALLOC_MMAP_MAX_"] == "0"

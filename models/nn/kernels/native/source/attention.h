@@ -96,7 +96,7 @@ inline void weigh(const float* scores, index visible, index until, float scale, 
 // `out` (T, H, h) and the logarithms of the softmax's sums (T, H) of a sequence's rows.
 template <class Isa>
 void attend_forward(const Attention& a, const Seen& seen, index kv, bf16* out, float* logs) {
-    constexpr index height = padded_to(48, Isa::most_rows);
+    constexpr index height = padded_to(48, Isa::most_rows);  // whole blocks of rows
     const index count = seen.count(), width = a.size;
     const index padded = padded_to(count, sequence_step<Isa>);
     static thread_local Scratch key_room, value_room, score_room, weight_room;

@@ -74,6 +74,7 @@ inline void differentiate(const QueryBlock& block, const Scores& s, index first,
         const __m512 means = _mm512_loadu_ps(block.means + j);
         const __mmask16 there = first_lanes(block.count - j);
         bf16* panel = s.panels + j * padded_keys;
+        // As a call, which some compilers make of it, it takes a twentieth of a gradient.
         const auto key = [&](index k) __attribute__((always_inline)) {
             if (k >= keys) return _mm256_setzero_si256();
             const auto seen = _mm512_mask_cmp_epi32_mask(

@@ -46,7 +46,8 @@ struct Amx {
     static constexpr bool reads_keys = true;  // of a cache as they lie
     static constexpr bool works_aside = true;  // leaving vectors to others
     static constexpr index group_bytes = 1024 * 1024;  // half of a core's second cache
-    static constexpr index worth_copying = 8;         // panels that read the same rows
+    static constexpr index worth_copying = 8;           // panels that read the same rows
+    static constexpr index copied_inputs = 768;  // at most: a block's rows fill the first cache
 
     // Panels that are packed together, for rows to be read as seldom as can be.
     static index group(index inputs) {
@@ -106,6 +107,9 @@ struct Amx {
         }
     }
 
+    // How often `multiply_group` calls store().
+    static index stores(index rows, index panels) { return rows * ((panels + 1) / 2); }
+
     // Calls store(row, panel, sums...), with the sums of one panel or of two side by side over the
     // inputs of two operands, `more` after `first`: all panels for some rows, then for the next
     // ones. The sums of a block are handed on while the tiles of the next one are at work.
@@ -161,9 +165,9 @@ struct Amx {
         return {given.x, given.ldx, step};
     }
 
-    // Some rows in the order in which tiles read them, if many panels do.
+    // Some rows in the order in which tiles read them, if many panels do and find them near.
     static Rows in_order(const Operand& given, index rows, index panels) {
-        if (panels < worth_copying) return as_they_lie(given);
+        if (panels < worth_copying || given.inputs > copied_inputs) return as_they_lie(given);
         static thread_local Scratch room;
         bf16* tiles = room.room<bf16>(most_rows * given.inputs);
         for (index k = 0; k < given.inputs; k += step)
@@ -174,22 +178,22 @@ struct Amx {
     }
 
     // The sums of one or two panels, to which act(add) adds: to what is there, or to zeros.
-    template <bool kept, class Act>
+    template <bool adds, class Act>
     static void block(index panels, index rows, float* sums, index ld, Act&& act) {
         if (panels > 1 && rows > 16)
-            block<kept, 2, true>(sums, ld, act);
+            block<adds, 2, true>(sums, ld, act);
         else if (panels > 1)
-            block<kept, 2, false>(sums, ld, act);
+            block<adds, 2, false>(sums, ld, act);
         else if (rows > 16)
-            block<kept, 1, true>(sums, ld, act);
+            block<adds, 1, true>(sums, ld, act);
         else
-            block<kept, 1, false>(sums, ld, act);
+            block<adds, 1, false>(sums, ld, act);
     }
 
-    template <bool kept, int P, bool Lower, class Act>
+    template <bool adds, int P, bool Lower, class Act>
     static void block(float* sums, index ld, Act& act) {
         using Sums = TileSums<Tiles, P, Lower>;
-        if constexpr (kept)
+        if constexpr (adds)
             Sums::load(sums, ld);
         else
             Sums::zero();

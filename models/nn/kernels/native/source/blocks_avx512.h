@@ -52,6 +52,9 @@ struct Avx512 {
     // Panels that are packed together: those that fit into registers, for rows are near.
     static index group(index) { return most_panels; }
 
+    // How often `multiply_group` calls store().
+    static index stores(index rows, index panels) { return rows * panels; }
+
     // Calls store(row, panel, sum) with the sums over the inputs of two operands.
     template <class Store>
     static void multiply_group(index panels, index rows, const Operand& first, const Operand& more,

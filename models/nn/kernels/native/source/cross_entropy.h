@@ -12,20 +12,16 @@
 namespace gw {
 
 constexpr index chunk_rows = 256;
-constexpr index segments = 8;
 
-struct Lost {
-    float* losses;
-    std::uint8_t* correct;  // whether the target is the argmax
-    float* grad;            // of each row's loss, (rows, inputs), or none
-};
+inline index segments_of(index tokens) { return std::max<index>(8, tokens / 4096); }
 
 // The partial sums of all segments for a chunk of rows.
 class Partials {
    public:
-    Partials(index inputs, bool grad) : inputs_(inputs), grad_(grad) {
+    Partials(const Head& head, bool grad)
+        : head_(head), segments_(segments_of(head.outputs)), grad_(grad) {
         static thread_local Scratch room;
-        numbers_ = room.room<float>(segments * size());
+        numbers_ = room.room<float>(segments_ * size());
     }
 
     Partial of(index segment) const {
@@ -33,39 +29,46 @@ class Partials {
         return {first, first + chunk_rows, grad_ ? first + 2 * chunk_rows : nullptr};
     }
 
-    // What row `row` of the chunk has lost.
-    void add_up(const Head& head, index row, index target, float own, const Lost& lost) const {
-        float highest = -INFINITY, total = 0, scales[segments];
-        for (index s = 0; s < segments; ++s) highest = std::max(highest, of(s).highest[row]);
-        for (index s = 0; s < segments; ++s) {
-            scales[s] = std::exp(of(s).highest[row] - highest);
-            total += scales[s] * of(s).sums[row];
+    // The loss of a row whose target has the logit `own`, whether none is larger, and the gradient
+    // (inputs), or none.
+    void add_up(index row, index target, float own, float& loss, std::uint8_t& correct,
+                float* grad) const {
+        float highest = lowest, total = 0;
+        for (index s = 0; s < segments_; ++s) highest = std::max(highest, of(s).highest[row]);
+        for (index s = 0; s < segments_; ++s) {
+            float& scale = of(s).highest[row];  // which is not needed any more
+            scale = std::exp(scale - highest);
+            total += scale * of(s).sums[row];
         }
-        *lost.losses = std::log(total) + highest - own;
-        *lost.correct = own >= highest;
-        for (index j = 0; grad_ && j < inputs_; j += lanes) {
+        loss = std::log(total) + highest - own;
+        correct = own >= highest;
+        for (index j = 0; grad_ && j < head_.inputs; j += lanes) {
             __m512 sum = _mm512_setzero_ps();
-            for (index s = 0; s < segments; ++s)
-                sum = _mm512_fmadd_ps(_mm512_loadu_ps(of(s).grad + row * inputs_ + j),
-                                      _mm512_set1_ps(scales[s]), sum);
-            const __m512 right = load_bf16(head.weight + target * head.ld + j);
-            _mm512_storeu_ps(lost.grad + j, _mm512_sub_ps(
-                                                _mm512_div_ps(sum, _mm512_set1_ps(total)), right));
+            for (index s = 0; s < segments_; ++s)
+                sum = _mm512_fmadd_ps(_mm512_loadu_ps(of(s).grad + row * head_.inputs + j),
+                                      _mm512_set1_ps(of(s).highest[row]), sum);
+            const __m512 mean = _mm512_div_ps(sum, _mm512_set1_ps(total));
+            const __m512 right = load_bf16(head_.weight + target * head_.ld + j);
+            _mm512_storeu_ps(grad + j, _mm512_sub_ps(mean, right));
         }
     }
 
    private:
-    index size() const { return chunk_rows * (2 + (grad_ ? inputs_ : 0)); }
+    index size() const { return chunk_rows * (2 + (grad_ ? head_.inputs : 0)); }
 
-    index inputs_;
+    const Head& head_;
+    index segments_;
     bool grad_;
     float* numbers_;
 };
 
+// Losses, whether the target is the argmax, and the gradient of each row's loss (or none).
 template <class Isa>
-void cross_entropy(const Head& head, const Rows& x, const index* targets, const Lost& lost) {
-    const Partials partials(head.inputs, lost.grad != nullptr);
+void cross_entropy(const Head& head, const Rows& x, const index* targets, float* losses,
+                   std::uint8_t* correct, float* grad) {
+    const Partials partials(head, grad != nullptr);
     const index chunks = (x.count + chunk_rows - 1) / chunk_rows;
+    const index segments = segments_of(head.outputs);
     float own[chunk_rows];
 #pragma omp parallel
     for (index c = 0; c < chunks; ++c) {
@@ -79,9 +82,8 @@ void cross_entropy(const Head& head, const Rows& x, const index* targets, const 
         }
 #pragma omp for
         for (index row = top; row < bottom; ++row)
-            partials.add_up(head, row - top, targets[row], own[row - top],
-                            {lost.losses + row, lost.correct + row,
-                             lost.grad ? lost.grad + row * head.inputs : nullptr});
+            partials.add_up(row - top, targets[row], own[row - top], losses[row], correct[row],
+                            grad ? grad + row * head.inputs : nullptr);
     }
 }
 

@@ -1,16 +1,18 @@
 // What a segment of the vocabulary adds to the losses of some rows and to their gradients.
 //
-// A block of tokens at a time: its logits stay in a core's second cache, where they become slopes
-// that are multiplied with the same block of the head. What was summed before a larger logit came
-// is scaled down to it (Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018),
-// as FlashAttention does. So the head is read once, and no logits are stored.
+// A block of tokens at a time: its logits, which are not more than a core's second cache holds,
+// become slopes that are multiplied with the same block of the head. What was summed before a larger
+// logit came is scaled down to it (Milakov and Gimelshein, "Online normalizer calculation for
+// softmax", 2018), as FlashAttention does. So the rows of a chunk read the head once.
 #pragma once
 
 #include <cmath>
 
 #include "ahead.h"
 #include "pack.h"
-#include "project.h"
+#include "operand.h"
+#include "scratch.h"
+#include "vector.h"
 
 namespace gw {
 
@@ -21,6 +23,7 @@ struct Head {
 };
 
 constexpr index vocabulary_block = 256;
+constexpr float lowest = -3e38f;  // what logits are compared with first; infinite ones are below
 constexpr index row_gap = 16;  // of logits: rows a power of two apart would share few cache lines
 
 // Of rows so far: their largest logits, the sums of e^(logit - largest), and the sums of these
@@ -37,9 +40,10 @@ inline void soften(float* logits, index count, const Partial& all, index row, in
     float& highest = all.highest[row];
     if (const float here = _mm512_reduce_max_ps(most); here > highest) {
         const float less = std::exp(highest - here);
+        const bool any = all.grad && highest > lowest;
         highest = here;
         all.sums[row] *= less;
-        for (index j = 0; all.grad && j < inputs; j += lanes) {
+        for (index j = 0; any && j < inputs; j += lanes) {
             float* place = all.grad + row * inputs + j;
             _mm512_storeu_ps(place, _mm512_mul_ps(_mm512_loadu_ps(place), _mm512_set1_ps(less)));
         }
@@ -53,7 +57,7 @@ inline void soften(float* logits, index count, const Partial& all, index row, in
     all.sums[row] += sum(sums);
 }
 
-// The logits (rows, ld) of some tokens; fetches those of `next` meanwhile.
+// The logits (rows, ld) of some tokens; fetches the weights of the `next` ones meanwhile.
 template <class Isa>
 void compute_logits(const Head& head, const Rows& x, Range tokens, Range next, float* logits,
                     index ld) {
@@ -93,7 +97,7 @@ void sum_segment(const Head& head, const Rows& x, Range segment, const index* ta
     static thread_local Scratch room;
     constexpr index ld = vocabulary_block + row_gap;
     float* logits = room.room<float>(x.count * ld);
-    std::fill_n(all.highest, x.count, -INFINITY);
+    std::fill_n(all.highest, x.count, lowest);
     std::fill_n(all.sums, x.count, 0.0f);
     if (all.grad) std::fill_n(all.grad, x.count * head.inputs, 0.0f);
     const auto block = [&](index first) {

@@ -21,6 +21,11 @@ struct OperandOf {
 
 using Operand = OperandOf<bf16, bf16>;
 
+struct Rows {
+    const bf16* values;
+    index ld, count;
+};
+
 // When panels of a kind are made bfloat16: not at all, before a product, or along with it.
 enum class Widening { none, before, along };
 

@@ -40,11 +40,6 @@ struct Layer {
     index count;  // of updates, those of the same rows one after another
 };
 
-struct Rows {
-    const bf16* values;
-    index ld, count;
-};
-
 // Where rectangles begin and end along one axis.
 template <class Edges>
 std::vector<index> cuts(const Layer& layer, index until, Edges&& edges) {
@@ -113,7 +108,7 @@ void expand(const Layer& layer, const Rows& x, const bf16* inner, Turns& turns, 
         pack_along(layer.weight + left * layer.ld, layer.ld, count * panel_width, inputs, inputs,
                    stride, packed);
         Ahead ahead(layer.weight + next.first * panel_width * layer.ld, layer.ld,
-                    next.count() * panel_width, inputs, x.count * count);
+                    next.count() * panel_width, inputs, Isa::stores(x.count, count));
         for (std::size_t r = 0; r + 1 < rows.size(); ++r) {
             Operand more;
             for (index i = 0; i < layer.count; ++i) {

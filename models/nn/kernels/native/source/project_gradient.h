@@ -20,7 +20,7 @@ void pull_back(const Layer& layer, const Rows& dy, const bf16* inner, Turns& tur
         pack_across(layer.weight + left, layer.ld, count * panel_width, outputs, outputs, stride,
                     packed);
         Ahead ahead(layer.weight + next.first * panel_width, layer.ld, outputs,
-                    next.count() * panel_width, dy.count * count);
+                    next.count() * panel_width, Isa::stores(dy.count, count));
         for (std::size_t r = 0; r + 1 < rows.size(); ++r) {
             Operand more;
             for (index i = 0, place = 0; i < layer.count; ++i) {

@@ -2,18 +2,20 @@
 #pragma once
 
 #include <immintrin.h>
+#include <omp.h>
 
 #include "common.h"
 #include "vector.h"
 
 namespace gw {
 
-// Of what would fill half a core's second cache little is there when it is read, and a line that is
-// not there is fetched before it is written. So its whole lines go straight to memory.
+// Of what would fill a quarter of the second caches of a team little is there when it is read, and a
+// line that is not there is fetched before it is written. So its whole lines go straight to memory.
 class Rounded {
    public:
+    // To be made by each thread of a team for the part that it writes; `size` is that of all parts.
     Rounded(bf16* target, index size)
-        : target_(target), past_(size * static_cast<index>(sizeof(bf16)) > half_a_cache) {}
+        : target_(target), past_(size > omp_get_num_threads() * kept_of_each) {}
     Rounded(const Rounded&) = delete;
     Rounded& operator=(const Rounded&) = delete;
     // From here on other threads see all of it.
@@ -29,7 +31,7 @@ class Rounded {
     }
 
    private:
-    static constexpr index half_a_cache = 1024 * 1024;
+    static constexpr index kept_of_each = 512 * 1024 / sizeof(bf16);
 
     bf16* target_;
     bool past_;

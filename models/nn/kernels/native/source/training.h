@@ -44,6 +44,6 @@ GW_API void GW_FORM(cross_entropy)(const bf16* weight, index ld, index outputs, 
                                    const bf16* bias, const bf16* x, index ldx, index rows,
                                    const index* targets, float* losses, std::uint8_t* correct,
                                    float* grad) {
-    cross_entropy<Isa>({weight, ld, outputs, inputs, bias}, {x, ldx, rows}, targets,
-                       {losses, correct, grad});
+    cross_entropy<Isa>({weight, ld, outputs, inputs, bias}, {x, ldx, rows}, targets, losses,
+                       correct, grad);
 }

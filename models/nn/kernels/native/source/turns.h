@@ -12,10 +12,12 @@ namespace gw {
 class Turns {
    public:
     // Panels between `edges`, which are in order, in groups of about equal size, at most `most`, that
-    // no edge divides: about as many groups for each worker.
+    // no edge divides: about as many groups for each worker, and two or more unless these would be
+    // so small that rows are read for few panels.
     Turns(const std::vector<index>& edges, index most, index workers) : workers_(workers) {
         const index all = edges.back() - edges.front();
-        const index wanted = padded_to((all + most - 1) / most, workers);
+        const index least = std::min(2 * workers, all / worth_a_turn);
+        const index wanted = padded_to(std::max((all + most - 1) / most, least), workers);
         for (std::size_t e = 0; e + 1 < edges.size(); ++e) {
             const index panels = edges[e + 1] - edges[e];
             const index fair = std::min(panels, (panels * wanted + all / 2) / all);
@@ -35,6 +37,8 @@ class Turns {
     }
 
    private:
+    static constexpr index worth_a_turn = 16;  // panels
+
     std::vector<Range> groups_;
     std::size_t workers_;
     std::atomic<std::size_t> taken_{0};

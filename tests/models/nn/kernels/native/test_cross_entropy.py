@@ -19,7 +19,7 @@ from tests.models.nn.kernels.native.comparing import (
 pytestmark = needs_avx512
 
 VOCABULARY = 6176  # segments of three blocks and a bit
-ROWS = 270  # two chunks
+ROWS = 257  # two chunks
 
 
 def lose(
@@ -31,7 +31,7 @@ def lose(
     return form.linear_cross_entropy(hidden, weight=head, targets_n=targets)
 
 
-@pytest.mark.parametrize("rows", [1, 13, ROWS])
+@pytest.mark.parametrize("rows", [1, 13, 256, ROWS])
 @pytest.mark.parametrize("bias", [True, False])
 def test_losses_and_gradients_are_those_of_float64(rows: int, bias: bool) -> None:
     def losses(form, hidden: Tensor) -> Tensor:
@@ -48,6 +48,42 @@ def test_there_may_be_fewer_tokens_than_segments_have_places_for() -> None:
 
     inputs = (drawn(5, 64, seed=1),)
     assert_close_to_exact(partial(losses, cross_entropy), partial(losses, reference), inputs)
+
+
+def test_large_logits_and_tokens_that_cannot_come() -> None:
+    """Sums before a larger logit scale down to nothing; whole blocks may have no weight at all."""
+    hidden = drawn(20, 64, seed=1)
+    weight, bias = drawn(VOCABULARY, 64, seed=2, scale=6.0), drawn(VOCABULARY, seed=3)
+    bias[: VOCABULARY // 2] = -torch.inf
+    targets = torch.arange(20) + VOCABULARY // 2
+    assert (hidden.float() @ weight.float().T).abs().max() > 150
+
+    def losses(form, hidden: Tensor) -> Tensor:
+        head = Weight(weight.to(hidden), bias.to(hidden))
+        return form.linear_cross_entropy(hidden, weight=head, targets_n=targets)[0]
+
+    assert_close_to_exact(partial(losses, cross_entropy), partial(losses, reference), (hidden,))
+
+
+def test_what_is_no_number_stays_so() -> None:
+    hidden = drawn(4, 64, seed=1)
+    hidden[2, 5] = torch.nan
+    losses, correct = lose(cross_entropy, hidden)
+    assert losses.isnan().tolist() == [False, False, True, False]
+    assert not correct[2]
+
+
+def test_rows_and_weights_may_lie_apart() -> None:
+    wide, table = drawn(20, 96, seed=1), drawn(VOCABULARY, 96, seed=2)
+    targets = torch.arange(20)
+    apart, dense = (
+        cross_entropy.linear_cross_entropy(hidden, weight=Weight(weight), targets_n=targets)
+        for hidden, weight in (
+            (wide[:, :64], table[:, :64]),
+            (wide[:, :64].contiguous(), table[:, :64].contiguous()),
+        )
+    )
+    assert torch.equal(apart[0], dense[0])
 
 
 def test_hits_are_the_argmax() -> None:
