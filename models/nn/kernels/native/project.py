@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from models.nn.autograd import apply
-from models.nn.kernels.native import INPUT_STEP, PANEL_WIDTH, find, packs, takes
+from models.nn.kernels.native import INPUT_STEP, PANEL_WIDTH, find, takes
 from models.nn.kernels.plain import PLAIN
 from models.nn.kernels.table import Update, Weight
 
@@ -29,7 +29,8 @@ def project(x_ti: Tensor, *, weight: Weight, updates: Sequence[Update] = ()) -> 
     given = [weight_oi, *([] if bias_o is None else [bias_o])]
     own = sorted((update for update in updates if update.keep_ti is None), key=_place)
     matrices = [matrix for update in own for matrix in (update.down_ri, update.up_or)]
-    if not (takes(x_ti, *given, *matrices) and packs(*weight_oi.shape) and _fit(own)):
+    aligned = all(size % INPUT_STEP == 0 for size in weight_oi.shape)  # outputs are summed over too
+    if not (aligned and takes(x_ti, *given, *matrices) and _fit(own)):
         return PLAIN.project(x_ti, weight=weight, updates=updates)
     y_to: Tensor = apply(_Project, x_ti, weight_oi, bias_o, own, *matrices)
     dropped = [update for update in updates if update.keep_ti is not None]

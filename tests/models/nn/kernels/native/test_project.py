@@ -64,6 +64,15 @@ def test_outputs_and_gradients_are_those_of_float64(
     assert_threads_change_nothing(native, inputs)
 
 
+@pytest.mark.parametrize("outputs", [48, 176])
+def test_outputs_that_do_not_fill_tiles_have_the_right_gradient(outputs: int) -> None:
+    def apply(form, x: Tensor) -> Tensor:
+        return form.project(x, weight=Weight(drawn(outputs, INPUTS, seed=2, scale=0.2).to(x)))
+
+    native, plain = (partial(apply, form) for form in (project, reference))
+    assert_close_to_exact(native, plain, (drawn(33, INPUTS, seed=1),))
+
+
 def test_one_row_is_right() -> None:
     rectangles = [((0, 1), (0, 160), 16)]
     native, plain = (partial(apply, form, rectangles=rectangles) for form in (project, reference))

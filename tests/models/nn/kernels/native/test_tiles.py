@@ -56,7 +56,7 @@ def test_products_with_updates(rows: int) -> None:
     assert_close_to_exact(partial(apply, project), partial(apply, reference), inputs)
 
 
-@pytest.mark.parametrize(("outputs", "inputs"), [(544, 32), (560, 32), (32, 544)])
+@pytest.mark.parametrize(("outputs", "inputs"), [(544, 32), (32, 544)])
 def test_what_no_cache_holds_has_the_same_bits(
     outputs: int, inputs: int, two_threads: None
 ) -> None:
