@@ -13,6 +13,7 @@ from models.nn.kernels.native.adapter import StepAdapter, prepare
 from models.nn.kernels.native.batch import Run
 from models.nn.methods import parse_method
 from models.nn.terms import Terms
+from tests.models.nn.kernels.native.comparing import threads
 from tests.models.nn.kernels.native.stepping import SLOTS, World, drawn_ids, loaded, make_backbone
 
 TOKENS = 400 * 16
@@ -100,10 +101,8 @@ def test_more_inputs_than_a_tile_has(make_world: Worlds) -> None:
 @pytest.fixture
 def one_thread() -> Iterator[None]:
     """Which then sees all panels."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    with threads(1):
+        yield
 
 
 @pytest.mark.usefixtures("one_thread")

@@ -15,7 +15,12 @@ from models.nn.kernels.native import (
     library,
     project,
 )
-from tests.models.nn.kernels.native.comparing import assert_close_to_exact, drawn, needs_avx512
+from tests.models.nn.kernels.native.comparing import (
+    assert_close_to_exact,
+    drawn,
+    needs_avx512,
+    threads,
+)
 
 pytestmark = needs_avx512
 
@@ -32,10 +37,8 @@ def tiles(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def two_threads() -> Iterator[None]:
     """What a team's caches hold depends on how many it has."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
+    with threads(2):
+        yield
 
 
 @pytest.mark.parametrize("rows", [1, 37])
@@ -56,10 +59,9 @@ def test_products_with_updates(rows: int) -> None:
     assert_close_to_exact(partial(apply, project), partial(apply, reference), inputs)
 
 
+@pytest.mark.usefixtures("two_threads")
 @pytest.mark.parametrize(("outputs", "inputs"), [(544, 32), (32, 544)])
-def test_what_no_cache_holds_has_the_same_bits(
-    outputs: int, inputs: int, two_threads: None
-) -> None:
+def test_what_no_cache_holds_has_the_same_bits(outputs: int, inputs: int) -> None:
     weight = Weight(drawn(outputs, inputs, seed=2, scale=0.2))
     x, grad = drawn(1000, inputs, seed=1), drawn(1000, outputs, seed=3)
 
