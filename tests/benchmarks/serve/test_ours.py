@@ -16,14 +16,17 @@ from models.nn.backbone import Backbone
 from models.nn.chat import Renderer
 from tests.tiny import make_tiny_base
 
+CONTEXT = 8192
+"""So long that rows still decode when a phase ends late on a loaded machine."""
+
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     folder = tmp_path_factory.mktemp("serve")
     compute = ComputeSettings(dtype="float32", threads=1)
-    engine = EngineSettings(rows=4, context=1024, compute=compute)
+    engine = EngineSettings(rows=4, context=CONTEXT, compute=compute)
     settings = Settings(data_dir=folder / "data", base="tiny", engine=engine)
-    dimensions = {"initializer_range": 0.15, "max_position_embeddings": 1024}
+    dimensions = {"initializer_range": 0.15, "max_position_embeddings": CONTEXT}
     make_tiny_base(settings.base_folder, seed=1, **dimensions)
     renderer = Renderer.load(settings.base_folder)
     write_manifest(settings.base_folder, id="tiny", shape={}, renderer_digest=renderer.digest)
@@ -90,7 +93,7 @@ def test_swaps_are_timed_and_answers_are_right(
     monkeypatch.setattr(swaps, "PHASE_SECONDS", 0.02)
     monkeypatch.setattr(swaps, "PHASES", 2)
     monkeypatch.setattr(swaps, "OTHERS", 2)
-    monkeypatch.setattr(swaps, "ANSWER", 900)
+    monkeypatch.setattr(swaps, "ANSWER", CONTEXT - 200)
     found = swaps.over_one_engine(world, repeats=1)
     assert found["first"]["swap_over_copy"] > 0
     assert found["others"]["wrong"] == []
