@@ -12,9 +12,11 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
+from math import inf
 from pathlib import Path
 from statistics import median
 from typing import Any, Self
@@ -158,14 +160,19 @@ def serve(answer: Callable[[JSON], JSON]) -> None:
 
 
 def interleave(
-    sides: Sequence[Side], questions: Mapping[str, JSON], *, repeats: int
+    sides: Sequence[Side], questions: Mapping[str, JSON], *, repeats: int, patience: float = inf
 ) -> dict[str, list[JSON]]:
-    """Ask every side its question `repeats` times, in turns that begin with another each round."""
+    """Ask every side its question `repeats` times, in turns that begin with another each round.
+
+    A round that has taken longer than `patience` seconds is the last one.
+    """
     answers: dict[str, list[JSON]] = {side.name: [] for side in sides}
     for round_ in range(repeats):
-        first = round_ % len(sides)
+        began, first = time.monotonic(), round_ % len(sides)
         for side in [*sides[first:], *sides[:first]]:
             answers[side.name].append(side.ask(questions[side.name]))
+        if time.monotonic() - began > patience:
+            break
     return answers
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from statistics import median
 from typing import Any, Self
@@ -84,6 +85,8 @@ class Bench(AbstractContextManager["Bench"]):
     trial_steps: int = 3
     exact_steps: int = 0
     """So many are compared in float32 as well."""
+    patience: float = inf
+    """Seconds that a round of both may take for another one to follow."""
 
     def __enter__(self) -> Self:
         return self
@@ -107,7 +110,8 @@ class Bench(AbstractContextManager["Bench"]):
         questions["peer"]["layout"] = chosen.question()
         self.warm_up(subject, work)
         before = record.load()
-        answers = interleave([self.ours, self.peer], questions, repeats=repeats)
+        sides = [self.ours, self.peer]
+        answers = interleave(sides, questions, repeats=repeats, patience=self.patience)
         checks = [
             check(mine, theirs, work=work, subject=subject)
             for mine, theirs in zip(answers["ours"], answers["peer"], strict=True)

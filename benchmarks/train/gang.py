@@ -58,7 +58,7 @@ def compare_gang(
     `separate` jobs of each one-after-another way are run; their time grows with their number, so
     that of all is what these took times all over these (our worker's start is counted each time).
     """
-    questions = [bench.peer_question(subject, work) for work in works]
+    questions = [bench.peer_question(subject, work) for work in works[:separate]]
     chosen, tried = bench.choose_layout(questions[0], LAYOUTS)
     exact = [
         bench.compare_in_float32(subject, work, steps=EXACT_STEPS) for work in works[:separate]
@@ -74,7 +74,7 @@ def compare_gang(
         scripts.append(
             [
                 run_script(question, chosen, folder=bench.scratch / "scripts", variables=variables)
-                for question in questions[:separate]
+                for question in questions
             ]
         )
     whole = len(works) / separate

@@ -48,10 +48,10 @@ def measure_fixed(stage: Stage) -> JSON:
             repeats = stage.size.fixed_repeats
             found[work.name] = bench.compare(LORA, work, layouts=layouts, repeats=repeats)
             _print(work.name, found[work.name])
-    for rows, length in SHAPES[: stage.size.memory_shapes]:
-        work = stage.full(rows, length)
-        memory[work.name] = _memory(stage, work, rows=rows)
-        print(f"  {work.name:<20} memory {memory[work.name]}", flush=True)
+        for rows, length in SHAPES[: stage.size.memory_shapes]:
+            work = stage.full(rows, length)
+            memory[work.name] = _memory(stage, bench, work, rows=rows)
+            print(f"  {work.name:<20} memory {memory[work.name]}", flush=True)
     return {
         "comparisons": found,
         "memory": memory,
@@ -62,14 +62,12 @@ def measure_fixed(stage: Stage) -> JSON:
     }
 
 
-def _memory(stage: Stage, work: Work, *, rows: int) -> JSON:
-    """Return the peak of each side's process; of the peer's ways the one that needs least."""
+def _memory(stage: Stage, bench: Bench, work: Work, *, rows: int) -> JSON:
+    """Return the peaks of processes of their own; of the peer's ways the one that needs least."""
     plain = environment(threads=int(stage.variables["OMP_NUM_THREADS"]), keep_memory=False)
     allocators = {"kept": stage.variables, "default": plain}
     peaks: dict[str, int] = {}
-    with stage.bench() as bench:
-        question = bench.peer_question(LORA, work)
-        order = bench.order(LORA, work)
+    question, order = bench.peer_question(LORA, work), bench.order(LORA, work)
     for cast in stage.size.memory_casts:
         layout = Layout(rows, autocast=cast)
         asked = {**question, "layout": layout.question(), "steps": 2}

@@ -1,6 +1,7 @@
 """How much is measured: enough for medians, or what fits into ten minutes."""
 
 from dataclasses import dataclass
+from math import inf
 
 from benchmarks.train.compare import Layout
 
@@ -27,6 +28,8 @@ class Size:
     kind_layouts: tuple[Layout, ...]
     jobs_run_separately: int
     gang_repeats: int
+    patience: float = inf
+    """Seconds that a round of both sides may take for another one to follow."""
     rows_per_step: int = 8
 
 
@@ -46,6 +49,7 @@ QUICK_SIZE = Size(
     kind_layouts=(PADDED,),
     jobs_run_separately=1,
     gang_repeats=1,
+    patience=20.0,
 )
 FULL_SIZE = Size(
     trial_steps=3,

@@ -65,6 +65,7 @@ class Stage:
             pad_id=self.renderer.eos_id,
             trial_steps=self.size.trial_steps,
             exact_steps=self.size.exact_steps,
+            patience=self.size.patience,
         )
 
     def side(

@@ -22,8 +22,10 @@ def test_sides_answer_in_turns(tmp_path: Path) -> None:
     with ExitStack() as stack:
         sides = open_sides(stack, make_side("ours", tmp_path), make_side("peer", tmp_path))
         answers = interleave(sides, {"ours": {"n": 1}, "peer": {"n": 2}}, repeats=2)
+        (impatient,) = interleave(sides[:1], {"ours": {}}, repeats=2, patience=0).values()
     assert answers["ours"] == [{"n": 1, "by": "ours", "threads": "1"}] * 2
     assert answers["peer"] == [{"n": 2, "by": "peer", "threads": "1"}] * 2
+    assert len(impatient) == 1
     assert "a library's own words" in (tmp_path / "ours.log").read_text()
     assert all(side.process.returncode == 0 for side in sides)
 
