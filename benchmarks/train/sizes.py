@@ -49,7 +49,7 @@ QUICK_SIZE = Size(
     kind_layouts=(PADDED,),
     jobs_run_separately=1,
     gang_repeats=1,
-    patience=20.0,
+    patience=15.0,
 )
 FULL_SIZE = Size(
     trial_steps=3,
