@@ -13,16 +13,16 @@ namespace gw {
 
 constexpr index chunk_rows = 256;
 
-inline index segments_of(index tokens) { return std::max<index>(8, tokens / 4096); }
-
 // The partial sums of all segments for a chunk of rows.
 class Partials {
    public:
     Partials(const Head& head, bool grad)
-        : head_(head), segments_(segments_of(head.outputs)), grad_(grad) {
+        : head_(head), segments_(std::max<index>(8, head.outputs / 4096)), grad_(grad) {
         static thread_local Scratch room;
         numbers_ = room.room<float>(segments_ * size());
     }
+
+    index segments() const { return segments_; }
 
     Partial of(index segment) const {
         float* first = numbers_ + segment * size();
@@ -68,7 +68,7 @@ void cross_entropy(const Head& head, const Rows& x, const index* targets, float*
                    std::uint8_t* correct, float* grad) {
     const Partials partials(head, grad != nullptr);
     const index chunks = (x.count + chunk_rows - 1) / chunk_rows;
-    const index segments = segments_of(head.outputs);
+    const index segments = partials.segments();
     float own[chunk_rows];
 #pragma omp parallel
     for (index c = 0; c < chunks; ++c) {
