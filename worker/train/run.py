@@ -53,6 +53,7 @@ def train(order: TrainOrder, channel: Channel) -> Work[None]:
     """Carry out an order from its files to a folder to publish, or to a saved pause."""
     spec = TrainSpec.model_validate(order.spec)
     device = prepare_torch(order)
+    set_precision(spec, device)
     quantization = spec.loop.quantization
     refuse_replaced_weights(spec.method, quantization=quantization)
     backbone = load_backbone(
@@ -136,6 +137,15 @@ def pick_training_dtype(spec: TrainSpec, device: str) -> torch.dtype:
     if spec.loop.dtype == "auto":
         return pick_dtype(device)
     return {"float32": torch.float32, "bfloat16": torch.bfloat16}[spec.loop.dtype]
+
+
+def set_precision(spec: TrainSpec, device: str) -> None:
+    """Let products of float32 on a CPU round more, but not for a job that asks for float32.
+
+    The jobs of a gang ask for the same dtype.
+    """
+    rounds = device == "cpu" and spec.loop.dtype == "auto"
+    torch.set_float32_matmul_precision("high" if rounds else "highest")
 
 
 def find_start(

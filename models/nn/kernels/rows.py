@@ -1,11 +1,11 @@
 """Products of which a row's bits do not depend on the rows beside it.
 
 A matrix library picks its way of summing by the height of a product, so a row that is computed
-among others can differ in its last bit from the same row alone. Low streams are therefore
-multiplied by a product of our own where there is one, else cut into blocks of one fixed height,
-the last one filled up with zeros: at a fixed height a row's result depends neither on its place nor
-on its neighbours. A stream that is taller than any that several jobs share is computed in one
-piece, and so is any on a GPU, where a block would cost a launch and no run promises its bits.
+among others can differ in its last bit from the same row alone. Where there is a product of our own
+it is taken; else low streams are cut into blocks of one fixed height, the last one filled up with
+zeros: at a fixed height a row's result depends neither on its place nor on its neighbours. A stream
+that is taller than any that several jobs share is computed in one piece, and so is any on a GPU,
+where a block would cost a launch and no run promises its bits.
 Shapes: t rows, i in features, o out features, b rows of a block.
 """
 
@@ -37,10 +37,10 @@ def linear(x_ti: Tensor, weight_oi: Tensor, bias_o: Tensor | None = None) -> Ten
 def multiply(x_ti: Tensor, weight_oi: Tensor, bias_o: Tensor | None = None) -> Tensor:
     """Return what `linear` does, without a gradient."""
     rows = x_ti.shape[0]
-    if rows > SHARED_ROWS or x_ti.device.type != "cpu":
-        return F.linear(x_ti, weight_oi, bias_o)
     if own.takes(x_ti, weight_oi):
         return own.multiply(x_ti, weight_oi, bias_o)
+    if rows > SHARED_ROWS or x_ti.device.type != "cpu":
+        return F.linear(x_ti, weight_oi, bias_o)
     product_to = x_ti.new_empty(-(-rows // HEIGHT) * HEIGHT, weight_oi.shape[0])
     for start in range(0, rows, HEIGHT):
         block_bi = x_ti[start : start + HEIGHT]

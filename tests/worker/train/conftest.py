@@ -59,6 +59,7 @@ def renderer(base_folder: Path) -> Renderer:
 def _torch_settings() -> Iterator[None]:
     yield
     torch.use_deterministic_algorithms(mode=False)
+    torch.set_float32_matmul_precision("highest")
 
 
 class Recording:

@@ -260,3 +260,9 @@ def test_the_loss_curve_is_that_of_peft(make_job, base_folder, renderer):
         optimizer.zero_grad()
         assert measured[step + 1]["train_loss"] == pytest.approx(loss.item(), rel=1e-5)
         assert measured[step + 1]["grad_norm"] == pytest.approx(norm.item(), rel=1e-3)
+
+
+@pytest.mark.parametrize(("dtype", "precision"), [("auto", "high"), ("float32", "highest")])
+def test_products_round_only_for_who_leaves_the_dtype_to_us(make_job, dtype, precision):
+    carry_out(make_job().order(loop={"dtype": dtype, "max_tokens": 40}))
+    assert torch.get_float32_matmul_precision() == precision

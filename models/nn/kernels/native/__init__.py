@@ -54,7 +54,7 @@ class Library:
 
     @property
     def trains(self) -> bool:
-        """Whether it has the ops of training, in bfloat16; by AVX2 that is no gain on float32."""
+        """Whether it trains in bfloat16: AVX2 multiplies that no faster than float32."""
         return self.instructions != "avx2"
 
     @property
@@ -150,10 +150,13 @@ class Library:
 
 
 def takes(*tensors: Tensor) -> bool:
-    """Say whether these are bfloat16 on the CPU, with rows that have no gaps inside."""
+    """Say whether these are on the CPU in what it trains in, with rows that have no gaps inside.
+
+    That is bfloat16, or float32 where AVX2 is all that there is.
+    """
+    dtype = torch.bfloat16 if find().trains else torch.float32
     return all(
-        tensor.dtype is torch.bfloat16 and tensor.is_cpu and tensor.stride(-1) == 1
-        for tensor in tensors
+        tensor.dtype is dtype and tensor.is_cpu and tensor.stride(-1) == 1 for tensor in tensors
     )
 
 
@@ -198,7 +201,7 @@ def reason() -> str:
     """Say in a few words which form of the kernels runs here, or why not the C++ one."""
     try:
         found = find()
-        used = "" if found.trains else ", for serving in bfloat16"
+        used = "" if found.trains else ", which serve in bfloat16 and train in float32"
         return f"C++ kernels with {found.instructions}{used}"
     except Unavailable as error:
         return f"plain torch, for of the C++ kernels {error}"

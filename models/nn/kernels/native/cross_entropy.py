@@ -10,6 +10,7 @@ from torch import Tensor
 
 from models.nn.autograd import apply
 from models.nn.kernels.native import INPUT_STEP, find, library, takes
+from models.nn.kernels.native.multiply import may_round
 from models.nn.kernels.plain import PLAIN
 from models.nn.kernels.table import Weight
 
@@ -26,14 +27,13 @@ def linear_cross_entropy(
 
 def keeps_rows_apart(hidden_nd: Tensor, weight: Weight) -> bool:
     """Say whether a row's loss and gradient are the same bits here whatever rows are beside it."""
-    found = library()
-    return found is not None and found.trains and _takes(hidden_nd, weight)
+    return library() is not None and _takes(hidden_nd, weight)
 
 
 def _takes(hidden_nd: Tensor, weight: Weight) -> bool:
     frozen = [weight.weight_oi, *([] if weight.bias_o is None else [weight.bias_o])]
     aligned = all(size % INPUT_STEP == 0 for size in weight.weight_oi.shape)
-    return aligned and takes(hidden_nd, *frozen)
+    return aligned and takes(hidden_nd, *frozen) and (find().trains or may_round())
 
 
 class _CrossEntropy(torch.autograd.Function):
@@ -49,9 +49,10 @@ class _CrossEntropy(torch.autograd.Function):
         find().call("cross_entropy", *head, *given, losses_n, correct_n, grad_nd)
         ctx.mark_non_differentiable(correct_n)
         ctx.save_for_backward(grad_nd)
+        ctx.dtype = hidden_nd.dtype
         return losses_n, correct_n
 
     @staticmethod
     def backward(ctx: Any, grad_n: Tensor, _: Tensor) -> tuple[Tensor, None, None]:
         (grad_nd,) = ctx.saved_tensors
-        return (grad_nd * grad_n[:, None]).bfloat16(), None, None
+        return (grad_nd * grad_n[:, None]).to(ctx.dtype), None, None

@@ -1,4 +1,4 @@
-"""The forms for a CPU with AVX512-BF16; only `models.nn.kernels` asks for this."""
+"""The forms in C++ for what a CPU has; only `models.nn.kernels` asks for this."""
 
 from dataclasses import replace
 
@@ -15,11 +15,15 @@ from models.nn.kernels.native.project import project
 from models.nn.kernels.table import OpTable
 
 
-def improve(plain: OpTable) -> OpTable:
-    """Return the plain forms with those in place that are written in C++."""
+def improve(plain: OpTable, *, trains: bool) -> OpTable:
+    """Return the plain forms with those in place that are written in C++.
+
+    Where training is in float32, by AVX2, low-rank updates are torch's; the product beside them is
+    ours in any form.
+    """
     return replace(
         plain,
-        project=project,
+        project=project if trains else plain.project,
         scale_shift=scale_shift,
         rms_norm=rms_norm,
         add_rms_norm=add_rms_norm,

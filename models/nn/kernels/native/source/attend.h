@@ -13,18 +13,19 @@ void for_sequences(const Sequences& s, index kv_heads, Act&& act) {
     for (index item = 0; item < s.count * kv_heads; ++item) act(item / kv_heads, item % kv_heads);
 }
 
-template <class Isa>
-void attend_forward(const Attention& a, const Sequences& s, bf16* out, float* logs) {
+template <class Isa, class Number = typename Isa::Number>
+void attend_forward(const Attention<Number>& a, const Sequences& s, Number* out, float* logs) {
     for_sequences(s, a.kv_heads, [&](index one, index kv) {
-        attend_forward<Isa>(a, Seen(a, s, one, kv), kv, out, logs);
+        attend_forward<Isa>(a, Seen<Number>(a, s, one, kv), kv, out, logs);
     });
 }
 
 // Gradients of keys and values, kept apart by the sequence that sees them until they are added up
 // in order: so neither threads nor other sequences change a bit.
+template <class Number>
 class KeySums {
    public:
-    KeySums(const Attention& a, const Sequences& s)
+    KeySums(const Attention<Number>& a, const Sequences& s)
         : a_(a), s_(s), first_(s.count), descendants_(s.count) {
         index keys = 0;
         for (index one = 0; one < s.count; ++one) {
@@ -43,33 +44,33 @@ class KeySums {
     }
 
     // Round what a sequence's own keys and values got from it and from those that go on from it.
-    void add_up(const AttentionGradient& g, index one, index kv) const {
+    void add_up(const AttentionGradient<Number>& g, index one, index kv) const {
         const index before = s_.before(one);
         for (index side = 0; side < 2; ++side)
             for (index k = 0; k < s_.rows(one); ++k)
                 for (index j = 0; j < a_.size; j += lanes) {
-                    __m512 sum = _mm512_setzero_ps();
+                    Floats sum = zeros();
                     for (const index giver : descendants_[one])
-                        sum = _mm512_add_ps(sum, _mm512_loadu_ps(of(giver, kv, side) +
-                                                                 (before + k) * a_.size + j));
+                        sum = sum + load(of(giver, kv, side) + (before + k) * a_.size + j);
                     const index head = a_.query_heads + side * a_.kv_heads + kv;
-                    store_bf16(g.row(a_, s_.top(one) + k, head) + j, sum);
+                    write(g.row(a_, s_.top(one) + k, head) + j, sum);
                 }
     }
 
    private:
-    const Attention& a_;
+    const Attention<Number>& a_;
     const Sequences& s_;
     std::vector<index> first_;
     std::vector<std::vector<index>> descendants_;
     float* sums_;
 };
 
-template <class Isa>
-void attend_backward(const Attention& a, const AttentionGradient& g, const Sequences& s) {
-    const KeySums sums(a, s);
+template <class Isa, class Number = typename Isa::Number>
+void attend_backward(const Attention<Number>& a, const AttentionGradient<Number>& g,
+                     const Sequences& s) {
+    const KeySums<Number> sums(a, s);
     for_sequences(s, a.kv_heads, [&](index one, index kv) {
-        const Seen seen(a, s, one, kv);
+        const Seen<Number> seen(a, s, one, kv);
         KeyHeadGradient<Isa>(a, g, seen, kv, sums.of(one, kv, 0), sums.of(one, kv, 1))
             .compute();
     });

@@ -7,23 +7,24 @@
 
 #include <algorithm>
 
-#include "pack.h"
+#include "panels.h"
 #include "products.h"
 #include "scratch.h"
 #include "vector.h"
 
 namespace gw {
 
+template <class Number>
 struct Attention {
-    const bf16* heads;  // rows of query, key and value heads
+    const Number* heads;  // rows of query, key and value heads
     index ld;
     index query_heads, kv_heads, size;
     float scale;
 
     index group() const { return query_heads / kv_heads; }
-    const bf16* query(index row, index head) const { return heads + row * ld + head * size; }
-    const bf16* key(index row, index kv) const { return query(row, query_heads + kv); }
-    const bf16* value(index row, index kv) const { return query(row, query_heads + kv_heads + kv); }
+    const Number* query(index row, index head) const { return heads + row * ld + head * size; }
+    const Number* key(index row, index kv) const { return query(row, query_heads + kv); }
+    const Number* value(index row, index kv) const { return query(row, query_heads + kv_heads + kv); }
 };
 
 // Sequences of a stream: all rows of a parent, and what it sees, stand before a sequence's own.
@@ -42,22 +43,23 @@ struct Sequences {
 };
 
 // The keys and values that the last row of a sequence sees, for one key head.
+template <class Number>
 struct Seen {
     index top, own, before;  // the first row of its own, how many there are, and how many others
-    const bf16 *keys, *values;
+    const Number *keys, *values;
     index ld;
 
     index count() const { return before + own; }
 
-    Seen(const Attention& a, const Sequences& s, index one, index kv)
+    Seen(const Attention<Number>& a, const Sequences& s, index one, index kv)
         : top(s.top(one)), own(s.rows(one)), before(s.before(one)) {
         if (!before) {
             keys = a.key(top, kv), values = a.value(top, kv), ld = a.ld;
             return;
         }
         static thread_local Scratch key_room, value_room;
-        bf16* key_rows = key_room.room<bf16>(count() * a.size);
-        bf16* value_rows = value_room.room<bf16>(count() * a.size);
+        Number* key_rows = key_room.room<Number>(count() * a.size);
+        Number* value_rows = value_room.room<Number>(count() * a.size);
         for (index last = count(); one >= 0; one = s.parents[one]) {
             last -= s.rows(one);
             for (index i = 0; i < s.rows(one); ++i) {
@@ -74,43 +76,45 @@ struct Seen {
 template <class Isa>
 constexpr index sequence_step = std::max<index>(lanes, Isa::step);
 
-// The scores of one row become bfloat16 weights up to their sum, which goes out with the maximum.
-inline void weigh(const float* scores, index visible, index until, float scale, bf16* weights,
+// The scores of one row become weights up to their sum, which goes out with the maximum.
+template <class Number>
+inline void weigh(const float* scores, index visible, index until, float scale, Number* weights,
                   float& highest, float& total) {
-    const __m512 low = _mm512_set1_ps(-3e38f);
-    __m512 most = low, sums = _mm512_setzero_ps();
+    const Floats low = splat(-3e38f);
+    Floats most = low, sums = zeros();
     const auto there = [=](index j) { return first_lanes(visible - j); };
     for (index j = 0; j < visible; j += lanes)
-        most = _mm512_max_ps(most, _mm512_mask_loadu_ps(low, there(j), scores + j));
-    highest = _mm512_reduce_max_ps(most) * scale;
+        most = larger(most, load_some(there(j), scores + j, low));
+    highest = largest(most) * scale;
     for (index j = 0; j < until; j += lanes) {
-        const __m512 score = _mm512_maskz_loadu_ps(there(j), scores + j);
-        const __m512 away = _mm512_fmsub_ps(score, _mm512_set1_ps(scale), _mm512_set1_ps(highest));
-        const __m512 weight = _mm512_maskz_mov_ps(there(j), exponential(away));
-        sums = _mm512_add_ps(sums, weight);
-        store_bf16(weights + j, weight);
+        const Floats score = load_some(there(j), scores + j, zeros());
+        const Floats away = fms(score, splat(scale), splat(highest));
+        const Floats weight = keep(there(j), exponential(away));
+        sums = sums + weight;
+        write(weights + j, weight);
     }
     total = sum(sums);
 }
 
 // `out` (T, H, h) and the logarithms of the softmax's sums (T, H) of a sequence's rows.
-template <class Isa>
-void attend_forward(const Attention& a, const Seen& seen, index kv, bf16* out, float* logs) {
+template <class Isa, class Number>
+void attend_forward(const Attention<Number>& a, const Seen<Number>& seen, index kv, Number* out,
+                    float* logs) {
     constexpr index height = padded_to(48, Isa::most_rows);  // whole blocks of rows
     const index count = seen.count(), width = a.size;
     const index padded = padded_to(count, sequence_step<Isa>);
     static thread_local Scratch key_room, value_room, score_room, weight_room;
-    bf16* keys = key_room.room<bf16>(padded * width);
-    bf16* values = value_room.room<bf16>(padded * width);
+    Number* keys = key_room.room<Number>(padded * width);
+    Number* values = value_room.room<Number>(padded * width);
     pack_along(seen.keys, seen.ld, count, width, width, panel_width * width, keys);
     pack_across(seen.values, seen.ld, width, count, padded, panel_width * padded, values);
     float* scores = score_room.room<float>(height * padded);
-    bf16* weights = weight_room.room<bf16>(height * padded);
+    Number* weights = weight_room.room<Number>(height * padded);
     for (index head = kv * a.group(); head < (kv + 1) * a.group(); ++head)
         for (index first = 0; first < seen.own; first += height) {
             const index rows = std::min(height, seen.own - first), row = seen.top + first;
             const index until = seen.before + first + rows;
-            const Operand query{a.query(row, head), a.ld, keys, width, panel_width * width};
+            const OperandOf<Number, Number> query{a.query(row, head), a.ld, keys, width, panel_width * width};
             Isa::template multiply_to<false>(scores, padded, (until + 15) / 16, rows, query);
             const index inputs = padded_to(until, sequence_step<Isa>);
             float totals[height];
@@ -120,11 +124,10 @@ void attend_forward(const Attention& a, const Seen& seen, index kv, bf16* out, f
                       weights + i * padded, highest, totals[i]);
                 logs[(row + i) * a.query_heads + head] = highest + __builtin_logf(totals[i]);
             }
-            const Operand mix{weights, padded, values, inputs, panel_width * padded};
+            const OperandOf<Number, Number> mix{weights, padded, values, inputs, panel_width * padded};
             multiply_all<Isa>(rows, mix, width / 16, [&](index i, index j, auto... sums) {
-                const __m512 part = _mm512_set1_ps(1.0f / totals[i]);
-                store_bf16(out + ((row + i) * a.query_heads + head) * width + j,
-                           _mm512_mul_ps(sums, part)...);
+                const Floats part = splat(1.0f / totals[i]);
+                write(out + ((row + i) * a.query_heads + head) * width + j, (sums * part)...);
             });
         }
 }

@@ -34,6 +34,7 @@ using Pass = std::integral_constant<Passing, which>;
 
 template <class Tiles>
 struct Amx {
+    using Number = bf16;  // of the operands of training
     using Unit = Tiles;  // for what is computed by tiles without panels
     using Shaped = ShapedTiles<Tiles>;
     static constexpr index most_rows = 32;

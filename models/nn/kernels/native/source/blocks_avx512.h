@@ -32,6 +32,7 @@ struct Along {
 };
 
 struct Avx512 {
+    using Number = bf16;  // of the operands of training
     static constexpr int most_rows = 6;  // of all panels at once
     static constexpr int most_panels = 4;
     static constexpr int most_once = 12;  // rows for which narrow panels are widened into a ring

@@ -14,9 +14,10 @@ namespace gw {
 constexpr index chunk_rows = 256;
 
 // The partial sums of all segments for a chunk of rows.
+template <class Number>
 class Partials {
    public:
-    Partials(const Head& head, bool grad)
+    Partials(const Head<Number>& head, bool grad)
         : head_(head), segments_(std::max<index>(8, head.outputs / 4096)), grad_(grad) {
         static thread_local Scratch room;
         numbers_ = room.room<float>(segments_ * size());
@@ -42,43 +43,44 @@ class Partials {
         }
         loss = std::log(total) + highest - own;
         correct = own >= highest;
-        for (index j = 0; grad_ && j < head_.inputs; j += lanes) {
-            __m512 sum = _mm512_setzero_ps();
+        for (index j = 0; grad && j < head_.inputs; j += lanes) {
+            Floats sum = zeros();
             for (index s = 0; s < segments_; ++s)
-                sum = _mm512_fmadd_ps(_mm512_loadu_ps(of(s).grad + row * head_.inputs + j),
-                                      _mm512_set1_ps(of(s).highest[row]), sum);
-            const __m512 mean = _mm512_div_ps(sum, _mm512_set1_ps(total));
-            const __m512 right = load_bf16(head_.weight + target * head_.ld + j);
-            _mm512_storeu_ps(grad + j, _mm512_sub_ps(mean, right));
+                sum = fma(load(of(s).grad + row * head_.inputs + j),
+                                      splat(of(s).highest[row]), sum);
+            const Floats right = read(head_.weight + target * head_.ld + j);
+            store(grad + j, sum / splat(total) - right);
         }
     }
 
    private:
     index size() const { return chunk_rows * (2 + (grad_ ? head_.inputs : 0)); }
 
-    const Head& head_;
+    const Head<Number>& head_;
     index segments_;
     bool grad_;
     float* numbers_;
 };
 
 // Losses, whether the target is the argmax, and the gradient of each row's loss (or none).
-template <class Isa>
-void cross_entropy(const Head& head, const Rows& x, const index* targets, float* losses,
-                   std::uint8_t* correct, float* grad) {
-    const Partials partials(head, grad != nullptr);
+// `Blocks` computes what a block of tokens has to do with the head, of rows as it wants them.
+template <class Blocks, class Number = typename Blocks::Number>
+void cross_entropy(const Head<Number>& head, const RowsOf<Number>& x, const index* targets,
+                   float* losses, std::uint8_t* correct, float* grad) {
+    const Partials<Number> partials(head, grad != nullptr);
+    const Blocks blocks(head, chunk_rows);
     const index chunks = (x.count + chunk_rows - 1) / chunk_rows;
     const index segments = partials.segments();
     float own[chunk_rows];
 #pragma omp parallel
     for (index c = 0; c < chunks; ++c) {
         const auto [top, bottom] = share(x.count, c, chunks);
-        const Rows here{x.values + top * x.ld, x.ld, bottom - top};
+        const auto here = blocks.take({x.values + top * x.ld, x.ld, bottom - top});
 #pragma omp for schedule(dynamic)
         for (index s = 0; s < segments; ++s) {
             const Range part = share(head.outputs / input_step, s, segments);
-            sum_segment<Isa>(head, here, {part.first * input_step, part.last * input_step},
-                             targets + top, partials.of(s), own);
+            sum_segment(blocks, here, {part.first * input_step, part.last * input_step},
+                        targets + top, partials.of(s), own);
         }
 #pragma omp for
         for (index row = top; row < bottom; ++row)

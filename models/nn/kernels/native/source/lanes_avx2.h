@@ -48,6 +48,10 @@ inline Floats smaller(Floats a, Floats b) {
     return {_mm256_min_ps(a.low, b.low), _mm256_min_ps(a.high, b.high)};
 }
 
+inline Floats about_reciprocal(Floats x) {
+    return {_mm256_rcp_ps(x.low), _mm256_rcp_ps(x.high)};
+}
+
 inline Floats magnitude(Floats x) {
     const __m256 sign = _mm256_set1_ps(-0.0f);
     return {_mm256_andnot_ps(sign, x.low), _mm256_andnot_ps(sign, x.high)};
@@ -77,6 +81,10 @@ inline Mask first_lanes(index count) {
     };
     return {until(count), until(count - 8)};
 }
+inline Mask lanes_from(Mask some, index first) {
+    const Mask before = first_lanes(first);
+    return {_mm256_andnot_ps(before.low, some.low), _mm256_andnot_ps(before.high, some.high)};
+}
 inline Mask below(Floats a, Floats b) {
     return {_mm256_cmp_ps(a.low, b.low, _CMP_LT_OQ), _mm256_cmp_ps(a.high, b.high, _CMP_LT_OQ)};
 }
@@ -89,6 +97,12 @@ inline Floats keep(Mask where, Floats x) {
 inline Floats pick(Mask where, Floats x, Floats other) {
     return {_mm256_blendv_ps(other.low, x.low, where.low),
             _mm256_blendv_ps(other.high, x.high, where.high)};
+}
+
+inline Floats load_some(Mask there, const float* source, Floats other) {
+    const __m256i low = _mm256_castps_si256(there.low), high = _mm256_castps_si256(there.high);
+    return pick(there, {_mm256_maskload_ps(source, low), _mm256_maskload_ps(source + 8, high)},
+                other);
 }
 
 inline Floats nearest_whole(Floats x) {

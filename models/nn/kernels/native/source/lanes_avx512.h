@@ -25,6 +25,9 @@ inline Floats fnma(Floats a, Floats b, Floats c) { return _mm512_fnmadd_ps(a, b,
 inline Floats larger(Floats a, Floats b) { return _mm512_max_ps(a, b); }
 inline Floats smaller(Floats a, Floats b) { return _mm512_min_ps(a, b); }
 
+// To twelve bits or more.
+inline Floats about_reciprocal(Floats x) { return _mm512_rcp14_ps(x); }
+
 inline Floats magnitude(Floats x) { return _mm512_abs_ps(x); }
 inline float sum(Floats x) { return _mm512_reduce_add_ps(x); }
 inline float largest(Floats x) { return _mm512_reduce_max_ps(x); }
@@ -33,6 +36,16 @@ inline float front(Floats x) { return _mm512_cvtss_f32(x); }
 // A mask of as many lanes as there are, none to all.
 inline Mask first_lanes(index count) {
     return static_cast<Mask>((1u << std::max<index>(0, std::min<index>(16, count))) - 1);
+}
+// Those of some lanes that are not before `first`.
+inline Mask lanes_from(Mask some, index first) {
+    const __m512i places = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+    return _mm512_mask_cmp_epi32_mask(some, places, _mm512_set1_epi32(static_cast<int>(first)),
+                                      _MM_CMPINT_NLT);
+}
+// Only what is there is read.
+inline Floats load_some(Mask there, const float* source, Floats other) {
+    return _mm512_mask_loadu_ps(other, there, source);
 }
 inline Mask below(Floats a, Floats b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ); }
 inline Mask not_below(Floats a, Floats b) { return _mm512_cmp_ps_mask(a, b, _CMP_NLT_UQ); }

@@ -21,10 +21,13 @@ struct OperandOf {
 
 using Operand = OperandOf<bf16, bf16>;
 
-struct Rows {
-    const bf16* values;
+template <class Number>
+struct RowsOf {
+    const Number* values;
     index ld, count;
 };
+
+using Rows = RowsOf<bf16>;
 
 // When panels of a kind are made bfloat16: not at all, before a product, or along with it.
 enum class Widening { none, before, along };

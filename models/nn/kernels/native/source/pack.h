@@ -3,7 +3,7 @@
 
 #include <immintrin.h>
 
-#include "common.h"
+#include "vector.h"
 
 namespace gw {
 
@@ -61,6 +61,19 @@ inline void pack_along(const bf16* weight, index ld, index outputs, index inputs
 inline __m512i interleave(__m256i first, __m256i second) {
     return _mm512_or_si512(_mm512_cvtepu16_epi32(first),
                            _mm512_slli_epi32(_mm512_cvtepu16_epi32(second), 16));
+}
+
+// The inputs of a panel in pairs of rows, each of which may also be written elsewhere.
+using InputRow = __m256i;
+
+inline InputRow no_inputs() { return _mm256_setzero_si256(); }
+inline InputRow write_inputs(bf16* target, Floats value) {
+    const auto row = reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(value));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(target), row);
+    return row;
+}
+inline void write_pair(bf16* panel, InputRow even, InputRow odd) {
+    _mm512_storeu_si512(panel, interleave(even, odd));
 }
 
 // From one panel to the next where several are written side by side: a line more than they have,

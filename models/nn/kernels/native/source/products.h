@@ -16,8 +16,8 @@ void for_groups(Range panels, index most, Act&& act) {
 }
 
 // Calls store(row, output, sums...) for every row with 16 or 32 sums from an output on.
-template <class Isa, class Store>
-void multiply_all(index rows, const Operand& given, index panels, Store&& store) {
+template <class Isa, class Number, class Store>
+void multiply_all(index rows, const OperandOf<Number, Number>& given, index panels, Store&& store) {
     Isa::multiply_group(panels, rows, given, {}, [&](index row, index panel, auto... sums) {
         store(row, panel * panel_width, sums...);
     });

@@ -79,7 +79,7 @@ void gather(const Update& u, const bf16* inner, const Rows& given, Range panels,
         pack_across(given.values + u.top * given.ld + left, given.ld, count * panel_width, u.rows(),
                     rows, stride, columns);
         const auto put = [&](index rank, index j, auto... sums) { store(rank, left + j, sums...); };
-        multiply_all<Isa>(u.rank, {turned, rows, columns, rows, stride}, count, put);
+        multiply_all<Isa>(u.rank, Operand{turned, rows, columns, rows, stride}, count, put);
     });
 }
 

@@ -3,7 +3,7 @@
 #pragma once
 
 #include "attend.h"
-#include "cross_entropy.h"
+#include "cross_entropy_packed.h"
 #include "project_gradient.h"
 
 using namespace gw;
@@ -44,6 +44,6 @@ GW_API void GW_FORM(cross_entropy)(const bf16* weight, index ld, index outputs, 
                                    const bf16* bias, const bf16* x, index ldx, index rows,
                                    const index* targets, float* losses, std::uint8_t* correct,
                                    float* grad) {
-    cross_entropy<Isa>({weight, ld, outputs, inputs, bias}, {x, ldx, rows}, targets, losses,
+    cross_entropy<PackedBlocks<Isa>>({weight, ld, outputs, inputs, bias}, {x, ldx, rows}, targets, losses,
                        correct, grad);
 }

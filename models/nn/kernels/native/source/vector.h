@@ -11,6 +11,15 @@ namespace gw {
 
 constexpr index lanes = 16;
 
+// Sixteen numbers as they are stored.
+inline Floats read(const bf16* source) { return load_bf16(source); }
+inline Floats read(const float* source) { return load(source); }
+inline void write(bf16* target, Floats value) { store_bf16(target, value); }
+#ifdef __AVX512BF16__
+inline void write(bf16* target, Floats first, Floats second) { store_bf16(target, first, second); }
+#endif
+inline void write(float* target, Floats value) { store(target, value); }
+
 // e^x to the last bits of float32, up to 88; below -87 it goes to 0 without denormals.
 inline Floats exponential(Floats x) {
     const Floats n = nearest_whole(x * splat(1.44269504f));

@@ -14,11 +14,10 @@ from tests.models.nn.kernels.native.comparing import (
     assert_close_to_exact,
     assert_threads_change_nothing,
     drawn,
-    needs_avx512,
     with_gradients,
 )
 
-pytestmark = needs_avx512
+pytestmark = pytest.mark.usefixtures("each_dtype")
 
 
 def attend(

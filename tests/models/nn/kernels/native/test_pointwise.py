@@ -13,11 +13,10 @@ from tests.models.nn.kernels.native.comparing import (
     assert_close_to_exact,
     assert_threads_change_nothing,
     drawn,
-    needs_avx512,
     with_gradients,
 )
 
-pytestmark = needs_avx512
+pytestmark = pytest.mark.usefixtures("each_dtype")
 
 ROWS = [1, 7, 50]
 
@@ -60,6 +59,13 @@ def test_a_sum_that_alone_goes_on_passes_its_gradient() -> None:
     total.backward(drawn(3, 32, seed=4))
     assert torch.equal(x.grad, drawn(3, 32, seed=4))
     assert torch.equal(y.grad, x.grad)
+
+
+def test_a_norm_that_overflows_is_no_number() -> None:
+    x = drawn(3, 64, seed=1)
+    x[1] = 1e30
+    normed = pointwise.rms_norm(x, gain=drawn(64, seed=2), epsilon=1e-5)
+    assert normed.isnan().all(1).tolist() == [False, True, False]
 
 
 @pytest.mark.parametrize("rows", ROWS)
@@ -112,8 +118,9 @@ def test_scales_and_shifts_are_those_of_float64() -> None:
     assert_threads_change_nothing(partial(act, pointwise), inputs)
 
 
-def test_what_is_not_bfloat16_is_computed_plainly() -> None:
-    x, gain = torch.randn(3, 32), torch.randn(32)
+def test_other_dtypes_and_sizes_are_computed_plainly() -> None:
+    x, gain = torch.randn(3, 32).half(), torch.randn(32)
     found = pointwise.rms_norm(x, gain=gain, epsilon=1e-5)
     assert torch.equal(found, PLAIN.rms_norm(x, gain=gain, epsilon=1e-5))
-    assert torch.equal(pointwise.swiglu(x[:, :30]), PLAIN.swiglu(x[:, :30]))
+    odd = drawn(3, 30, seed=1)
+    assert torch.equal(pointwise.swiglu(odd), PLAIN.swiglu(odd))

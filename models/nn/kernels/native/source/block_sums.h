@@ -1,0 +1,95 @@
+// Products of rows and panels in block floating point.
+//
+// The groups of an output are added in order, each by one fused product, so that a row's bits do not
+// depend on its neighbours.
+#pragma once
+
+#include <array>
+#include <type_traits>
+#include <utility>
+
+#include "block_float.h"
+
+namespace gw {
+
+struct WholeRows {
+    Whole* values;
+    float* scales;
+    index inputs;
+
+    WholeRows from(index row) const {
+        return {values + row * inputs, scales + row * groups_of(inputs), inputs};
+    }
+    void round(const float* row) const { round_row(row, inputs, values, scales); }
+};
+
+struct WholePanels {
+    Whole* pairs;
+    float* scales;
+    index inputs;
+
+    WholePanels from(index panel) const {
+        return {pairs + panel * panel_width * inputs,
+                scales + panel * panel_width * groups_of(inputs), inputs};
+    }
+};
+
+// Calls act(0) to act(N - 1) with constants, so that arrays of registers become registers.
+template <int N, class Act>
+[[gnu::always_inline]] inline void unrolled(Act&& act) {
+    [&]<int... n>(std::integer_sequence<int, n...>) __attribute__((always_inline)) {
+        (act(std::integral_constant<int, n>{}), ...);
+    }(std::make_integer_sequence<int, N>{});
+}
+
+constexpr int most_block_rows = 6;  // whose sums with one panel take 12 of 16 registers
+
+// Adds to y (R, 16), whose rows are `ldy` apart.
+template <int R>
+[[gnu::noinline]] void add_block(const WholeRows& x, const WholePanels& panel, float* y, index ldy) {
+    const index inputs = x.inputs, groups = groups_of(inputs);
+    for (index g = 0; g < groups; ++g) {
+        const auto [first, last] = group(g, inputs);
+        __m256i low[R], high[R];
+        unrolled<R>([&](auto r) __attribute__((always_inline)) {
+            low[r] = high[r] = _mm256_setzero_si256();
+        });
+        const Whole *row = x.values + first, *pairs = panel.pairs + first * panel_width;
+        for (index k = first; k < last; k += 2, row += 2, pairs += 2 * panel_width) {
+            const auto* both = reinterpret_cast<const __m256i*>(pairs);
+            const __m256i left = _mm256_load_si256(both), right = _mm256_load_si256(both + 1);
+            unrolled<R>([&](auto r) __attribute__((always_inline)) {
+                const auto* pair = reinterpret_cast<const float*>(row + r * inputs);
+                const __m256i given = _mm256_castps_si256(_mm256_broadcast_ss(pair));
+                low[r] = _mm256_add_epi32(low[r], _mm256_madd_epi16(given, left));
+                high[r] = _mm256_add_epi32(high[r], _mm256_madd_epi16(given, right));
+                asm("" : "+x"(low[r]), "+x"(high[r]));  // or GCC keeps some of them in memory
+            });
+        }
+        const Floats scale = load(panel.scales + g * panel_width);
+        unrolled<R>([&](auto r) __attribute__((always_inline)) {
+            float* at = y + r * ldy;
+            const Floats sum{_mm256_cvtepi32_ps(low[r]), _mm256_cvtepi32_ps(high[r])};
+            store(at, fma(sum, scale * splat(x.scales[r * groups + g]), load(at)));
+        });
+    }
+}
+
+// Adds the product of any number of rows with `count` panels to y; begin(rows) may fill some rows
+// of y before they are added to.
+template <class Begin>
+void add_product(const WholeRows& x, index rows, const WholePanels& panels, index count, float* y,
+                 index ldy, Begin&& begin) {
+    constexpr auto adds = std::array{add_block<1>, add_block<2>, add_block<3>,
+                                     add_block<4>, add_block<5>, add_block<6>};
+    const index blocks = (rows + most_block_rows - 1) / most_block_rows;
+    for (index b = 0; b < blocks; ++b) {
+        const Range own = share(rows, b, blocks);
+        begin(own);
+        for (index p = 0; p < count; ++p)
+            adds[own.count() - 1](x.from(own.first), panels.from(p),
+                                  y + own.first * ldy + p * panel_width, ldy);
+    }
+}
+
+}  // namespace gw
