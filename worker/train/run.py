@@ -53,7 +53,6 @@ def train(order: TrainOrder, channel: Channel) -> Work[None]:
     """Carry out an order from its files to a folder to publish, or to a saved pause."""
     spec = TrainSpec.model_validate(order.spec)
     device = prepare_torch(order)
-    set_precision(spec, device)
     quantization = spec.loop.quantization
     refuse_replaced_weights(spec.method, quantization=quantization)
     backbone = load_backbone(
@@ -62,6 +61,7 @@ def train(order: TrainOrder, channel: Channel) -> Work[None]:
         device=device,
         quantization=quantization,
     )
+    set_precision(spec, device)  # not before: a base is admitted by what it computes in float32
     checkpoints = Checkpoints(Path(order.work_folder))
     try:
         setup = prepare(order, spec, backbone=backbone, channel=channel)

@@ -23,7 +23,7 @@ def ops(device: torch.device) -> OpTable:
 def _choose(device_type: str) -> OpTable:
     native = library() if device_type == "cpu" else None
     if native is not None:
-        return native_forms.improve(PLAIN, trains=native.trains)
+        return native_forms.improve(PLAIN)
     if device_type != "cuda" or find_spec("triton") is None:
         return PLAIN
     # Not at the top: a CPU has no use for what this loads.

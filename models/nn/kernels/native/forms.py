@@ -15,15 +15,11 @@ from models.nn.kernels.native.project import project
 from models.nn.kernels.table import OpTable
 
 
-def improve(plain: OpTable, *, trains: bool) -> OpTable:
-    """Return the plain forms with those in place that are written in C++.
-
-    Where training is in float32, by AVX2, low-rank updates are torch's; the product beside them is
-    ours in any form.
-    """
+def improve(plain: OpTable) -> OpTable:
+    """Return the plain forms with those in place that are written in C++."""
     return replace(
         plain,
-        project=project if trains else plain.project,
+        project=project,
         scale_shift=scale_shift,
         rms_norm=rms_norm,
         add_rms_norm=add_rms_norm,

@@ -1,8 +1,8 @@
 """A product in float32 in C++, for processors that have no bfloat16: a row's bits are its own.
 
 Where `torch.set_float32_matmul_precision` allows less than float32, both sides are rounded to 13
-bits within groups of 128 numbers that enter one sum (`source/block_float.h`): less of an error than
-a sixth of that of bfloat16, at 1.4 times the speed. Elsewhere it is float32.
+bits within groups of 128 numbers that enter one sum (`source/block_float.h`): a sixth of the error
+of bfloat16, at 1.4 times the speed. Elsewhere it is float32.
 Shapes: t rows, i in features, o out features.
 """
 

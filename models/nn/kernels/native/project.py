@@ -1,4 +1,6 @@
-"""Linear layers with low-rank updates in C++: one call forward, one backward.
+"""Linear layers with low-rank updates in C++: in bfloat16 one call forward, one backward.
+
+In float32 the base's product is one of `multiply`, and the updates are added to it.
 
 The base's weight is read as it lies: packing it a few panels at a time costs a percent or two of a
 product over hundreds of rows, packed copies of all layers would cost twice the weights' memory.
@@ -16,6 +18,7 @@ from torch import Tensor
 
 from models.nn.autograd import apply
 from models.nn.kernels.native import INPUT_STEP, PANEL_WIDTH, find, takes
+from models.nn.kernels.native.multiply import multiply
 from models.nn.kernels.plain import PLAIN
 from models.nn.kernels.table import Update, Weight
 
@@ -99,7 +102,7 @@ def _lay_out(updates: Sequence[Update]) -> _Layout:
 @lru_cache(maxsize=256)
 def _place_abreast(rectangles: tuple[tuple[int, int, int, int, int], ...]) -> _Layout:
     """Put updates of the same rows abreast; each is given by its rows, columns and rank."""
-    step = PANEL_WIDTH if find().instructions == "avx512" else INPUT_STEP
+    step = INPUT_STEP if find().instructions == "amx" else PANEL_WIDTH
     padded = [-(-rank // step) * step for *_, rank in rectangles]
     widths: dict[tuple[int, int], int] = {}
     for (top, bottom, *_), width in zip(rectangles, padded, strict=True):
@@ -128,13 +131,16 @@ class _Project(torch.autograd.Function):
     ) -> Tensor:
         layout, matrices = _lay_out(updates), tuple(matrix.contiguous() for matrix in matrices)
         inner = torch.empty(layout.size, dtype=x_ti.dtype)
-        y_to = torch.empty(len(x_ti), len(weight_oi), dtype=x_ti.dtype)
-        find().call(
-            "project_forward",
-            *(weight_oi, weight_oi.stride(0), *weight_oi.shape, bias_o),
-            *(layout.records(updates, matrices, [None] * len(matrices)), len(updates)),
-            *(x_ti, x_ti.stride(0), len(x_ti), inner, y_to),
-        )
+        records = (layout.records(updates, matrices, [None] * len(matrices)), len(updates))
+        given = (x_ti, x_ti.stride(0))
+        if find().trains:
+            y_to = torch.empty(len(x_ti), len(weight_oi), dtype=x_ti.dtype)
+            weight = (weight_oi, weight_oi.stride(0), *weight_oi.shape, bias_o)
+            find().call("project_forward", *weight, *records, *given, len(x_ti), inner, y_to)
+        else:
+            y_to = multiply(x_ti, weight_oi, bias_o)
+            inputs, outputs = x_ti.shape[1], y_to.shape[1]
+            find().call("updates_forward", *records, *given, inputs, inner, y_to, outputs)
         ctx.layout, ctx.updates = layout, updates
         ctx.save_for_backward(x_ti, weight_oi, inner, *matrices)
         return y_to
@@ -148,14 +154,22 @@ class _Project(torch.autograd.Function):
             torch.empty(matrix.shape, dtype=matrix.dtype) if wanted[4 + i] else None
             for i, matrix in enumerate(matrices)
         ]
-        result_ti = torch.empty(x_ti.shape, dtype=x_ti.dtype) if wanted[0] else None
-        find().call(
-            "project_backward",
-            *(weight_oi, weight_oi.stride(0), *weight_oi.shape),
-            *(ctx.layout.records(updates, matrices, grads), len(updates)),
-            *(x_ti, x_ti.stride(0), grad_to, grad_to.stride(0), len(x_ti)),
-            *(inner, torch.empty_like(inner), result_ti),
-        )
+        records = (ctx.layout.records(updates, matrices, grads), len(updates))
+        given, grad = (x_ti, x_ti.stride(0)), (grad_to, grad_to.stride(0))
+        pulled = torch.empty_like(inner)
+        if find().trains:
+            result_ti = torch.empty(x_ti.shape, dtype=x_ti.dtype) if wanted[0] else None
+            weight = (weight_oi, weight_oi.stride(0), *weight_oi.shape)
+            find().call(
+                "project_backward",
+                *(*weight, *records, *given, *grad, len(x_ti), inner, pulled, result_ti),
+            )
+        else:
+            result_ti = multiply(grad_to, weight_oi.t(), None) if wanted[0] else None
+            find().call(
+                "updates_backward",
+                *(*records, *given, x_ti.shape[1], *grad, inner, pulled, result_ti),
+            )
         weight_grad_oi = grad_to.T @ x_ti if wanted[1] else None
         bias_grad_o = grad_to.sum(0) if wanted[2] else None
         return result_ti, weight_grad_oi, bias_grad_o, None, *grads

@@ -12,7 +12,7 @@ namespace gw {
 using Whole = std::int16_t;
 
 constexpr index group_inputs = 128;  // that share a scale
-constexpr float most_whole = 4095;   // so many products of two such fit into 32 bits
+constexpr float most_whole = 4095;   // `group_inputs` products of two such fit into 32 bits
 
 inline index groups_of(index inputs) { return (inputs + group_inputs - 1) / group_inputs; }
 inline Range group(index which, index inputs) {

@@ -31,12 +31,11 @@ struct Partial {
     float *highest, *sums, *grad;
 };
 
-// The logits of one row become e^(logit - largest), numbers from the same address on.
+// The logits of one row become e^(logit - largest), stored from the same address on.
 template <class Number>
 inline void soften(float* logits, index count, const Partial& all, index row, index inputs) {
     Floats most = load(logits), sums = zeros();
-    for (index j = lanes; j < count; j += lanes)
-        most = larger(most, load(logits + j));
+    for (index j = lanes; j < count; j += lanes) most = larger(most, load(logits + j));
     float& highest = all.highest[row];
     if (const float here = largest(most); here > highest) {
         const float less = std::exp(highest - here);

@@ -14,8 +14,8 @@ CALLS = re.compile(r'\.call\(\s*"(\w+)"')
 
 
 ABSENT = {
-    "avx2": {"project_forward", "project_backward"},  # torch adds the updates
-    "avx512": {"multiply", "multiply_rounded"},  # of float32
+    "avx2": {"project_forward", "project_backward"},
+    "avx512": {"multiply", "multiply_rounded", "updates_forward", "updates_backward"},
 }
 
 

@@ -13,10 +13,9 @@ from tests.models.nn.kernels.native.comparing import (
     assert_close_to_exact,
     assert_threads_change_nothing,
     drawn,
-    needs_avx512,
 )
 
-pytestmark = needs_avx512
+pytestmark = pytest.mark.usefixtures("each_dtype")
 
 INPUTS, OUTPUTS = 96, 160
 Rectangle = tuple[tuple[int, int], tuple[int, int], int]
