@@ -96,13 +96,17 @@ class _Layout(NamedTuple):
 
 
 def _lay_out(updates: Sequence[Update]) -> _Layout:
-    return _place_abreast(tuple((*u.rows, *u.columns, u.down_ri.shape[0]) for u in updates))
+    step = PANEL_WIDTH if find().instructions in ("avx2", "avx512") else INPUT_STEP
+    rectangles = tuple((*u.rows, *u.columns, u.down_ri.shape[0]) for u in updates)
+    return _place_abreast(rectangles, step)
 
 
 @lru_cache(maxsize=256)
-def _place_abreast(rectangles: tuple[tuple[int, int, int, int, int], ...]) -> _Layout:
-    """Put updates of the same rows abreast; each is given by its rows, columns and rank."""
-    step = INPUT_STEP if find().instructions == "amx" else PANEL_WIDTH
+def _place_abreast(rectangles: tuple[tuple[int, int, int, int, int], ...], step: int) -> _Layout:
+    """Put updates of the same rows abreast; each is given by its rows, columns and rank.
+
+    Inner values are read in steps: ranks are padded to a multiple of `step`.
+    """
     padded = [-(-rank // step) * step for *_, rank in rectangles]
     widths: dict[tuple[int, int], int] = {}
     for (top, bottom, *_), width in zip(rectangles, padded, strict=True):
