@@ -146,7 +146,8 @@ def library_sums_by_height():
 def test_without_blocks_of_one_height_the_bits_would_differ(make_order, monkeypatch, product):
     if product is F.linear and not library_sums_by_height():
         pytest.skip("this machine's products do not depend on their height")
-    for place in (kernel, import_module("models.nn.kernels.plain.project")):
+    projects = [import_module(f"models.nn.kernels.{form}.project") for form in ("plain", "native")]
+    for place in (kernel, *projects):
         monkeypatch.setattr(place, "multiply", product)
     alone = [run_together([make_order(**job)])[0] for job in JOBS[:2]]
     found = run_together([make_order(**job) for job in JOBS[:2]])
