@@ -15,22 +15,12 @@
 #include "rounded.h"
 #include "scratch.h"
 #include "turns.h"
+#include "update.h"
 #include "vector.h"
 
 namespace gw {
 
-// Laid out as the caller does, in eight bytes each.
-struct Update {
-    index top, bottom, left, right;  // rows and outputs
-    index rank, padded;
-    index place, ld;  // in the buffers of inner values, where updates of the same rows lie abreast
-    const bf16 *down, *up;  // (rank, inputs), (outputs, rank)
-    double scale;
-    bf16 *grad_down, *grad_up;  // or none
-
-    index rows() const { return bottom - top; }
-    index outputs() const { return right - left; }
-};
+using Update = UpdateOf<bf16>;
 
 struct Layer {
     const bf16* weight;  // (outputs, inputs)

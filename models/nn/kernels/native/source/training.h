@@ -2,28 +2,11 @@
 // names that `GW_FORM(function)` gives.
 #pragma once
 
-#include "attend.h"
+#include "attend_forms.h"
 #include "cross_entropy_packed.h"
 #include "project_gradient.h"
 
 using namespace gw;
-
-GW_API void GW_FORM(attend_forward)(const bf16* heads, index ld, index query_heads, index kv_heads,
-                                    index size, float scale, const index* bounds,
-                                    const index* parents, index sequences, bf16* out,
-                                    float* logs) {
-    attend_forward<Isa>({heads, ld, query_heads, kv_heads, size, scale},
-                        {bounds, parents, sequences}, out, logs);
-}
-
-GW_API void GW_FORM(attend_backward)(const bf16* heads, index ld, index query_heads,
-                                     index kv_heads, index size, float scale, const index* bounds,
-                                     const index* parents, index sequences, const bf16* out,
-                                     const float* logs, const bf16* grad_out, index ldd,
-                                     bf16* grad) {
-    attend_backward<Isa>({heads, ld, query_heads, kv_heads, size, scale},
-                         {out, grad_out, ldd, logs, grad}, {bounds, parents, sequences});
-}
 
 GW_API void GW_FORM(project_forward)(const bf16* weight, index ld, index outputs, index inputs,
                                      const bf16* bias, const Update* updates, index count,

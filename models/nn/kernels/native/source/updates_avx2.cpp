@@ -10,27 +10,20 @@
 #include "blocks_float.h"
 #include "pack_float.h"
 #include "scratch.h"
+#include "update.h"
 
 using namespace gw;
 
 namespace {
 
-// Laid out as the caller does, in eight bytes each.
-struct Update {
-    index top, bottom, left, right;  // rows and outputs
-    index rank, padded;
-    index place, ld;  // in the buffers of inner values, where updates of the same rows lie abreast
-    const float *down, *up;  // (rank, inputs), (outputs, rank)
-    double scale;
-    float *grad_down, *grad_up;  // or none
-
-    index outputs() const { return right - left; }
-    index panels() const { return padded / panel_width; }
-    float* at(float* inner, index row) const { return inner + place + (row - top) * ld; }
-    const float* at(const float* inner, index row) const { return inner + place + (row - top) * ld; }
-};
-
+using Update = UpdateOf<float>;
 using Given = Avx2Floats::Given;
+
+index panels_of(const Update& u) { return u.padded / panel_width; }
+
+float* inner_at(const Update& u, float* inner, index row) {
+    return inner + u.place + (row - u.top) * u.ld;
+}
 
 constexpr index rows_once = 96;     // that a thread takes
 constexpr index columns_once = 64;  // likewise
@@ -67,7 +60,7 @@ void reduce(const Update& u, const float* x, index ldx, const float* panels, ind
             index rows, float* inner) {
     const Floats scale = splat(static_cast<float>(u.scale));
     const Given given{x, ldx, panels, inputs, panel_width * inputs};
-    Avx2Floats::multiply_group(u.panels(), rows, given, {}, [&](index row, index p, Floats sum) {
+    Avx2Floats::multiply_group(panels_of(u), rows, given, {}, [&](index row, index p, Floats sum) {
         store(inner + row * u.ld + p * panel_width, sum * scale);
     });
 }
@@ -101,7 +94,7 @@ void gather(const Update& u, const float* inner, const float* given, index ld, R
     for (index j = columns.first; j < columns.last; j += lanes)
         for (index rank = 0; rank < u.rank; rank += ranks_once) {
             const float *ranks = inner + u.place + rank, *own = given + u.top * ld + j;
-            const index rows = u.bottom - u.top, left = u.padded - rank;
+            const index rows = u.rows(), left = u.padded - rank;
             const auto put_here = [&](int n, Floats sum) {
                 if (rank + n < u.rank) put(rank + n, j, sum);
             };
@@ -125,7 +118,7 @@ GW_API void gw_updates_forward_avx2(const Update* updates, index count, const fl
     share_out(all, [&](const Part& part) {
         const Update& u = updates[part.update];
         const index rows = part.last - part.first;
-        float* own = u.at(inner, part.first);
+        float* own = inner_at(u, inner, part.first);
         float* panels = panels_room(std::max(u.padded * inputs, u.outputs() * u.padded));
         pack_along(u.down, inputs, u.rank, inputs, inputs, panel_width * inputs, panels);
         reduce(u, x + part.first * ldx, ldx, panels, inputs, rows, own);
@@ -156,7 +149,7 @@ GW_API void gw_updates_backward_avx2(const Update* updates, index count, const f
             const index top = updates[part.update].top, height = part.last - part.first;
             for (index n = part.update; n < count && updates[n].top == top; ++n) {
                 const Update& u = updates[n];
-                float* own = u.at(pulled, part.first);
+                float* own = inner_at(u, pulled, part.first);
                 float* panels = panels_room(std::max(u.padded * u.outputs(), inputs * u.padded));
                 pack_across(u.up, u.rank, u.rank, u.outputs(), u.outputs(),
                             panel_width * u.outputs(), panels);
