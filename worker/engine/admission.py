@@ -53,6 +53,7 @@ def admit(backbone: Backbone, blocks: Blocks) -> tuple[NativeRunner | None, str]
             keys=blocks.keys,
             values=blocks.values,
             codes=library.reads_codes,
+            rounded=library.reads_rounded,
             screens=library.screens,
         )
         probe = _Probe(backbone, blocks)

@@ -63,6 +63,11 @@ class Library:
         return self.instructions != "avx2"
 
     @property
+    def reads_rounded(self) -> bool:
+        """Whether the best form of the step reads a base in block floating point: AVX2 alone."""
+        return self.instructions == "avx2"
+
+    @property
     def screens(self) -> bool:
         """Whether the best form of the step gains by a screen of the head; AVX2 has none."""
         return self.instructions != "avx2"
@@ -121,6 +126,17 @@ class Library:
     def pack_coded_at(self, address: int, weight_nk: Tensor, *, stride: int) -> None:
         """Pack a contiguous bfloat16 weight (N, K) into (N / 16, `stride`) bytes that are there."""
         self.call("pack_coded", _of(weight_nk, torch.bfloat16), *weight_nk.shape, stride, address)
+
+    def rounded_bytes(self, weight_nk: Tensor) -> int:
+        """Return the bytes that a weight (N, K) takes in block floating point."""
+        count = self.handle.gw_rounded_bytes
+        count.restype = ctypes.c_int64
+        outputs, inputs = weight_nk.shape
+        return outputs // PANEL_WIDTH * int(count(_long(inputs)))
+
+    def pack_rounded_at(self, address: int, weight_nk: Tensor) -> None:
+        """Pack a contiguous float32 weight (N, K) in block floating point."""
+        self.call("pack_rounded", _of(weight_nk, torch.float32), *weight_nk.shape, address)
 
     def _pack(
         self, weight: Tensor, outputs: int, inputs: int, address: int, *, transposed: bool

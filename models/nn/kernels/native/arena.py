@@ -75,6 +75,17 @@ class Arena:
         give_way()
         return address, stride
 
+    def pack_rounded(self, weight_nk: Tensor) -> int:
+        """Keep a weight (N, K) in block floating point and return its address.
+
+        N and K must fill panels and tiles.
+        """
+        weight_nk = weight_nk.float().contiguous()
+        address = self._take(self._library.rounded_bytes(weight_nk))
+        self._library.pack_rounded_at(address, weight_nk)
+        give_way()
+        return address
+
     def put(self, values: Tensor | None) -> int | None:
         """Keep a vector or table as contiguous float32; None stays None."""
         if values is None:

@@ -61,18 +61,20 @@ class StepModel:
         keys: Sequence[Tensor],
         values: Sequence[Tensor],
         codes: bool = False,
+        rounded: bool = False,
         screens: bool = False,
     ) -> "StepModel":
         """Pack a network for a cache of (R, K, C, h) a layer; `Unsuited` says what stands against.
 
         The packed weights are a copy: the network goes on to serve what the step does not do.
         With `codes` those in bfloat16 take 12 bits each where that is possible, without loss; every
-        form of the step reads them, and that by AVX2 alone does not gain by it. With `screens` the
+        form of the step reads them, and that by AVX2 alone does not gain by it. With `rounded` they
+        are in block floating point instead, which that form alone reads. With `screens` the
         likeliest tokens are told by a head in 8 bits first, where the head is a plain one.
         """
         _require_llama(backbone, keys)
         arena, reader = Arena(library, chunk=_CHUNK), _Reader(backbone)
-        pack = partial(_pack, arena, codes=codes)
+        pack = partial(_pack, arena, codes=codes, rounded=rounded)
         layers = (records.Layer * backbone.shape.layers)()
         for index, sides in enumerate(zip(keys, values, strict=True)):
             _fill_layer(layers[index], reader, arena, pack, layer=index, sides=sides)
@@ -165,9 +167,13 @@ def _fill_layer(
     record.keys, record.values = (side.data_ptr() for side in sides)
 
 
-def _pack(arena: Arena, weight: Tensor, scales: Tensor | None, *, codes: bool) -> records.Matrix:
+def _pack(
+    arena: Arena, weight: Tensor, scales: Tensor | None, *, codes: bool, rounded: bool
+) -> records.Matrix:
     if scales is not None:
         return records.Matrix(panels=arena.pack_int8(weight), scales=arena.put(scales))
+    if rounded:
+        return records.Matrix(panels=arena.pack_rounded(weight), rounded=1)
     if codes and (coded := arena.pack_coded(weight)):
         address, stride = coded
         return records.Matrix(panels=address, coded_stride=stride)

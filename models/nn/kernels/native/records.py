@@ -89,7 +89,12 @@ class Adapter(_Record):
 class Matrix(_Record):
     """A weight of the base; with scales, in 8 bits; with a stride of coded panels, in 12."""
 
-    _fields_ = [("panels", c_void_p), ("scales", c_void_p), ("coded_stride", c_int64)]
+    _fields_ = [
+        ("panels", c_void_p),
+        ("scales", c_void_p),
+        ("coded_stride", c_int64),
+        ("rounded", c_int64),
+    ]
 
 
 class Layer(_Record):

@@ -56,22 +56,34 @@ inline void store(Whole* target, __m256i sixteen) {
 }
 
 // Inputs (a multiple of 16) of a row become integers, and a scale for each group.
-inline void round_row(const float* x, index inputs, Whole* whole, float* scales) {
+template <class Number>
+void round_row(const Number* x, index inputs, Whole* whole, float* scales) {
     for (index g = 0; g < groups_of(inputs); ++g) {
         const auto [first, last] = group(g, inputs);
         Extent seen;
-        for (index k = first; k < last; k += lanes) seen.see(load(x + k));
+        for (index k = first; k < last; k += lanes) seen.see(read(x + k));
         const Extent all = seen.all();
         const Floats inverse = all.inverse();
         scales[g] = front(all.scale());
         for (index k = first; k < last; k += lanes)
-            store(whole + k, Wholes(load(x + k), inverse).shortened());
+            store(whole + k, Wholes(read(x + k), inverse).shortened());
     }
 }
 
-// A panel: for each two inputs the weights of sixteen outputs, in pairs; and their scales (groups,
-// 16). The weights of an output lie one after another here, and outputs `ld` apart.
-inline void round_along(const float* w, index ld, index inputs, Whole* pairs, float* scales) {
+// A panel: for each two inputs the weights of sixteen outputs, in pairs, and behind all of them
+// their scales (groups, 16).
+inline index panel_bytes(index inputs) {
+    return panel_width * (inputs * sizeof(Whole) + groups_of(inputs) * sizeof(float));
+}
+inline Whole* pairs_of(char* panel) { return reinterpret_cast<Whole*>(panel); }
+inline float* scales_of(char* panel, index inputs) {
+    return reinterpret_cast<float*>(panel + panel_width * inputs * sizeof(Whole));
+}
+
+// Fills one with weights of which those of an output lie side by side, and outputs `ld` apart.
+inline void round_along(const float* w, index ld, index inputs, char* panel) {
+    Whole* const pairs = pairs_of(panel);
+    float* const scales = scales_of(panel, inputs);
     for (index g = 0; g < groups_of(inputs); ++g) {
         const auto [first, last] = group(g, inputs);
         alignas(32) float inverse[panel_width];
@@ -97,7 +109,9 @@ inline void round_along(const float* w, index ld, index inputs, Whole* pairs, fl
 }
 
 // The same of weights of which sixteen outputs lie side by side, and inputs `ld` apart.
-inline void round_across(const float* w, index ld, index inputs, Whole* pairs, float* scales) {
+inline void round_across(const float* w, index ld, index inputs, char* panel) {
+    Whole* const pairs = pairs_of(panel);
+    float* const scales = scales_of(panel, inputs);
     for (index g = 0; g < groups_of(inputs); ++g) {
         const auto [first, last] = group(g, inputs);
         Extent seen;

@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "block_float.h"
+#include "operand.h"
 
 namespace gw {
 
@@ -20,17 +21,20 @@ struct WholeRows {
     WholeRows from(index row) const {
         return {values + row * inputs, scales + row * groups_of(inputs), inputs};
     }
-    void round(const float* row) const { round_row(row, inputs, values, scales); }
+    template <class Number>
+    void round(const Number* row) const {
+        round_row(row, inputs, values, scales);
+    }
 };
 
-struct WholePanels {
-    Whole* pairs;
-    float* scales;
+struct WholePanels {  // one behind the other
+    const char* first;
     index inputs;
 
-    WholePanels from(index panel) const {
-        return {pairs + panel * panel_width * inputs,
-                scales + panel * panel_width * groups_of(inputs), inputs};
+    WholePanels from(index panel) const { return {first + panel * panel_bytes(inputs), inputs}; }
+    const Whole* pairs() const { return reinterpret_cast<const Whole*>(first); }
+    const float* scales() const {
+        return reinterpret_cast<const float*>(first + panel_width * inputs * sizeof(Whole));
     }
 };
 
@@ -44,17 +48,19 @@ template <int N, class Act>
 
 constexpr int most_block_rows = 6;  // whose sums with one panel take 12 of 16 registers
 
-// Adds to y (R, 16), whose rows are `ldy` apart.
-template <int R>
-[[gnu::noinline]] void add_block(const WholeRows& x, const WholePanels& panel, float* y, index ldy) {
+// Adds to y (R, 16), whose rows are `ldy` apart; calls meanwhile() for every group.
+template <int R, class Meanwhile>
+[[gnu::noinline]] void add_block(const WholeRows& x, const WholePanels& panel, float* y, index ldy,
+                                 Meanwhile& meanwhile) {
     const index inputs = x.inputs, groups = groups_of(inputs);
     for (index g = 0; g < groups; ++g) {
         const auto [first, last] = group(g, inputs);
+        meanwhile();
         __m256i low[R], high[R];
         unrolled<R>([&](auto r) __attribute__((always_inline)) {
             low[r] = high[r] = _mm256_setzero_si256();
         });
-        const Whole *row = x.values + first, *pairs = panel.pairs + first * panel_width;
+        const Whole *row = x.values + first, *pairs = panel.pairs() + first * panel_width;
         for (index k = first; k < last; k += 2, row += 2, pairs += 2 * panel_width) {
             const auto* both = reinterpret_cast<const __m256i*>(pairs);
             const __m256i left = _mm256_load_si256(both), right = _mm256_load_si256(both + 1);
@@ -66,7 +72,7 @@ template <int R>
                 asm("" : "+x"(low[r]), "+x"(high[r]));  // or GCC keeps some of them in memory
             });
         }
-        const Floats scale = load(panel.scales + g * panel_width);
+        const Floats scale = load(panel.scales() + g * panel_width);
         unrolled<R>([&](auto r) __attribute__((always_inline)) {
             float* at = y + r * ldy;
             const Floats sum{_mm256_cvtepi32_ps(low[r]), _mm256_cvtepi32_ps(high[r])};
@@ -75,20 +81,24 @@ template <int R>
     }
 }
 
+inline index blocks_of(index rows) { return (rows + most_block_rows - 1) / most_block_rows; }
+
 // Adds the product of any number of rows with `count` panels to y; begin(rows) may fill some rows
-// of y before they are added to.
-template <class Begin>
+// of y before they are added to. Calls meanwhile() for every group of every block and panel.
+template <class Begin, class Meanwhile = Nothing>
 void add_product(const WholeRows& x, index rows, const WholePanels& panels, index count, float* y,
-                 index ldy, Begin&& begin) {
-    constexpr auto adds = std::array{add_block<1>, add_block<2>, add_block<3>,
-                                     add_block<4>, add_block<5>, add_block<6>};
-    const index blocks = (rows + most_block_rows - 1) / most_block_rows;
+                 index ldy, Begin&& begin, Meanwhile&& meanwhile = {}) {
+    using Called = std::remove_reference_t<Meanwhile>;
+    constexpr auto adds = std::array{add_block<1, Called>, add_block<2, Called>,
+                                     add_block<3, Called>, add_block<4, Called>,
+                                     add_block<5, Called>, add_block<6, Called>};
+    const index blocks = blocks_of(rows);
     for (index b = 0; b < blocks; ++b) {
         const Range own = share(rows, b, blocks);
         begin(own);
         for (index p = 0; p < count; ++p)
             adds[own.count() - 1](x.from(own.first), panels.from(p),
-                                  y + own.first * ldy + p * panel_width, ldy);
+                                  y + own.first * ldy + p * panel_width, ldy, meanwhile);
     }
 }
 

@@ -41,6 +41,7 @@ struct Amx {
     static constexpr int most_panels = 2;
     static constexpr int most_once = most_rows;  // rows for which narrow panels go into a ring
     static constexpr index step = 32;  // inputs of an operand must be a multiple of this
+    static constexpr index between = step;  // from one call of meanwhile() to the next
     template <class Packed>
     static constexpr Widening widening = std::is_same_v<Packed, bf16> ? Widening::none
                                                                       : Widening::along;

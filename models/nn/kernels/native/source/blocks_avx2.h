@@ -56,6 +56,7 @@ struct Avx2 {
     static constexpr int most_panels = 4;
     static constexpr int most_once = 0;  // rows for which narrow panels go into a ring
     static constexpr index step = 2;  // inputs of an operand must be a multiple of this
+    static constexpr index between = 16;  // inputs from one call of meanwhile() to the next
 
     template <class Packed>
     static constexpr Widening widening = std::is_same_v<Packed, Coded> ? Widening::before
@@ -101,10 +102,13 @@ struct Avx2 {
         const float* x = given.x;
         const Packed* panels = given.panels;
         const index ldx = given.ldx, stride = given.stride, inputs = given.inputs;
-        for (index k = 0; k < inputs; k += 2) {
+        for (index first = 0; first < inputs; first += between) {
             meanwhile();
-            add_input<0, R, P>(x + k, ldx, panels + k * panel_width, stride, sum);
-            add_input<1, R, P>(x + k + 1, ldx, panels + k * panel_width, stride, sum);
+            const index last = std::min(first + between, inputs);
+            for (index k = first; k < last; k += 2) {
+                add_input<0, R, P>(x + k, ldx, panels + k * panel_width, stride, sum);
+                add_input<1, R, P>(x + k + 1, ldx, panels + k * panel_width, stride, sum);
+            }
         }
     }
 

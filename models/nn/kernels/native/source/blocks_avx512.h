@@ -37,6 +37,7 @@ struct Avx512 {
     static constexpr int most_panels = 4;
     static constexpr int most_once = 12;  // rows for which narrow panels are widened into a ring
     static constexpr index step = 2;  // inputs of an operand must be a multiple of this
+    static constexpr index between = 2;  // inputs from one call of meanwhile() to the next
     template <class Packed>
     static constexpr Widening widening = std::is_same_v<Packed, bf16> ? Widening::none
                                                                       : Widening::along;

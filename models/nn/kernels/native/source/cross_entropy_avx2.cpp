@@ -32,9 +32,9 @@ struct RoundedBlocks {
 
     // The logits (rows, ld) of some tokens.
     void compute_logits(const Taken& x, Range tokens, Range, float* logits, index ld) const {
-        const auto round = [&](index panel, const WholePanels& own) {
+        const auto round = [&](index panel, char* own) {
             const float* first = head.weight + (tokens.first + panel * panel_width) * head.ld;
-            round_along(first, head.ld, head.inputs, own.pairs, own.scales);
+            round_along(first, head.ld, head.inputs, own);
         };
         const auto begin = [&](Range rows, Range columns) {
             for (index row = rows.first; row < rows.last; ++row)
@@ -53,9 +53,9 @@ struct RoundedBlocks {
                                 scales.room<float>(slopes.count * groups_of(count)), count};
         for (index row = 0; row < slopes.count; ++row)
             rounded.from(row).round(slopes.values + row * slopes.ld);
-        const auto round = [&](index panel, const WholePanels& own) {
+        const auto round = [&](index panel, char* own) {
             const float* first = head.weight + tokens.first * head.ld + panel * panel_width;
-            round_across(first, head.ld, count, own.pairs, own.scales);
+            round_across(first, head.ld, count, own);
         };
         multiply(rounded, slopes.count, head.inputs / panel_width, round, grad, head.inputs,
                  [](Range, Range) {});
@@ -69,16 +69,15 @@ struct RoundedBlocks {
     template <class Round, class Begin>
     static void multiply(const WholeRows& x, index rows, index panels, Round&& round, float* y,
                          index ld, Begin&& begin) {
-        static thread_local Scratch pairs, scales;
-        const index inputs = x.inputs;
-        const index most = std::max<index>(1, most_bytes / (2 * panel_width * inputs));
-        const WholePanels rounded{pairs.room<Whole>(most * panel_width * inputs),
-                                  scales.room<float>(most * panel_width * groups_of(inputs)),
-                                  inputs};
+        static thread_local Scratch room;
+        const index bytes = panel_bytes(x.inputs);
+        const index most = std::max<index>(1, most_bytes / bytes);
+        char* const rounded = room.room<char>(most * bytes);
         for (index first = 0; first < panels; first += most) {
             const index count = std::min(most, panels - first), left = first * panel_width;
-            for (index p = 0; p < count; ++p) round(first + p, rounded.from(p));
-            add_product(x, rows, rounded, count, y + left, ld, [&](Range begun) {
+            for (index p = 0; p < count; ++p) round(first + p, rounded + p * bytes);
+            const WholePanels own{rounded, x.inputs};
+            add_product(x, rows, own, count, y + left, ld, [&](Range begun) {
                 begin(begun, {left, left + count * panel_width});
             });
         }

@@ -19,12 +19,12 @@ struct Weight {
     index across, along;  // from one output to the next, from one input to the next
     index outputs, inputs;
 
-    void round(index panel, const WholePanels& target) const {
+    void round(index panel, char* target) const {
         const float* first = values + panel * panel_width * across;
         if (across == 1)
-            round_across(first, along, inputs, target.pairs, target.scales);
+            round_across(first, along, inputs, target);
         else
-            round_along(first, across, inputs, target.pairs, target.scales);
+            round_along(first, across, inputs, target);
     }
 };
 
@@ -43,19 +43,21 @@ GW_API void gw_multiply_rounded_avx2(const float* x, index ldx, index rows, cons
     Turns turns({0, panels}, most, omp_get_max_threads());
 #pragma omp parallel
     {
-        static thread_local Scratch pairs_room, factors_room;
-        const WholePanels own{pairs_room.room<Whole>(most * panel_width * inputs),
-                              factors_room.room<float>(most * panel_width * groups), inputs};
+        static thread_local Scratch room;
+        char* const own = room.room<char>(most * panel_bytes(inputs));
 #pragma omp for schedule(static)
         for (index row = 0; row < rows; ++row) rounded.from(row).round(x + row * ldx);
         turns.take([&](Range taken, Range) {
-            for (index p = 0; p < taken.count(); ++p) w.round(taken.first + p, own.from(p));
+            for (index p = 0; p < taken.count(); ++p)
+                w.round(taken.first + p, own + p * panel_bytes(inputs));
             const index left = taken.first * panel_width, right = taken.last * panel_width;
-            add_product(rounded, rows, own, taken.count(), y + left, outputs, [&](Range begun) {
+            const auto begin = [&](Range begun) {
                 for (index row = begun.first; row < begun.last; ++row)
                     for (index j = left; j < right; j += lanes)
                         store(y + row * outputs + j, bias ? load(bias + j) : zeros());
-            });
+            };
+            add_product(rounded, rows, WholePanels{own, inputs}, taken.count(), y + left, outputs,
+                        begin);
         });
     }
 }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <array>
+#include <type_traits>
 #include <utility>
 
 #include "coded.h"
@@ -9,6 +10,9 @@
 #include "vector.h"
 
 namespace gw {
+
+template <class Packed>
+constexpr bool is_narrow = std::is_same_v<Packed, std::int8_t> || std::is_same_v<Packed, Coded>;
 
 // A panel whose tiles are widened part by part, each with calls of meanwhile() in between.
 template <class Packed>

@@ -5,8 +5,15 @@
 #include "narrow.h"
 #include "scratch.h"
 #include "step_piece.h"
+#ifndef __AVX512BF16__
+#include "step_rounded.h"
+#endif
 
 namespace gw::stepping {
+
+#ifdef __AVX512BF16__
+struct WholeRows {};  // nobody reads them
+#endif
 
 struct Weight {
     Matrix matrix;
@@ -17,6 +24,9 @@ struct Weight {
     // Calls act with a number of the kind that its panels have.
     template <class Act>
     auto as_it_lies(Act&& act) const {
+#ifndef __AVX512BF16__
+        if (matrix.rounded) return act(Whole{});
+#endif
         if (matrix.coded_stride) return act(Coded{});
         return matrix.scales ? act(std::int8_t{}) : act(bf16{});
     }
@@ -29,6 +39,9 @@ struct Weight {
     // From one panel to the next, in bytes.
     index stride() const {
         const index numbers = panel_width * inputs;
+#ifndef __AVX512BF16__
+        if (matrix.rounded) return panel_bytes(inputs);
+#endif
         return matrix.coded_stride ? matrix.coded_stride : matrix.scales ? numbers : 2 * numbers;
     }
 
@@ -38,6 +51,15 @@ struct Weight {
         const char* first = static_cast<const char*>(matrix.panels) + panel * stride();
         return {x, inputs, reinterpret_cast<const Packed*>(first), inputs,
                 stride() / static_cast<index>(sizeof(Packed))};
+    }
+
+    // How often a few rows and some panels let something else be done meanwhile.
+    template <class Isa>
+    index steps(index panels) const {
+#ifndef __AVX512BF16__
+        if (matrix.rounded) return panels * groups_of(inputs);
+#endif
+        return (panels + Isa::most_panels - 1) / Isa::most_panels * (inputs / Isa::between);
     }
 
     // Sixteen outputs of one panel from what was summed for them.
@@ -56,7 +78,7 @@ inline bf16* wide_room(index panels, index inputs) {
 // Widens some panels of a narrow weight.
 inline void widen(const Weight& weight, Range panels, bf16* wide) {
     weight.as_it_lies([&]<class Packed>(Packed) {
-        if constexpr (!std::is_same_v<Packed, bf16>)
+        if constexpr (is_narrow<Packed>)
             for (index p = panels.first; p < panels.last; ++p) {
                 Narrow<Packed> panel(weight.from<Packed>(nullptr, p));
                 for (index k = 0; k < weight.inputs; k += input_step, wide += tile_numbers)
@@ -74,18 +96,24 @@ struct Factor {
     float* sums;  // in rows of a piece
     bf16* wide = nullptr;  // where narrow panels lie, or are to lie, as bfloat16, if anywhere
     bool widened = false;        // whether they lie there already
+    WholeRows rounded{};         // these rows, where panels are in block floating point
 };
 
 // `Far` weights come from memory; `more` tells tiles what else to add.
 template <class Isa, bool Far, class Meanwhile, class More>
 void multiply_weight(typename Isa::Shaped& shaped, const Weight& weight, const Factor& factor,
                      Meanwhile&& meanwhile, const More& more) {
-    const auto [x, rows, panels, sums, wide, widened] = factor;
+    const auto [x, rows, panels, sums, wide, widened, rounded] = factor;
     const index count = panels.last - panels.first;
     const auto multiply = [&]<class Packed>(const OperandOf<bf16, Packed>& all) {
         if constexpr (Isa::works_aside) {
             Isa::template multiply_into<Far>(shaped, sums, Piece::ld, count, rows, all, wide,
                                              meanwhile, more);
+#ifndef __AVX512BF16__
+        } else if constexpr (std::is_same_v<Packed, Whole>) {
+            const WholePanels first{reinterpret_cast<const char*>(all.panels), all.inputs};
+            multiply_rounded(rounded, rows, first, count, sums, Piece::ld, meanwhile);
+#endif
         } else {
             const auto put = [sums](index r, index n, Floats sum) {
                 store(sums + r * Piece::ld + n * panel_width, sum);

@@ -50,6 +50,7 @@ class Product {
     // Computes all pieces with the other threads; what is `coming` is fetched with the last one.
     void compute(Coming coming) {
         lay_terms_out();
+        name_rounded();
         team_.each(thread_, cut_.parts * cut_.pieces, [&](index i, bool more) {
             const index which = i % cut_.pieces;
             const Range rows = cut_.rows(rows_, i / cut_.pieces);
@@ -99,6 +100,12 @@ class Product {
         static thread_local TermTiles tiles;
         return tiles;
     }
+#ifndef __AVX512BF16__
+    static RoundedRows& rounded_rows() {
+        static thread_local RoundedRows rows;
+        return rows;
+    }
+#endif
     static Stream& stream() {
         static thread_local Stream stream;
         return stream;
@@ -108,6 +115,24 @@ class Product {
     void lay_terms_out() {
         if constexpr (Isa::works_aside)
             if (terms_.count) terms_.lay_out(term_tiles(), rows_, block_rows<Isa>, places());
+    }
+
+    // What is to be rounded, where panels are in block floating point.
+    void name_rounded() {
+#ifndef __AVX512BF16__
+        if (!weight_.matrix.rounded) return;
+        rounded_rows().clear(rows_, weight_.inputs, block_rows<Isa>);
+        const Range all = places();
+        for (index place = all.first; place < all.last; ++place)
+            rounded_rows().add(input_of_(static_cast<int>(place)));
+        rounded_rows().make_room();
+#endif
+    }
+    WholeRows rounded([[maybe_unused]] const bf16* x, [[maybe_unused]] Range block) {
+#ifndef __AVX512BF16__
+        if (weight_.matrix.rounded) return rounded_rows().block(x, block);
+#endif
+        return {};
     }
 
     Range places() const {
@@ -138,10 +163,8 @@ class Product {
             asked_ = which + 1;
             terms_.fetch(ahead, chains_of(asked_));
         }
-        const Range panels = cut_.panels(weight_, which);
-        const index across = (panels.last - panels.first + Isa::most_panels - 1) / Isa::most_panels;
         const index down = (rows + Isa::most_rows - 1) / Isa::most_rows;
-        const index steps = across * (weight_.inputs / Isa::step);
+        const index steps = weight_.steps<Isa>(cut_.panels(weight_, which).count());
         at_once_ = (block_rows<Isa> + steps - 1) / steps;
         ahead.spread(down * steps, far());
     }
@@ -165,7 +188,7 @@ class Product {
             const index before = (p - panels.first) * panel_width * weight_.inputs;
             const Factor factor{x + block.first * weight_.inputs, block.last - block.first, {p, q},
                                 piece.at(0, p - panels.first), wide_ ? wide_ + before : nullptr,
-                                widened_};
+                                widened_, rounded(x, block)};
             if (far())
                 multiply<Isa::works_aside>(factor, block.first / block_rows<Isa>);
             else

@@ -29,7 +29,7 @@ void compute_inner(int thread, int threads, const Group* groups, index count, co
     index turn = 0;
     for (index g = 0; g < count; ++g) {
         const Down& down = site_of(*groups[g].adapter);
-        const Weight weight{{down.packed, nullptr, 0}, nullptr, down.ranks, inputs, 1};
+        const Weight weight{{down.packed, nullptr, 0, 0}, nullptr, down.ranks, inputs, 1};
         const bool far = groups[g].last - groups[g].first <= block_rows<Isa>;
         for (index top = groups[g].first; top < groups[g].last; top += block_rows<Isa>)
             for (index p = 0; p < down.ranks / panel_width; p += most_panels) {

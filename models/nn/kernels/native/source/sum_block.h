@@ -7,7 +7,7 @@
 namespace gw {
 
 // Calls put(row, panel, sum) for the sums over the inputs of two operands, `more` after `first`,
-// and meanwhile() for every two inputs.
+// and meanwhile() for every `Isa::between` inputs.
 template <class Isa, int R, int P, class First, class More, class Put, class Meanwhile = Nothing>
 inline void sum_block(const First& first, const More& more, const Put& put,
                       Meanwhile&& meanwhile = {}) {

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
+import pytest
 import torch
 import transformers
 from torch import Tensor
@@ -15,6 +16,7 @@ from models.nn.kernels.native.adapter import StepAdapter
 from models.nn.kernels.native.batch import Run
 from models.nn.kernels.native.model import StepModel
 from models.nn.kernels.native.step import Form, NativeStep
+from tests.models.nn.kernels.native.comparing import needs_avx512
 
 VOCAB, SLOTS, POSITIONS = 160, 4, 220
 SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -42,6 +44,9 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
         {"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e4}},
     ),
 }
+VECTORS = ("avx2", pytest.param("avx512", marks=needs_avx512))
+FORMS = (*VECTORS, pytest.param("emulated", marks=needs_avx512))
+"""Of the step; every processor with kernels has the first one."""
 _COMMON = {
     "hidden_size": 128,
     "intermediate_size": 160,
@@ -96,15 +101,16 @@ class World:
 
     @classmethod
     def of(cls, backbone: Backbone, *, form: Form | None = None, **packing: bool) -> "World":
-        """Take, unless told, the form by vectors, which every processor with kernels has."""
+        """Take, unless told, the form by vectors that this processor is given."""
         shape = backbone.shape
         size = (SLOTS, shape.kv_heads, POSITIONS, shape.head_dim)
         keys, values = (
             [torch.zeros(size, dtype=torch.bfloat16) for _ in range(shape.layers)] for _ in range(2)
         )
-        by_vectors: Form = "avx512" if loaded().trains else "avx2"
+        form = form or ("avx512" if loaded().trains else "avx2")
+        packing = {"rounded": form == "avx2"} | packing
         model = StepModel.of(backbone, loaded(), keys=keys, values=values, **packing)
-        return cls(backbone, NativeStep(model, loaded(), form=form or by_vectors), keys, values)
+        return cls(backbone, NativeStep(model, loaded(), form=form), keys, values)
 
     def logits(self, runs: Sequence[Run]) -> list[Tensor]:
         """Return (T, V) of every run of one step."""

@@ -14,6 +14,7 @@ from models.nn.kernels.native import library, reason
 from models.nn.kernels.native.adapter import StepAdapter, prepare
 from models.nn.kernels.native.batch import Run
 from models.nn.kernels.native.model import Unsuited
+from models.nn.kernels.native.step import Form
 from models.nn.methods import METHODS, parse_method
 from models.nn.methods.base import Method
 from models.nn.prefix import Prefix, compile_prefix
@@ -21,7 +22,9 @@ from models.nn.terms import LinearTerm, Terms
 from tests.models.nn.families import random_tensors, run_terms
 from tests.models.nn.kernels.native.comparing import needs_avx512
 from tests.models.nn.kernels.native.stepping import (
+    FORMS,
     SLOTS,
+    VECTORS,
     Row,
     World,
     advance,
@@ -82,9 +85,9 @@ class Prepared:
         return Row(slot, IDS, self.adapter, before)
 
 
-@pytest.fixture(scope="module")
-def world() -> World:
-    return World.of(make_backbone("biased, tied"))
+@pytest.fixture(scope="module", params=VECTORS)
+def world(request: pytest.FixtureRequest) -> World:
+    return World.of(make_backbone("biased, tied"), form=request.param)
 
 
 @pytest.fixture(scope="module")
@@ -178,14 +181,13 @@ def test_tiles_give_every_kind_in_company_and_in_chunks_what_it_gets_alone(
             assert torch.equal(found, advance(tiles, [row(case, 0)], [[0, *drawn]])[0]), case
 
 
-@pytest.mark.parametrize("form", ["vectors", pytest.param("emulated", marks=needs_avx512)])
+@pytest.mark.parametrize("form", FORMS)
 def test_adapters_do_the_same_over_coded_weights_to_the_bit(
-    world: World, prepared: dict[str, Prepared], form: str
+    world: World, prepared: dict[str, Prepared], form: Form
 ) -> None:
     found = []
     for codes in (False, True):
-        own = "emulated" if form == "emulated" else None
-        stepping = World.of(world.backbone, form=own, codes=codes)
+        stepping = World.of(world.backbone, form=form, codes=codes, rounded=False)
         chosen = ("low rank, ragged", "input scales", "bottleneck-0")
         rows = [prepared[case].row(stepping, slot) for slot, case in enumerate(chosen)]
         rows.append(Row(SLOTS - 1, drawn_ids(80)))
@@ -193,11 +195,11 @@ def test_adapters_do_the_same_over_coded_weights_to_the_bit(
     assert all(map(torch.equal, *found))
 
 
-@pytest.mark.parametrize("form", ["vectors", pytest.param("emulated", marks=needs_avx512)])
+@pytest.mark.parametrize("form", FORMS)
 def test_threads_that_share_the_rows_of_long_prompts_do_not_change_a_bit(
-    world: World, prepared: dict[str, Prepared], form: str
+    world: World, prepared: dict[str, Prepared], form: Form
 ) -> None:
-    stepping = World.of(world.backbone, form="emulated" if form == "emulated" else None)
+    stepping = World.of(world.backbone, form=form)
     before = torch.get_num_threads()
     results = []
     for threads in (1, 2, 3):
@@ -211,11 +213,11 @@ def test_threads_that_share_the_rows_of_long_prompts_do_not_change_a_bit(
         assert all(map(torch.equal, found, results[0]))
 
 
-@pytest.mark.parametrize("form", ["vectors", pytest.param("emulated", marks=needs_avx512)])
+@pytest.mark.parametrize("form", FORMS)
 def test_rows_that_are_read_have_the_bits_that_they_have_among_all(
-    world: World, prepared: dict[str, Prepared], form: str
+    world: World, prepared: dict[str, Prepared], form: Form
 ) -> None:
-    stepping = World.of(world.backbone, form="emulated" if form == "emulated" else None)
+    stepping = World.of(world.backbone, form=form)
     cases = list(prepared)
     for first in range(0, len(cases), SLOTS - 1):
         chosen = cases[first : first + SLOTS - 1]
@@ -231,11 +233,11 @@ def test_rows_that_are_read_have_the_bits_that_they_have_among_all(
             assert torch.equal(found.logits(read[::-1]), expected[read[::-1]]), chosen
 
 
-@pytest.mark.parametrize("form", ["vectors", pytest.param("emulated", marks=needs_avx512)])
+@pytest.mark.parametrize("form", FORMS)
 def test_an_adapter_that_overflows_breaks_no_other_row(
-    world: World, prepared: dict[str, Prepared], form: str
+    world: World, prepared: dict[str, Prepared], form: Form
 ) -> None:
-    stepping = World.of(world.backbone, form="emulated" if form == "emulated" else None)
+    stepping = World.of(world.backbone, form=form)
     shape = world.backbone.shape
     broken = {
         place: LinearTerm(

@@ -10,8 +10,8 @@ from models.nn.backbone import Backbone
 from models.nn.kernels.native import INPUT_STEP, PANEL_WIDTH, library, reason
 from models.nn.kernels.native.arena import Arena
 from models.nn.kernels.native.step import Form
-from tests.models.nn.kernels.native.comparing import needs_avx512
 from tests.models.nn.kernels.native.stepping import (
+    FORMS,
     Row,
     World,
     advance,
@@ -75,12 +75,7 @@ def test_weights_of_any_size_stay_as_they_are() -> None:
 def forms() -> list[object]:
     """Return those by vectors and by tiles that can be computed here or are emulated."""
     tiles = pytest.mark.skipif(library() is None or loaded().instructions != "amx", reason=reason())
-    return [
-        "avx2",
-        pytest.param("avx512", marks=needs_avx512),
-        pytest.param("emulated", marks=needs_avx512),
-        pytest.param("amx", marks=tiles),
-    ]
+    return [*FORMS, pytest.param("amx", marks=tiles)]
 
 
 def odd_backbone() -> Backbone:
@@ -101,7 +96,7 @@ def test_products_are_the_same_to_the_bit(form: Form) -> None:
     bounds = [[0, 1, 30, 90, *range(91, 96), 170], [0, 6, 7, 100], [0, 5, 6, 7, 14, 25, 35, 43]]
     found = {}
     for codes in (False, True):
-        world = World.of(odd_backbone(), form=form, codes=codes)
+        world = World.of(odd_backbone(), form=form, codes=codes, rounded=False)
         coded = [getattr(world.step.model.layers[1], name).coded_stride for name in ("qkv", "down")]
         assert all(coded) if codes else not any(coded)
         rows = [Row(slot, ids, decodes=True) for slot in range(len(bounds))]

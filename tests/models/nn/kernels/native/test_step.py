@@ -9,13 +9,16 @@ from models.nn.backbone import Backbone
 from models.nn.kernels.native import library, reason
 from models.nn.kernels.native.batch import Run
 from models.nn.kernels.native.model import StepModel, Unsuited
+from models.nn.kernels.native.step import Form
 from models.nn.quantized import unpack
 from models.nn.weight_only import hold_in_8_bits
 from tests.models.nn.families import make_backbone as make_family
 from tests.models.nn.families import run
 from tests.models.nn.kernels.native.comparing import needs_avx512
 from tests.models.nn.kernels.native.stepping import (
+    FORMS,
     SHAPES,
+    VECTORS,
     VOCAB,
     Row,
     World,
@@ -29,39 +32,42 @@ from tests.models.nn.kernels.native.stepping import (
 pytestmark = pytest.mark.skipif(library() is None, reason=reason())
 
 IDS = drawn_ids(150)
+BOUNDS = [0, 60, 61, 140, *range(141, 151)]
 
 
-@pytest.fixture(scope="module")
-def world() -> World:
-    return World.of(make_backbone())
+@pytest.fixture(scope="module", params=VECTORS)
+def world(request: pytest.FixtureRequest) -> World:
+    return World.of(make_backbone(), form=request.param)
 
 
+@pytest.mark.parametrize("form", VECTORS)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_step_is_the_network(shape: str) -> None:
+def test_step_is_the_network(shape: str, form: Form) -> None:
     """It is nearer to the network in float32 than that is itself in bfloat16, or as near."""
     own = make_backbone(shape)
     expected = run(make_backbone(shape, dtype=torch.float32), torch.tensor(IDS))
     eager = distance(run(own, torch.tensor(IDS)).float(), expected)
-    found = advance(World.of(own), [Row(1, IDS)], [[0, 60, 61, 140, *range(141, 151)]])[0]
+    found = advance(World.of(own, form=form), [Row(1, IDS)], [BOUNDS])[0]
     assert distance(found, expected) < min(0.02, 1.1 * eager)
 
 
+@pytest.mark.parametrize("form", VECTORS)
 @pytest.mark.parametrize("shape", ["biased, tied", "long heads"])
-def test_weights_in_8_bits_are_their_unpacked_selves(shape: str) -> None:
+def test_weights_in_8_bits_are_their_unpacked_selves(shape: str, form: Form) -> None:
     packed = hold_in_8_bits(make_backbone(shape, dtype=torch.float32))
     parameters = dict(packed.network.named_parameters())
     unpacked = {name: unpack(each, dtype=torch.float32) for name, each in parameters.items()}
     expected = run(packed.using(unpacked), torch.tensor(IDS))
-    found = advance(World.of(packed), [Row(1, IDS)], [[0, 60, 61, 140, *range(141, 151)]])[0]
+    found = advance(World.of(packed, form=form), [Row(1, IDS)], [BOUNDS])[0]
     assert distance(found, expected) < 0.02
-    whole = advance(World.of(make_backbone(shape)), [Row(1, IDS)], [[0, 150]])[0]
+    whole = advance(World.of(make_backbone(shape), form=form), [Row(1, IDS)], [[0, 150]])[0]
     assert distance(found, whole) > distance(found, expected)
 
 
-@pytest.mark.parametrize("form", ["vectors", pytest.param("emulated", marks=needs_avx512)])
-def test_weights_in_8_bits_are_the_same_to_few_rows_and_to_many(form: str) -> None:
+@pytest.mark.parametrize("form", FORMS)
+def test_weights_in_8_bits_are_the_same_to_few_rows_and_to_many(form: Form) -> None:
     packed = hold_in_8_bits(make_backbone("biased, tied", dtype=torch.float32))
-    world = World.of(packed, form="emulated" if form == "emulated" else None)
+    world = World.of(packed, form=form)
     whole = advance(world, [Row(0, IDS)], [[0, 150]])[0]
     cut = advance(world, [Row(2, IDS)], [[0, 20, 52, 101, 102, 150]])[0]
     assert torch.equal(whole, cut)
@@ -73,9 +79,10 @@ def test_chunks_are_the_whole_to_the_bit(world: World) -> None:
     assert torch.equal(whole, cut)
 
 
+@pytest.mark.parametrize("form", VECTORS)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_drawn_tokens_attend_by_vectors_as_chunks_do_to_the_bit(shape: str) -> None:
-    world = World.of(make_backbone(shape))
+def test_drawn_tokens_attend_by_vectors_as_chunks_do_to_the_bit(shape: str, form: Form) -> None:
+    world = World.of(make_backbone(shape), form=form)
     whole = advance(world, [Row(0, IDS)], [[0, 150]])[0]
     drawn = advance(world, [Row(2, IDS, decodes=True)], [[0, 1, 60, *range(61, 151)]])[0]
     assert torch.equal(whole, drawn)
@@ -98,13 +105,13 @@ def test_drawn_tokens_among_tiles_depend_neither_on_company_nor_on_chunks(shape:
         assert distance(found, chunk) < 0.01
 
 
-@pytest.mark.parametrize("form", ["vectors", pytest.param("emulated", marks=needs_avx512)])
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("shape", ["plain", "three heads a key", "five heads a key"])
 def test_tokens_drawn_behind_each_other_are_those_of_steps_of_their_own(
-    shape: str, form: str
+    shape: str, form: Form
 ) -> None:
     """To the bit, also where wrong ones have been computed ahead before."""
-    world = World.of(make_backbone(shape), form="emulated" if form == "emulated" else None)
+    world = World.of(make_backbone(shape), form=form)
     one_by_one = advance(world, [Row(2, IDS, decodes=True)], [[0, 100, *range(101, 151)]])[0]
     world.step([Run(1, 0, IDS[:100])])
     found = []
@@ -168,13 +175,13 @@ def test_rows_to_be_read_are_named_in_order(world: World, read: list[int]) -> No
         world.step([Run(0, 0, IDS[:9])], read=read)
 
 
-@pytest.mark.parametrize("form", ["vectors", pytest.param("emulated", marks=needs_avx512)])
-def test_likeliest_tokens_are_the_first_of_the_largest_logits(form: str) -> None:
+@pytest.mark.parametrize("form", FORMS)
+def test_likeliest_tokens_are_the_first_of_the_largest_logits(form: Form) -> None:
     backbone = make_backbone()
     head = backbone.network.get_output_embeddings().weight
     with torch.no_grad():
         head[80:] = head[:80]  # every logit has an equal
-    world = World.of(backbone, form="emulated" if form == "emulated" else None)
+    world = World.of(backbone, form=form)
     hidden = world.step([Run(0, 0, IDS[:90])])
     rows = [*range(89, 40, -1), 3]
     expected: list[int] = hidden.logits(rows).argmax(-1).tolist()
