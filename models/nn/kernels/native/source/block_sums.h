@@ -47,30 +47,34 @@ template <int N, class Act>
 }
 
 constexpr int most_block_rows = 6;  // whose sums with one panel take 12 of 16 registers
+constexpr index between_inputs = 32;  // from one call of meanwhile() to the next
 
-// Adds to y (R, 16), whose rows are `ldy` apart; calls meanwhile() for every group.
+// Adds to y (R, 16), whose rows are `ldy` apart.
 template <int R, class Meanwhile>
 [[gnu::noinline]] void add_block(const WholeRows& x, const WholePanels& panel, float* y, index ldy,
                                  Meanwhile& meanwhile) {
     const index inputs = x.inputs, groups = groups_of(inputs);
     for (index g = 0; g < groups; ++g) {
         const auto [first, last] = group(g, inputs);
-        meanwhile();
         __m256i low[R], high[R];
         unrolled<R>([&](auto r) __attribute__((always_inline)) {
             low[r] = high[r] = _mm256_setzero_si256();
         });
-        const Whole *row = x.values + first, *pairs = panel.pairs() + first * panel_width;
-        for (index k = first; k < last; k += 2, row += 2, pairs += 2 * panel_width) {
-            const auto* both = reinterpret_cast<const __m256i*>(pairs);
-            const __m256i left = _mm256_load_si256(both), right = _mm256_load_si256(both + 1);
-            unrolled<R>([&](auto r) __attribute__((always_inline)) {
-                const auto* pair = reinterpret_cast<const float*>(row + r * inputs);
-                const __m256i given = _mm256_castps_si256(_mm256_broadcast_ss(pair));
-                low[r] = _mm256_add_epi32(low[r], _mm256_madd_epi16(given, left));
-                high[r] = _mm256_add_epi32(high[r], _mm256_madd_epi16(given, right));
-                asm("" : "+x"(low[r]), "+x"(high[r]));  // or GCC keeps some of them in memory
-            });
+        for (index part = first; part < last; part += between_inputs) {
+            meanwhile();
+            const Whole *row = x.values + part, *pairs = panel.pairs() + part * panel_width;
+            const Whole* const end = x.values + std::min(part + between_inputs, last);
+            for (; row < end; row += 2, pairs += 2 * panel_width) {
+                const auto* both = reinterpret_cast<const __m256i*>(pairs);
+                const __m256i left = _mm256_load_si256(both), right = _mm256_load_si256(both + 1);
+                unrolled<R>([&](auto r) __attribute__((always_inline)) {
+                    const auto* pair = reinterpret_cast<const float*>(row + r * inputs);
+                    const __m256i given = _mm256_castps_si256(_mm256_broadcast_ss(pair));
+                    low[r] = _mm256_add_epi32(low[r], _mm256_madd_epi16(given, left));
+                    high[r] = _mm256_add_epi32(high[r], _mm256_madd_epi16(given, right));
+                    asm("" : "+x"(low[r]), "+x"(high[r]));  // or GCC keeps some in memory
+                });
+            }
         }
         const Floats scale = load(panel.scales() + g * panel_width);
         unrolled<R>([&](auto r) __attribute__((always_inline)) {
@@ -84,7 +88,7 @@ template <int R, class Meanwhile>
 inline index blocks_of(index rows) { return (rows + most_block_rows - 1) / most_block_rows; }
 
 // Adds the product of any number of rows with `count` panels to y; begin(rows) may fill some rows
-// of y before they are added to. Calls meanwhile() for every group of every block and panel.
+// of y before they are added to.
 template <class Begin, class Meanwhile = Nothing>
 void add_product(const WholeRows& x, index rows, const WholePanels& panels, index count, float* y,
                  index ldy, Begin&& begin, Meanwhile&& meanwhile = {}) {

@@ -57,7 +57,7 @@ struct Weight {
     template <class Isa>
     index steps(index panels) const {
 #ifndef __AVX512BF16__
-        if (matrix.rounded) return panels * groups_of(inputs);
+        if (matrix.rounded) return panels * (inputs / between_inputs);
 #endif
         return (panels + Isa::most_panels - 1) / Isa::most_panels * (inputs / Isa::between);
     }
