@@ -22,9 +22,9 @@ Acting = Mapping[str, StepAdapter]
 ROWS_OF_ONE: Mapping[Form, int] = {"amx": 8, "avx512": 6, "avx2": 4}
 """How many rows a step computes in about the time of one, which memory takes to bring the weights.
 
-Measured on two cores: by vectors of 512 bits 1, 6 and 8 rows take 7.3, 7.4 and 8.4 ms (on one core
-9.4, 11.4 and 13.6), by tiles 1 and 8 rows 10.5 and 11.9, by vectors of 256 bits 1, 4 and 6 rows 9.7,
-11.8 and 15.5.
+Measured on two cores, in ms: by vectors of 512 bits 1, 6 and 8 rows take 7.3, 7.4 and 8.4 (on one
+core 9.4, 11.4 and 13.6), by tiles 1 and 8 rows 10.5 and 11.9, by vectors of 256 bits 1, 4 and 6
+rows 9.7, 11.8 and 15.5.
 """
 
 
