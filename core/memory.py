@@ -25,3 +25,13 @@ def keep_freed_memory(*, one_arena: bool = False) -> None:
         mallopt(parameter, value)
     if one_arena:
         mallopt(_ARENA_MAX, 1)
+
+
+def give_freed_memory_back() -> None:
+    """Give the system what is free now, also between what is not.
+
+    What loading a base leaves is as large as the base, and in pieces that little else fits into.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim:
+        trim(0)

@@ -1,4 +1,4 @@
-"""Activations that are computed again in the backward, where keeping them costs more than that."""
+"""What is kept of activations for the backward, where all of it costs more than it is worth."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
+
+from models.nn.kernels.native.multiply import may_round
 
 
 def again(result: Tensor, compute: Callable[[], Tensor]) -> AbstractContextManager[Any]:
@@ -27,3 +29,17 @@ def again(result: Tensor, compute: Callable[[], Tensor]) -> AbstractContextManag
             return compute()
 
     return saved_tensors_hooks(pack, unpack)
+
+
+def shorten(full: Tensor) -> Callable[[], Tensor]:
+    """Return what gives a tensor back from half the bytes, where products of float32 may round.
+
+    The tensor itself is rounded to bfloat16's numbers there, for `again` to give the same bits;
+    nothing may have read it before, nor be kept of it but by `again`.
+    """
+    kept = full.detach()
+    if full.dtype is torch.float32 and may_round():
+        short = kept.bfloat16()
+        kept.copy_(short)
+        return short.float
+    return kept.detach

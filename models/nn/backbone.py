@@ -17,6 +17,7 @@ from torch.func import functional_call
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from core.errors import InvalidRequest
+from core.memory import give_freed_memory_back
 from models.nn.attention import Attention
 from models.nn.base import Base
 from models.nn.executors import Executor
@@ -82,7 +83,9 @@ class Backbone:
             **loading_options(quantization, dtype=dtype, device=device),
         )
         leave_file(network)
-        return cls(network if quantization != "none" else network.to(device))
+        backbone = cls(network if quantization != "none" else network.to(device))
+        give_freed_memory_back()
+        return backbone
 
     def using(self, weights: Mapping[str, Tensor]) -> "Backbone":
         """Return the same network over other parameters, by their names in it.

@@ -9,6 +9,7 @@ h head dimension, f what heads give together.
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate, pairwise
@@ -18,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.nn.again import again
+from models.nn.again import again, shorten
 from models.nn.attention import Attention, PackedCausal
 from models.nn.executors import NOBODY, Executor
 from models.nn.joint import Joint
@@ -98,13 +99,14 @@ class FlatTrunk:
         table, rows = ops(x_td.device), len(x_td)
         cos_1th, sin_1th = self._rotary(x_td, positions[None])
         angles = (cos_1th[0], sin_1th[0])
-        first = self._blocks[0].attention_norm
-        normed_td = table.rms_norm(
-            x_td, gain=first.gain(executor, rows=rows), epsilon=first.epsilon
-        )
+        norm = self._blocks[0].attention_norm
+        gain = norm.gain(executor, rows=rows)
+        normed_td = table.rms_norm(x_td, gain=gain, epsilon=norm.epsilon)
         for layer, block in enumerate(self._blocks):
             last = layer + 1 == len(self._blocks)
-            seen_tf = self._attend(layer, normed_td, angles, attention, executor)
+            with _norm_again(table, x_td, normed_td, norm, gain):
+                heads_to = executor.project(block.heads, normed_td)
+            seen_tf = self._attend(layer, heads_to, angles, attention, executor)
             if last and rows_n is not None:
                 read_n, places_n = torch.unique(rows_n, return_inverse=True)
                 x_td, normed_td, seen_tf = (
@@ -113,14 +115,21 @@ class FlatTrunk:
                 executor = executor.at(read_n)
             y_td = executor.project(block.output, seen_tf)
             y_td = executor.hidden(f"layers.{layer}.self_attn", normed_td, y_td)
-            normed_td, x_td = _add(table, x_td, y_td, block.feedforward_norm, executor)
-            gate_up_tm = executor.project(block.gate_up, normed_td)
-            inner_tm = table.swiglu(gate_up_tm)
-            with again(inner_tm, partial(table.swiglu, gate_up_tm.detach())):
+            norm = block.feedforward_norm
+            gain = norm.gain(executor, rows=len(x_td))
+            normed_td, x_td = table.add_rms_norm(x_td, y_td, gain=gain, epsilon=norm.epsilon)
+            with _norm_again(table, x_td, normed_td, norm, gain):
+                gate_up_tm = executor.project(block.gate_up, normed_td)
+            read = shorten(gate_up_tm)
+            with again(gate_up_tm, read):
+                inner_tm = table.swiglu(gate_up_tm)
+            del gate_up_tm
+            with again(inner_tm, partial(_swiglu_of, table, read)):
                 y_td = executor.project(block.down, inner_tm)
             y_td = executor.hidden(f"layers.{layer}.mlp", normed_td, y_td)
             norm = self._norm if last else self._blocks[layer + 1].attention_norm
-            normed_td, x_td = _add(table, x_td, y_td, norm, executor)
+            gain = norm.gain(executor, rows=len(x_td))
+            normed_td, x_td = table.add_rms_norm(x_td, y_td, gain=gain, epsilon=norm.epsilon)
         return normed_td if rows_n is None else normed_td[places_n]
 
     def joints(self) -> Iterator[Joint]:
@@ -141,17 +150,15 @@ class FlatTrunk:
     def _attend(
         self,
         layer: int,
-        normed_td: Tensor,
+        heads_to: Tensor,
         angles: tuple[Tensor, Tensor],
         attention: Attention,
         executor: Executor,
     ) -> Tensor:
-        """Return (T, f): what a block's attention gives, before its own product."""
-        shape, block = self._shape, self._blocks[layer]
-        heads_tgh = executor.project(block.heads, normed_td).view(
-            len(normed_td), -1, shape.head_dim
-        )
-        heads_tgh = ops(normed_td.device).rotate(
+        """Return (T, f): what a block's attention gives from its heads, before its own product."""
+        shape = self._shape
+        heads_tgh = heads_to.view(len(heads_to), -1, shape.head_dim)
+        heads_tgh = ops(heads_to.device).rotate(
             heads_tgh, cos_th=angles[0], sin_th=angles[1], rotated=shape.heads + shape.kv_heads
         )
         scale = shape.head_dim**-0.5
@@ -160,11 +167,18 @@ class FlatTrunk:
         return executor.attention(layer, query_hth, output_thh, scale=scale).flatten(1)
 
 
-def _add(
-    table: OpTable, x_td: Tensor, y_td: Tensor, norm: _Norm, executor: Executor
-) -> tuple[Tensor, Tensor]:
-    gain = norm.gain(executor, rows=len(x_td))
-    return table.add_rms_norm(x_td, y_td, gain=gain, epsilon=norm.epsilon)
+def _norm_again(
+    table: OpTable, x_td: Tensor, normed_td: Tensor, norm: _Norm, gain: Tensor
+) -> AbstractContextManager[Any]:
+    """Have a product keep no norm of x in float32, where it takes twice what it takes elsewhere."""
+    if x_td.dtype is not torch.float32:
+        return nullcontext()
+    compute = partial(table.rms_norm, x_td.detach(), gain=gain.detach(), epsilon=norm.epsilon)
+    return again(normed_td, compute)
+
+
+def _swiglu_of(table: OpTable, read: Callable[[], Tensor]) -> Tensor:
+    return table.swiglu(read())
 
 
 def _block(network: nn.Module, look: Look, layer: int) -> _Block:

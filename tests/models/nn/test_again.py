@@ -4,10 +4,11 @@ import weakref
 from functools import partial
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
-from models.nn.again import again
+from models.nn.again import again, shorten
 from models.nn.autograd import apply
 
 
@@ -39,6 +40,31 @@ def test_others_are_kept_as_they_are() -> None:
         y_td = x_td * x_td
     (found,) = torch.autograd.grad(y_td.sum(), x_td)
     assert torch.equal(found, 2 * x_td.detach())
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype", "rounds"),
+    [
+        ("high", torch.float32, True),
+        ("highest", torch.float32, False),
+        ("high", torch.bfloat16, False),
+    ],
+)
+def test_where_products_may_round_a_tensor_becomes_what_half_the_bytes_give_back(
+    precision: str, dtype: torch.dtype, rounds: bool
+) -> None:
+    before = torch.get_float32_matmul_precision()
+    given = torch.randn(5, 8, dtype=dtype)
+    full = given.clone()
+    try:
+        torch.set_float32_matmul_precision(precision)
+        read = shorten(full)
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert torch.equal(full, given.bfloat16().to(dtype) if rounds else given)
+    assert read().dtype is dtype
+    assert torch.equal(read(), full)
+    assert (read().data_ptr() != full.data_ptr()) == rounds
 
 
 class _Tanh(torch.autograd.Function):
