@@ -26,7 +26,7 @@ from models.nn.joint import Joint
 from models.nn.kernels import Weight, ops
 from models.nn.kernels.native.cross_entropy import keeps_rows_apart
 from models.nn.leaves import ATTENTION_NAME, act_in, replace_leaves
-from models.nn.quantized import leave_file, loading_options
+from models.nn.quantized import leave_files, loading_options
 from models.nn.shape import BODY_PREFIX, HEAD, Shape
 
 FAMILIES = frozenset(
@@ -82,7 +82,7 @@ class Backbone:
             use_safetensors=True,
             **loading_options(quantization, dtype=dtype, device=device),
         )
-        leave_file(network)
+        leave_files(network, folder)
         backbone = cls(network if quantization != "none" else network.to(device))
         give_freed_memory_back()
         return backbone

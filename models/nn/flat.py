@@ -162,7 +162,10 @@ class FlatTrunk:
             heads_tgh, cos_th=angles[0], sin_th=angles[1], rotated=shape.heads + shape.kv_heads
         )
         scale = shape.head_dim**-0.5
-        output_thh = attention.attend_joined(layer, heads_tgh, kv_heads=shape.kv_heads, scale=scale)
+        with again(heads_tgh, shorten(heads_tgh)):
+            output_thh = attention.attend_joined(
+                layer, heads_tgh, kv_heads=shape.kv_heads, scale=scale
+            )
         query_hth = heads_tgh[:, : shape.heads].transpose(0, 1)
         return executor.attention(layer, query_hth, output_thh, scale=scale).flatten(1)
 

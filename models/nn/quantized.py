@@ -14,10 +14,12 @@ import copy
 from collections.abc import Callable
 from importlib import import_module
 from math import prod
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import BitsAndBytesConfig
 from transformers.utils import is_bitsandbytes_available
@@ -26,6 +28,7 @@ from core.errors import InvalidRequest
 from models.nn.autograd import apply
 from models.nn.kernels import rows
 from models.nn.shape import HEAD
+from models.nn.tensor_file import DTYPES
 
 _INT8_MAX = 127
 
@@ -52,11 +55,24 @@ def loading_options(quantization: str, *, dtype: torch.dtype, device: str) -> di
     return {"quantization_config": config, "device_map": {"": device}}
 
 
-def leave_file(network: nn.Module) -> None:
-    """Copy the parameters that were not packed: one view of the mapped file keeps all of it."""
+def leave_files(network: nn.Module, folder: Path) -> None:
+    """Copy the parameters that may be views of a mapped file: one of them keeps all of it.
+
+    Those of a dtype that no tensor of the folder's files has were made from what was read.
+    """
+    there = _dtypes_in(folder)
     for parameter in network.parameters():
-        if not is_packed(parameter):
+        if not is_packed(parameter) and parameter.dtype in there:
             parameter.data = parameter.data.clone()
+
+
+def _dtypes_in(folder: Path) -> set[torch.dtype | None]:
+    found: set[torch.dtype | None] = set()
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, framework="pt") as tensors:
+            names = tensors.keys()
+            found |= {DTYPES.get(tensors.get_slice(name).get_dtype()) for name in names}
+    return found
 
 
 def is_packed(weight: Tensor) -> bool:

@@ -1,3 +1,7 @@
+import gc
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 import transformers
@@ -51,6 +55,16 @@ def test_a_loaded_base_is_frozen_and_has_the_dtype_asked_for(tmp_path, dtype):
     logits = run(backbone, torch.arange(9))
     assert logits.dtype == backbone.dtype == dtype
     assert logits.shape == (9, backbone.shape.vocab)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="mappings are read from /proc")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_loaded_base_keeps_no_file_mapped(tmp_path, dtype):
+    folder = make_tiny_base(tmp_path)
+    backbone = Backbone.load(folder, dtype=dtype)
+    gc.collect()
+    assert str(folder) not in Path("/proc/self/maps").read_text()
+    assert backbone.dtype == dtype
 
 
 def test_the_view_for_methods_shows_effective_values_in_float32():
