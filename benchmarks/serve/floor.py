@@ -26,7 +26,8 @@ class Speeds:
     bandwidth: float
     """Bytes that a plain sum reads."""
     rate: float
-    """Multiplications and additions of one large product."""
+    """Multiplications and additions of one large product by torch; by AVX2 alone ours of integers
+    have more, so that many rows may be below this floor there."""
 
     @classmethod
     def measure(cls) -> Self:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
+from models.nn.kernels.native import library
 from models.nn.kernels.native.multiply import may_round
 
 
@@ -16,11 +17,10 @@ def again(result: Tensor, compute: Callable[[], Tensor]) -> AbstractContextManag
 
     `compute` must give the same bits from tensors that are kept anyhow. Other tensors are kept.
     """
-    place, shape = result.data_ptr(), result.shape
+    whole = (result.data_ptr(), result.shape, result.stride())
 
     def pack(saved: Tensor) -> Tensor | None:
-        same = saved.data_ptr() == place and saved.shape == shape
-        return None if same else saved
+        return None if (saved.data_ptr(), saved.shape, saved.stride()) == whole else saved
 
     def unpack(kept: Tensor | None) -> Tensor:
         if kept is not None:
@@ -32,13 +32,13 @@ def again(result: Tensor, compute: Callable[[], Tensor]) -> AbstractContextManag
 
 
 def shorten(full: Tensor) -> Callable[[], Tensor]:
-    """Return what gives a tensor back from half the bytes, where products of float32 may round.
+    """Return what gives a tensor back from half the bytes, where our products of float32 round.
 
     The tensor itself is rounded to bfloat16's numbers there, for `again` to give the same bits;
-    nothing may have read it before, nor be kept of it but by `again`.
+    nothing may have been kept of it before. What is kept of it later but for `again` keeps it all.
     """
     kept = full.detach()
-    if full.dtype is torch.float32 and may_round():
+    if full.dtype is torch.float32 and library() is not None and may_round():
         short = kept.bfloat16()
         kept.copy_(short)
         return short.float

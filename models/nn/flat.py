@@ -107,6 +107,7 @@ class FlatTrunk:
             with _norm_again(table, x_td, normed_td, norm, gain):
                 heads_to = executor.project(block.heads, normed_td)
             seen_tf = self._attend(layer, heads_to, angles, attention, executor)
+            del heads_to
             if last and rows_n is not None:
                 read_n, places_n = torch.unique(rows_n, return_inverse=True)
                 x_td, normed_td, seen_tf = (

@@ -24,7 +24,7 @@ ROWS_OF_ONE: Mapping[Form, int] = {"amx": 8, "avx512": 6, "avx2": 4}
 
 Measured on two cores, in ms: by vectors of 512 bits 1, 6 and 8 rows take 7.3, 7.4 and 8.4 (on one
 core 9.4, 11.4 and 13.6), by tiles 1 and 8 rows 10.5 and 11.9, by vectors of 256 bits 1, 4 and 6
-rows 9.7, 11.8 and 15.5.
+rows 9.7, 11.8 and 15.5; but over a base in 8 bits products bind there from the second row on.
 """
 
 
@@ -33,6 +33,8 @@ class NativeRunner:
 
     def __init__(self, step: NativeStep, shape: Shape, library: Library) -> None:
         self.form = step.form
+        in_float32 = step.form == "avx2" and not step.model.record.head.rounded
+        self._rows_of_one = 1 if in_float32 else ROWS_OF_ONE.get(step.form, 1)
         self._step = step
         self._shape = shape
         self._library = library
@@ -57,7 +59,7 @@ class NativeRunner:
 
     def spare(self, step: Step, *, terms: Mapping[str, Terms]) -> int:
         """See `Runner.spare`; none where the step is not computed here."""
-        spare = ROWS_OF_ONE.get(self.form, 1) - step.rows
+        spare = self._rows_of_one - step.rows
         return spare if spare > 0 and self._acting(step, terms) is not None else 0
 
     def run(

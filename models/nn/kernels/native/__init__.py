@@ -135,7 +135,12 @@ class Library:
         return outputs // PANEL_WIDTH * int(count(_long(inputs)))
 
     def pack_rounded_at(self, address: int, weight_nk: Tensor) -> None:
-        """Pack a contiguous float32 weight (N, K) in block floating point."""
+        """Pack a contiguous float32 weight (N, K) in block floating point.
+
+        ValueError unless N and K are multiples of 16.
+        """
+        if any(size % PANEL_WIDTH for size in weight_nk.shape) or not weight_nk.is_contiguous():
+            raise ValueError(f"A weight of {tuple(weight_nk.shape)} cannot be packed.")
         self.call("pack_rounded", _of(weight_nk, torch.float32), *weight_nk.shape, address)
 
     def _pack(

@@ -32,7 +32,7 @@ ROTATIONS = frozenset({"default", "linear", "llama3", "yarn"})
 LARGEST_HEAD = 256
 _CHUNK = 32 * 1024 * 1024
 _DTYPES = (torch.bfloat16, torch.float32)
-"""Of the network; the step itself is in bfloat16 in any case."""
+"""Of the network; rows and cache of the step are in bfloat16 in any case."""
 
 
 class Unsuited(Exception):

@@ -146,7 +146,8 @@ class _Project(torch.autograd.Function):
             inputs, outputs = x_ti.shape[1], y_to.shape[1]
             find().call("updates_forward", *records, *given, inputs, inner, y_to, outputs)
         ctx.layout, ctx.updates = layout, updates
-        ctx.save_for_backward(x_ti, weight_oi, inner, *matrices)
+        read = updates or ctx.needs_input_grad[1]
+        ctx.save_for_backward(x_ti if read else None, weight_oi, inner, *matrices)
         return y_to
 
     @staticmethod
@@ -159,20 +160,21 @@ class _Project(torch.autograd.Function):
             for i, matrix in enumerate(matrices)
         ]
         records = (ctx.layout.records(updates, matrices, grads), len(updates))
-        given, grad = (x_ti, x_ti.stride(0)), (grad_to, grad_to.stride(0))
+        given = (None, 0) if x_ti is None else (x_ti, x_ti.stride(0))
+        grad, inputs = (grad_to, grad_to.stride(0)), weight_oi.shape[1]
         pulled = torch.empty_like(inner)
         if find().trains:
-            result_ti = torch.empty(x_ti.shape, dtype=x_ti.dtype) if wanted[0] else None
+            result_ti = grad_to.new_empty(len(grad_to), inputs) if wanted[0] else None
             weight = (weight_oi, weight_oi.stride(0), *weight_oi.shape)
             find().call(
                 "project_backward",
-                *(*weight, *records, *given, *grad, len(x_ti), inner, pulled, result_ti),
+                *(*weight, *records, *given, *grad, len(grad_to), inner, pulled, result_ti),
             )
         else:
             result_ti = multiply(grad_to, weight_oi.t(), None) if wanted[0] else None
             find().call(
                 "updates_backward",
-                *(*records, *given, x_ti.shape[1], *grad, inner, pulled, result_ti),
+                *(*records, *given, inputs, *grad, inner, pulled, result_ti),
             )
         weight_grad_oi = grad_to.T @ x_ti if wanted[1] else None
         bias_grad_o = grad_to.sum(0) if wanted[2] else None

@@ -87,7 +87,7 @@ class Adapter(_Record):
 
 
 class Matrix(_Record):
-    """A weight of the base; with scales, in 8 bits; with a stride of coded panels, in 12."""
+    """A weight of the base; see `source/step_types.h` for the kinds of panels."""
 
     _fields_ = [
         ("panels", c_void_p),

@@ -53,6 +53,8 @@ class NativeStep:
     """Computes steps with one model over one cache; one thread at a time may call."""
 
     def __init__(self, model: StepModel, library: Library, *, form: Form) -> None:
+        if model.record.head.rounded and form != "avx2":
+            raise ValueError("Weights in block floating point are for the form by AVX2.")
         self.model = model
         self.form = form
         self._run = getattr(library.handle, f"gw_step_{form}")

@@ -62,7 +62,8 @@ class _Project(torch.autograd.Function):
             y_to[place.rows, place.columns].addmm_(inner_nr, up_or.t())
             inner.append(inner_nr)
         ctx.places = places
-        ctx.save_for_backward(x_ti, weight_oi, *tensors, *inner)
+        read = places or ctx.needs_input_grad[1]
+        ctx.save_for_backward(x_ti if read else None, weight_oi, *tensors, *inner)
         return y_to
 
     @staticmethod

@@ -37,7 +37,7 @@ GW_API void gw_multiply_rounded_avx2(const float* x, index ldx, index rows, cons
     static thread_local Scratch values_room, scales_room;
     const Weight w{weight, across, along, outputs, inputs};
     const index groups = groups_of(inputs), panels = outputs / panel_width;
-    const index most = std::max<index>(1, most_bytes / (2 * panel_width * inputs));
+    const index most = std::max<index>(1, most_bytes / panel_bytes(inputs));
     const WholeRows rounded{values_room.room<Whole>(rows * inputs),
                             scales_room.room<float>(rows * groups), inputs};
     Turns turns({0, panels}, most, omp_get_max_threads());

@@ -100,12 +100,6 @@ class Product {
         static thread_local TermTiles tiles;
         return tiles;
     }
-#ifndef __AVX512BF16__
-    static RoundedRows& rounded_rows() {
-        static thread_local RoundedRows rows;
-        return rows;
-    }
-#endif
     static Stream& stream() {
         static thread_local Stream stream;
         return stream;

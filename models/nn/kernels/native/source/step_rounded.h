@@ -52,6 +52,11 @@ class RoundedRows {
     std::vector<char> there_;
 };
 
+inline RoundedRows& rounded_rows() {  // which all products of a thread share
+    static thread_local RoundedRows rows;
+    return rows;
+}
+
 // The sums (rows, ld) with some panels.
 template <class Meanwhile>
 void multiply_rounded(const WholeRows& x, index rows, const WholePanels& panels, index count,

@@ -55,10 +55,10 @@ struct Adapter {
 };
 
 struct Matrix {          // a weight of the base
-    const void* panels;    // packed bfloat16 or, where there are scales, int8; or see below
-    const float* scales;   // of the outputs in the order of the panels, or null
-    index coded_stride;    // from one coded panel to the next in bytes, or 0
-    index rounded;         // whether panels are in block floating point, which AVX2 alone reads
+    const void* panels;    // packed bfloat16, unless one of the following says otherwise
+    const float* scales;   // of int8: of the outputs in the order of the panels; or null
+    index coded_stride;    // of coded ones: from one to the next in bytes; or 0
+    index rounded;         // whether they are in block floating point, which AVX2 alone reads
 };
 
 struct Layer {

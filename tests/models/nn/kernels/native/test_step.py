@@ -222,6 +222,14 @@ def test_what_lies_outside_is_refused(world: World, bad: Run) -> None:
         world.step([bad])
 
 
+def test_weights_in_block_floating_point_are_for_avx2_alone() -> None:
+    with pytest.raises(ValueError, match="AVX2"):
+        World.of(make_backbone(), form="avx512", rounded=True)
+    for bad in (torch.zeros(8, 32), torch.zeros(16, 8), torch.zeros(32, 16).t()):
+        with pytest.raises(ValueError, match="cannot be packed"):
+            loaded().pack_rounded_at(0, bad)
+
+
 @needs_avx512
 def test_tiles_compute_the_same_step() -> None:
     """The tiles' instructions are emulated here: what is tested is how they are used."""
