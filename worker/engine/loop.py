@@ -102,6 +102,7 @@ class Loop:
         """Admit what can be, compute one step, deliver its lines; False if there was no work."""
         self._open()
         self._admit()
+        self._shared.look_up(self.scheduler.running)
         step = self.scheduler.next_step()
         self.adapters.pace.hurried = step is not None
         if step is not None:
@@ -154,7 +155,7 @@ class Loop:
             self._blocks.move(source, sequence.slot or 0, length=length)
 
     def _start(self, sequence: Sequence) -> None:
-        """Pin the adapter, and begin behind what is known of the prompt already."""
+        """Pin the adapter, and begin behind what it has computed of the prompt already."""
         resident = self._resident(sequence.request)
         if sequence.adapter is not None and resident is not None:
             self.adapters.pin(sequence.adapter.digest)
@@ -164,9 +165,8 @@ class Loop:
                     sequence.computed = min(len(shared), sequence.skippable)
                 length = sequence.footing.rows + sequence.computed
                 self._blocks.fill(sequence.slot or 0, prefix, length=length)
-        self._shared.copy(sequence)
         sequence.cached = sequence.computed
-        self._metrics.tokens.labels("cached").inc(sequence.cached)
+        self._shared.name(sequence)
         if isinstance(sequence, Choice):
             self._writer.start(sequence)
 
@@ -209,6 +209,8 @@ class Loop:
         for chunk in step.chunks:
             chunk.sequence.computed = chunk.stop
             self._metrics.tokens.labels("prompt").inc(chunk.stop - chunk.start)
+            if chunk.ends_prompt:
+                self._metrics.tokens.labels("cached").inc(chunk.sequence.cached)
         for chunk, part_d in outcome.pooled:
             if isinstance(chunk.sequence, Excerpt):
                 self._reader.pool(chunk.sequence, part_d)

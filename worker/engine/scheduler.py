@@ -2,7 +2,7 @@
 
 import heapq
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -166,16 +166,35 @@ class Scheduler:
         return min(ready, key=lambda sequence: served[_adapter_of(sequence)])
 
     def _chunks(self, prefilling: list[Sequence]) -> Iterator[Chunk]:
-        """Share the budget evenly, and what short prompts leave over in order of admission."""
-        served = prefilling[: self.prefill_tokens]
-        wanted = [len(sequence.prompt) - sequence.computed for sequence in served]
-        share = self.prefill_tokens // max(1, len(served))
-        given = [min(tokens, share) for tokens in wanted]
-        left = self.prefill_tokens - sum(given)
-        for sequence, tokens, granted in zip(served, wanted, given, strict=True):
-            extra = min(left, tokens - granted)
-            left -= extra
-            yield Chunk(sequence, sequence.computed, sequence.computed + granted + extra)
+        """Give half of the budget to the prompt admitted first, the rest to those that end soonest.
+
+        So no short prompt waits for a long one, nor a long one for ever more short ones.
+        """
+        if not prefilling:
+            return
+        first, *others = prefilling
+        granted = Counter({first: min(_left_of(first), (self.prefill_tokens + 1) // 2)})
+        budget = self.prefill_tokens - granted[first]
+        for sequence in sorted(_distinct([first, *sorted(others, key=_left_of)]), key=_left_of):
+            more = min(_left_of(sequence) - granted[sequence], budget)
+            granted[sequence] += more
+            budget -= more
+        for sequence in prefilling:
+            if tokens := granted[sequence]:
+                yield Chunk(sequence, sequence.computed, sequence.computed + tokens)
+
+
+def _distinct(sequences: Iterable[Sequence]) -> Iterator[Sequence]:
+    """Leave out those whose next tokens one before them computes: they will copy them."""
+    coming = set()
+    for sequence in sequences:
+        if sequence.lacks is None or sequence.lacks not in coming:
+            coming.add(sequence.lacks)
+            yield sequence
+
+
+def _left_of(sequence: Sequence) -> int:
+    return len(sequence.prompt) - sequence.computed
 
 
 def _slot_of(sequence: Sequence) -> int:

@@ -60,7 +60,11 @@ class Sequence:
     computed: int = 0
     """Tokens whose keys and values are in the slot."""
     cached: int = 0
-    """Those of them that were known before it began."""
+    """Those of them that were not computed for it."""
+    keys: Items[bytes] = ()
+    """What its tokens are known by, block by block; none if it shares them with nobody."""
+    lacks: bytes | None = None
+    """That of the block which it would compute next and others would copy."""
 
     @property
     def adapter(self) -> AdapterRef | None:

@@ -8,9 +8,9 @@ h head dimension.
 import secrets
 from array import array
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from hashlib import blake2b
-from itertools import islice
+from itertools import takewhile
 from math import isfinite
 
 from torch import Tensor
@@ -36,30 +36,35 @@ class SharedPrompts:
         self._secret = secrets.token_bytes(_HASH_BYTES)
         self.bytes = 0
 
-    def copy(self, sequence: Sequence) -> None:
-        """Write what is known of an admitted sequence's first tokens to its slot."""
-        if not self._shares(sequence):
-            return
-        found = []
-        for key in self._keys(sequence):
-            if key not in self._held:
-                break
-            found.append(key)
+    def name(self, sequence: Sequence) -> None:
+        """Say by what keys the tokens of an admitted sequence may be known."""
+        if self._budget > 0 and sequence.request.tenant is not None:
+            sequence.keys = list(self._keys(sequence))
+
+    def look_up(self, sequences: Iterable[Sequence]) -> None:
+        """Write what is known of prompts that are being computed to their slots."""
+        for sequence in sequences:
+            if sequence.prefilling:
+                self._copy(sequence)
+
+    def _copy(self, sequence: Sequence) -> None:
+        found = list(takewhile(self._held.__contains__, sequence.keys))
         known = min(len(found) * TOKENS, sequence.skippable)
-        if known <= sequence.computed:
-            return
-        for key in reversed(found):  # so that a block never outlives those before it
-            self._held.move_to_end(key)
-        for number in range(sequence.computed // TOKENS, len(found)):
-            start = sequence.footing.rows + number * TOKENS
-            self._blocks.write(sequence.slot or 0, self._held[found[number]], start=start)
-        sequence.computed = known
+        if known > sequence.computed:
+            for key in reversed(found):  # so that a block never outlives those before it
+                self._held.move_to_end(key)
+            for number in range(sequence.computed // TOKENS, len(found)):
+                start = sequence.footing.rows + number * TOKENS
+                self._blocks.write(sequence.slot or 0, self._held[found[number]], start=start)
+            sequence.cached += known - sequence.computed
+            sequence.computed = known
+        following = sequence.keys[sequence.computed // TOKENS :]
+        helps = following and sequence.computed < sequence.skippable
+        sequence.lacks = following[0] if helps else None
 
     def keep(self, sequence: Sequence) -> None:
         """Copy what has been computed of a prompt out of its slot, if it is new."""
-        if not self._shares(sequence):
-            return
-        keys = list(islice(self._keys(sequence), sequence.computed // TOKENS))
+        keys = sequence.keys[: sequence.computed // TOKENS]
         for number, key in enumerate(keys):
             if key in self._held:
                 continue
@@ -74,9 +79,6 @@ class SharedPrompts:
                 self._held.move_to_end(key)
         while self.bytes > self._budget:
             self.bytes -= self._held.popitem(last=False)[1].nbytes
-
-    def _shares(self, sequence: Sequence) -> bool:
-        return self._budget > 0 and sequence.request.tenant is not None
 
     def _keys(self, sequence: Sequence) -> Iterator[bytes]:
         """Yield a key for each whole block of tokens that stand in a line behind each other.

@@ -72,8 +72,6 @@ class Writer:
     def start(self, choice: Choice) -> None:
         """Say that a row was admitted; demonstrations are not echoed."""
         generation = choice.request
-        if choice.index == 0:
-            generation.cached_tokens = choice.cached
         if not generation.started:
             generation.started = True
             self._outbox.put(generation, GenerateStart(prompt_tokens=len(generation.prompt)))
@@ -116,6 +114,8 @@ class Writer:
 
     def take(self, choice: Choice, drawn: Drawn) -> bool:
         """Take a row's next token, tell its text, and say whether this was its last."""
+        if choice.index == 0:
+            choice.request.cached_tokens = choice.cached
         choice.generated.append(drawn.token)
         choice.request.completion_tokens += 1
         ended = drawn.token in self._renderer.eos_ids and not choice.sampling.ignore_eos

@@ -3,6 +3,8 @@
 from types import SimpleNamespace
 from typing import Any, cast
 
+import pytest
+
 from models.spec import SamplingSpec
 from models.wire import AdapterRef
 from worker.engine.scheduler import Scheduler, Step
@@ -76,14 +78,64 @@ def test_a_long_prompt_is_cut_and_never_delays_decoding() -> None:
     assert not long.prefilling
 
 
-def test_more_prompts_than_budget_are_served_in_order() -> None:
-    rows = [row(4) for _ in range(5)]
-    scheduler = make(5, 3, *rows)
+def test_prompts_that_end_soonest_are_computed_first() -> None:
+    rows = [row(40), row(9), row(4), row(4)]
+    scheduler = make(4, 16, *rows)
+    scheduler.admit(everybody)
+    served = []
+    for _ in range(3):
+        step = scheduler.next_step()
+        assert step is not None
+        assert sum(sizes(step)) == 16
+        served.append({chunk.sequence: chunk.stop - chunk.start for chunk in step.chunks})
+        advance(step)
+    assert served == [
+        {rows[0]: 8, rows[2]: 4, rows[3]: 4},
+        {rows[0]: 8, rows[1]: 8},
+        {rows[0]: 15, rows[1]: 1},
+    ]
+
+
+def test_the_first_prompt_moves_whatever_shorter_ones_come() -> None:
+    long = row(100)
+    scheduler = make(50, 10, long)
+    steps = 0
+    while long.prefilling:
+        for _ in range(3):
+            scheduler.add(row(10))
+        scheduler.admit(everybody)
+        advance(scheduler.next_step())
+        steps += 1
+        for sequence in [one for one in scheduler.running if not one.prefilling]:
+            scheduler.remove(sequence)
+    assert steps <= 20
+
+
+@pytest.mark.parametrize("prefill_tokens", [1, 2, 3, 8])
+def test_every_budget_is_used_and_ends_every_prompt(prefill_tokens: int) -> None:
+    rows = [row(length) for length in (4, 1, 7, 4, 2)]
+    scheduler = make(5, prefill_tokens, *rows)
+    scheduler.admit(everybody)
+    left = 18
+    while left:
+        step = scheduler.next_step()
+        assert sum(sizes(step)) == min(prefill_tokens, left)
+        left -= sum(sizes(step))
+        advance(step)
+    assert not any(sequence.prefilling for sequence in rows)
+
+
+def test_of_prompts_that_lack_the_same_tokens_one_is_computed() -> None:
+    rows = [row(5), row(4), row(4), row(3), row(6)]
+    for sequence, lacks in zip(rows, (None, b"a", b"a", None, b"b"), strict=True):
+        sequence.lacks = lacks
+    scheduler = make(5, 100, *rows)
     scheduler.admit(everybody)
     step = scheduler.next_step()
     assert step is not None
-    assert [chunk.sequence for chunk in step.chunks] == rows[:3]
-    assert sizes(step) == [1, 1, 1]
+    assert [chunk.sequence for chunk in step.chunks] == [rows[0], rows[1], rows[3], rows[4]]
+    rows[1].lacks = b"c"
+    assert sizes(scheduler.next_step()) == [5, 4, 4, 3, 6]
 
 
 def test_what_is_not_ready_does_not_block_others() -> None:

@@ -54,6 +54,33 @@ def test_the_same_tokens_come_out_and_fewer_go_in(
     assert b'tokens_total{kind="cached"} ' in engine.metrics.render(engine.health())
 
 
+def test_requests_that_come_together_share_what_they_begin_with(
+    world: World, start_engine: Callable[..., Engine]
+) -> None:
+    engine, plain = start_engine(prefill_tokens=48), start_engine(prompt_bytes=0)
+    adapter = world.adapters[0]
+    asked = [(LONG, None), (BRANCH, None), (LONG[:40], None), (LONG, adapter), (LONG, adapter)]
+    requests = [whose(order(ids, adapter=adapter, logprobs=True)) for ids, adapter in asked]
+    answers, expected = ask_all(engine, requests), ask_all(plain, requests)
+    assert [answer.ids for answer in answers] == [answer.ids for answer in expected]
+    cached = [answer.last.cached_tokens for answer in answers]
+    assert sum(cached[:3]) == 3 * TOKENS
+    assert sorted(cached[3:]) == [0, 3 * TOKENS]
+
+
+def test_choices_of_one_prompt_compute_it_once(start_engine: Callable[..., Engine]) -> None:
+    engine, plain = start_engine(), start_engine(prompt_bytes=0)
+    request = whose(order(LONG, n=4, temperature=1.0, seed=3, logprobs=True))
+    answer, expected = ask_all(engine, [request])[0], ask_all(plain, [request])[0]
+    for index in range(4):
+        ids, told = ([token.id for token in one.tokens[index]] for one in (answer, expected))
+        assert ids == told
+    assert answer.last.cached_tokens == 0
+    counted = engine.metrics.render(engine.health()).decode()
+    assert f'tokens_total{{kind="prompt"}} {len(LONG) + 3 * 5:.1f}' in counted
+    assert f'tokens_total{{kind="cached"}} {3 * 3 * TOKENS:.1f}' in counted
+
+
 def test_nothing_is_shared_across_adapters_or_tenants(
     world: World, start_engine: Callable[..., Engine]
 ) -> None:
