@@ -36,8 +36,10 @@ def main() -> None:
         )
         for name in [*options.only, *(EXTRA if options.profile else ())]:
             print(f"== {name}", flush=True)
+            started = time.monotonic()
             with stage.failures.guard(name):
                 found[name] = {**PARTS, **EXTRA}[name](stage)
+            print(f"== {name} took {time.monotonic() - started:.0f} s", flush=True)
     result = {
         "benchmark": "train",
         "quick": options.quick,

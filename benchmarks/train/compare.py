@@ -1,5 +1,6 @@
 """One comparison: the same steps by both sides in turns, checked to be equal, as a ratio."""
 
+import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ FIRST_NORM = Bound(mean=0.05, most=0.05)
 IN_FLOAT32 = Bound(mean=0.0001, most=0.0002)
 """Of losses and norms: what is left are the orders in which sums are taken."""
 TRIAL_ROUNDS = 2
-"""The first round meets everything for the first time; the best of both counts."""
+"""The first round meets everything for the first time; the best of both counts, if both fit."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ class Bench(AbstractContextManager["Bench"]):
     exact_steps: int = 0
     """So many are compared in float32 as well."""
     patience: float = inf
-    """Seconds that a round of both may take for another one to follow."""
+    """Seconds that a round of both, or of the layouts, may take for another one to follow."""
 
     def __enter__(self) -> Self:
         return self
@@ -100,7 +101,8 @@ class Bench(AbstractContextManager["Bench"]):
     ) -> JSON:
         """Return both sides' speeds, their ratio, and how far their curves are apart.
 
-        The peer's layout is the fastest of `layouts` over a few steps, and both begin warm.
+        The peer's layout is the fastest of `layouts` over a few steps. Where that is tried, both
+        begin warm; else neither does, and of each run the first step is not counted anyway.
         """
         questions = {
             "ours": {"order": self.order(subject, work)},
@@ -108,7 +110,8 @@ class Bench(AbstractContextManager["Bench"]):
         }
         chosen, tried = self.choose_layout(questions["peer"], layouts)
         questions["peer"]["layout"] = chosen.question()
-        self.warm_up(subject, work)
+        if tried:
+            self.warm_up(subject, work)
         before = record.load()
         sides = [self.ours, self.peer]
         answers = interleave(sides, questions, repeats=repeats, patience=self.patience)
@@ -155,13 +158,21 @@ class Bench(AbstractContextManager["Bench"]):
     def choose_layout(
         self, question: JSON, layouts: Sequence[Layout]
     ) -> tuple[Layout, dict[str, float]]:
-        """Return the layout in which the peer is fastest, and the speed of each that was tried."""
+        """Return the layout in which the peer is fastest, and the speed of each that was tried.
+
+        Nothing is tried where there is nothing to choose.
+        """
         layouts = list({str(layout): layout for layout in layouts}.values())
+        if len(layouts) == 1:
+            return layouts[0], {}
         found: dict[Layout, list[float]] = {layout: [] for layout in layouts}
-        for _ in range(TRIAL_ROUNDS if len(layouts) > 1 else 1):
+        for _ in range(TRIAL_ROUNDS):
+            began = time.monotonic()
             for layout in layouts:
                 asked = {**question, "layout": layout.question(), "steps": self.trial_steps}
                 found[layout].append(speed(self.peer.ask(asked)))
+            if time.monotonic() - began > self.patience:
+                break
         tried = {layout: max(speeds) for layout, speeds in found.items()}
         chosen = max(tried, key=tried.__getitem__)
         return chosen, {str(layout): best for layout, best in tried.items()}
