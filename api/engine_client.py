@@ -2,9 +2,10 @@
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from http import HTTPStatus
 from typing import Any, TypeVar
 
-import httpx
+import aiohttp
 import msgspec
 
 from api.errors import Refused
@@ -23,8 +24,11 @@ from models.wire import (
 
 CONNECT_SECONDS = 5.0
 SILENCE_SECONDS = 600.0
-PROBE_SECONDS = 2.0
+IDLE_SECONDS = 3.0
+"""A connection is kept for less than the engine keeps it, which closes none that is used then."""
+PROBE = aiohttp.ClientTimeout(total=2.0)
 JSON = {"content-type": "application/json"}
+FAILURES = (aiohttp.ClientError, TimeoutError, msgspec.DecodeError)
 
 ReplyT = TypeVar("ReplyT", bound=msgspec.Struct)
 
@@ -48,21 +52,17 @@ class EngineClient:
     """Speaks the engine's protocol; whatever keeps it from answering is `Unavailable`."""
 
     def __init__(self, address: str) -> None:
+        """Open no connection yet; there must be a running event loop."""
         over_socket = address.startswith("unix:")
-        transport = httpx.AsyncHTTPTransport(
-            uds=address.removeprefix("unix:") if over_socket else None,
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=64),
-        )
-        self._client = httpx.AsyncClient(
-            base_url="http://engine" if over_socket else address,
-            transport=transport,
-            timeout=httpx.Timeout(SILENCE_SECONDS, connect=CONNECT_SECONDS),
-            trust_env=False,
+        self._session = aiohttp.ClientSession(
+            "http://engine" if over_socket else address,
+            connector=_connector(address),
+            timeout=aiohttp.ClientTimeout(sock_connect=CONNECT_SECONDS, sock_read=SILENCE_SECONDS),
         )
 
     async def close(self) -> None:
         """Close every connection."""
-        await self._client.aclose()
+        await self._session.close()
 
     @asynccontextmanager
     async def generate(
@@ -70,19 +70,15 @@ class EngineClient:
     ) -> AsyncIterator[AsyncIterator[AnyGenerateLine]]:
         """Start a generation and give its lines; leaving the block early cancels it."""
         try:
-            async with self._client.stream(
-                "POST",
-                "/generate",
-                content=_encoder.encode(request),
-                headers=JSON,
-            ) as response:
-                if response.status_code != httpx.codes.OK:
-                    refusal = _refusal(response.status_code, await response.aread())
+            content = _encoder.encode(request)
+            async with self._session.post("/generate", data=content, headers=JSON) as response:
+                if response.status != HTTPStatus.OK:
+                    refusal = _refusal(response.status, await response.read())
                     if request.messages is None and refusal.param == "messages":
                         refusal.param = "prompt"
                     raise refusal
                 yield _read_lines(response)
-        except httpx.HTTPError as error:
+        except FAILURES as error:
             raise _unavailable() from error
 
     async def embed(self, request: EmbedRequest) -> EmbedReply:
@@ -100,49 +96,50 @@ class EngineClient:
     async def health(self) -> EngineHealth:
         """Return the engine's own report, ready or not."""
         try:
-            response = await self._client.get("/health", timeout=PROBE_SECONDS)
-            return msgspec.json.decode(response.content, type=EngineHealth)
-        except (httpx.HTTPError, msgspec.DecodeError) as error:
+            async with self._session.get("/health", timeout=PROBE) as response:
+                return msgspec.json.decode(await response.read(), type=EngineHealth)
+        except FAILURES as error:
             raise _unavailable() from error
 
     async def drop(self, digest: str) -> None:
         """Ask the engine to forget an adapter that nobody can name any more."""
         try:
-            await self._client.delete(f"/adapters/{digest}", timeout=PROBE_SECONDS)
-        except httpx.HTTPError as error:
+            async with self._session.delete(f"/adapters/{digest}", timeout=PROBE):
+                pass
+        except FAILURES as error:
             raise _unavailable() from error
 
     async def _ask(self, path: str, request: msgspec.Struct, *, reply: type[ReplyT]) -> ReplyT:
         """Send one message and decode the answer; giving up closes the connection."""
         try:
             content = _encoder.encode(request)
-            response = await self._client.post(path, content=content, headers=JSON)
-            if response.status_code != httpx.codes.OK:
-                raise _refusal(response.status_code, response.content)
-            return msgspec.json.decode(response.content, type=reply)
-        except (httpx.HTTPError, msgspec.DecodeError) as error:
+            async with self._session.post(path, data=content, headers=JSON) as response:
+                answer = await response.read()
+            if response.status != HTTPStatus.OK:
+                raise _refusal(response.status, answer)
+            return msgspec.json.decode(answer, type=reply)
+        except FAILURES as error:
             raise _unavailable() from error
 
 
-async def _read_lines(response: httpx.Response) -> AsyncIterator[AnyGenerateLine]:
+def _connector(address: str) -> aiohttp.BaseConnector:
+    path = address.removeprefix("unix:")
+    if path != address:
+        return aiohttp.UnixConnector(path, limit=0, keepalive_timeout=IDLE_SECONDS)
+    return aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_SECONDS)
+
+
+async def _read_lines(response: aiohttp.ClientResponse) -> AsyncIterator[AnyGenerateLine]:
     rest = b""
-    async for piece in response.aiter_bytes():
+    async for piece in response.content.iter_any():
         *lines, rest = (rest + piece).split(b"\n")
         for line in lines:
             if not line:
                 continue
-            message = _decode(line)
+            message: AnyGenerateLine = _lines.decode(line)
             if isinstance(message, GenerateError):
                 raise Refused(message.message, status=message.status, code=message.code)
             yield message
-
-
-def _decode(line: bytes) -> AnyGenerateLine:
-    try:
-        message: AnyGenerateLine = _lines.decode(line)
-    except msgspec.DecodeError as error:
-        raise _unavailable() from error
-    return message
 
 
 def _refusal(status: int, content: bytes) -> Refused | Unavailable:
