@@ -1,8 +1,10 @@
 """The one internal HTTP call: from the api to the inference engine, over a Unix socket or TCP."""
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from http import HTTPStatus
+from io import BytesIO
 from typing import Any, TypeVar
 
 import aiohttp
@@ -25,7 +27,9 @@ from models.wire import (
 CONNECT_SECONDS = 5.0
 SILENCE_SECONDS = 600.0
 IDLE_SECONDS = 3.0
-"""A connection is kept for less than the engine keeps it, which closes none that is used then."""
+"""Less than uvicorn keeps a connection (5 s), so that none is used as the engine closes it."""
+LOOKED_UP_SECONDS = 1
+"""For how long a host's address counts: an engine that is made anew has another."""
 PROBE = aiohttp.ClientTimeout(total=2.0)
 JSON = {"content-type": "application/json"}
 FAILURES = (aiohttp.ClientError, TimeoutError, msgspec.DecodeError)
@@ -55,9 +59,10 @@ class EngineClient:
         """Open no connection yet; there must be a running event loop."""
         over_socket = address.startswith("unix:")
         self._session = aiohttp.ClientSession(
-            "http://engine" if over_socket else address,
+            "http://engine" if over_socket else f"{address.rstrip('/')}/",
             connector=_connector(address),
-            timeout=aiohttp.ClientTimeout(sock_connect=CONNECT_SECONDS, sock_read=SILENCE_SECONDS),
+            timeout=aiohttp.ClientTimeout(connect=CONNECT_SECONDS, sock_read=SILENCE_SECONDS),
+            cookie_jar=aiohttp.DummyCookieJar(),
         )
 
     async def close(self) -> None:
@@ -70,33 +75,32 @@ class EngineClient:
     ) -> AsyncIterator[AsyncIterator[AnyGenerateLine]]:
         """Start a generation and give its lines; leaving the block early cancels it."""
         try:
-            content = _encoder.encode(request)
-            async with self._session.post("/generate", data=content, headers=JSON) as response:
+            async with self._post("generate", request) as response:
                 if response.status != HTTPStatus.OK:
-                    refusal = _refusal(response.status, await response.read())
+                    refusal = _refusal(response.status, await _read(response))
                     if request.messages is None and refusal.param == "messages":
                         refusal.param = "prompt"
                     raise refusal
                 yield _read_lines(response)
-        except FAILURES as error:
+        except aiohttp.ClientError as error:
             raise _unavailable() from error
 
     async def embed(self, request: EmbedRequest) -> EmbedReply:
         """Return the vectors of a few inputs."""
-        return await self._ask("/embed", request, reply=EmbedReply)
+        return await self._ask("embed", request, reply=EmbedReply)
 
     async def classify(self, request: ClassifyRequest) -> ClassifyReply:
         """Return the scores of a few inputs."""
-        return await self._ask("/classify", request, reply=ClassifyReply)
+        return await self._ask("classify", request, reply=ClassifyReply)
 
     async def inspect(self, request: InspectRequest) -> InspectReply:
         """Return what the engine finds in a stored adapter."""
-        return await self._ask("/inspect", request, reply=InspectReply)
+        return await self._ask("inspect", request, reply=InspectReply)
 
     async def health(self) -> EngineHealth:
         """Return the engine's own report, ready or not."""
         try:
-            async with self._session.get("/health", timeout=PROBE) as response:
+            async with self._session.get("health", timeout=PROBE) as response:
                 return msgspec.json.decode(await response.read(), type=EngineHealth)
         except FAILURES as error:
             raise _unavailable() from error
@@ -104,7 +108,7 @@ class EngineClient:
     async def drop(self, digest: str) -> None:
         """Ask the engine to forget an adapter that nobody can name any more."""
         try:
-            async with self._session.delete(f"/adapters/{digest}", timeout=PROBE):
+            async with self._session.delete(f"adapters/{digest}", timeout=PROBE):
                 pass
         except FAILURES as error:
             raise _unavailable() from error
@@ -112,34 +116,57 @@ class EngineClient:
     async def _ask(self, path: str, request: msgspec.Struct, *, reply: type[ReplyT]) -> ReplyT:
         """Send one message and decode the answer; giving up closes the connection."""
         try:
-            content = _encoder.encode(request)
-            async with self._session.post(path, data=content, headers=JSON) as response:
-                answer = await response.read()
+            async with self._post(path, request) as response:
+                answer = await _read(response)
             if response.status != HTTPStatus.OK:
                 raise _refusal(response.status, answer)
             return msgspec.json.decode(answer, type=reply)
         except FAILURES as error:
             raise _unavailable() from error
 
+    def _post(
+        self, path: str, request: msgspec.Struct
+    ) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
+        content = BytesIO(_encoder.encode(request))
+        return self._session.post(path, data=content, headers=JSON, allow_redirects=False)
+
 
 def _connector(address: str) -> aiohttp.BaseConnector:
     path = address.removeprefix("unix:")
     if path != address:
         return aiohttp.UnixConnector(path, limit=0, keepalive_timeout=IDLE_SECONDS)
-    return aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_SECONDS)
+    return aiohttp.TCPConnector(
+        limit=0, keepalive_timeout=IDLE_SECONDS, ttl_dns_cache=LOOKED_UP_SECONDS
+    )
+
+
+async def _read(response: aiohttp.ClientResponse) -> bytes:
+    """Return the whole body; aiohttp by itself waits for ever for the rest of a garbled one."""
+    try:
+        async with asyncio.timeout(SILENCE_SECONDS):
+            return await response.read()
+    except TimeoutError as error:
+        raise _unavailable() from error
 
 
 async def _read_lines(response: aiohttp.ClientResponse) -> AsyncIterator[AnyGenerateLine]:
     rest = b""
-    async for piece in response.content.iter_any():
-        *lines, rest = (rest + piece).split(b"\n")
-        for line in lines:
-            if not line:
-                continue
-            message: AnyGenerateLine = _lines.decode(line)
-            if isinstance(message, GenerateError):
-                raise Refused(message.message, status=message.status, code=message.code)
-            yield message
+    try:
+        while piece := await _read_piece(response):
+            *lines, rest = (rest + piece).split(b"\n")
+            for line in filter(None, lines):
+                message: AnyGenerateLine = _lines.decode(line)
+                if isinstance(message, GenerateError):
+                    raise Refused(message.message, status=message.status, code=message.code)
+                yield message
+    except FAILURES as error:
+        raise _unavailable() from error
+
+
+async def _read_piece(response: aiohttp.ClientResponse) -> bytes:
+    """Return what has come since the last piece; nothing at the end. See `_read`."""
+    async with asyncio.timeout(SILENCE_SECONDS):
+        return await response.content.readany()
 
 
 def _refusal(status: int, content: bytes) -> Refused | Unavailable:

@@ -26,7 +26,7 @@ from benchmarks.sides import JSON
 
 PARTS = ("adapters", "base", "steps", "swaps", "http", "training", "outside", "growth")
 QUICK = ("adapters", "base", "steps", "swaps", "http", "training")
-PATIENCE_SECONDS = 20.0
+PATIENCE_SECONDS = 15.0
 """A side that has taken longer is not asked again when it is to be quick."""
 RATIOS = (
     "mixed_vs_vllm",

@@ -25,8 +25,6 @@ LOSSES = Bound(mean=0.03, most=0.06)
 FIRST_NORM = Bound(mean=0.05, most=0.05)
 IN_FLOAT32 = Bound(mean=0.0001, most=0.0002)
 """Of losses and norms: what is left are the orders in which sums are taken."""
-TRIAL_ROUNDS = 2
-"""The first round meets everything for the first time; the best of both counts, if both fit."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +86,8 @@ class Bench(AbstractContextManager["Bench"]):
     """So many are compared in float32 as well."""
     patience: float = inf
     """Seconds that a round of both, or of the layouts, may take for another one to follow."""
+    _warm: bool = False
+    """Whether the peer has computed anything."""
 
     def __enter__(self) -> Self:
         return self
@@ -101,8 +101,7 @@ class Bench(AbstractContextManager["Bench"]):
     ) -> JSON:
         """Return both sides' speeds, their ratio, and how far their curves are apart.
 
-        The peer's layout is the fastest of `layouts` over a few steps. Where that is tried, both
-        begin warm; else neither does, and of each run the first step is not counted anyway.
+        The peer's layout is the fastest of `layouts` over a few steps, and both begin warm.
         """
         questions = {
             "ours": {"order": self.order(subject, work)},
@@ -158,24 +157,29 @@ class Bench(AbstractContextManager["Bench"]):
     def choose_layout(
         self, question: JSON, layouts: Sequence[Layout]
     ) -> tuple[Layout, dict[str, float]]:
-        """Return the layout in which the peer is fastest, and the speed of each that was tried.
+        """Return the layout in which the peer is fastest, and the best speed of each one tried.
 
-        Nothing is tried where there is nothing to choose.
+        The first round meets everything for the first time, so there is a second one where there is
+        something to choose: a whole one, or if the first took long, of what came first in it. Who
+        is in a hurry and has nothing to choose tries nothing after the first comparison.
         """
         layouts = list({str(layout): layout for layout in layouts}.values())
-        if len(layouts) == 1:
+        hurried = self.patience < inf
+        if len(layouts) == 1 and hurried and self._warm:
             return layouts[0], {}
-        found: dict[Layout, list[float]] = {layout: [] for layout in layouts}
-        for _ in range(TRIAL_ROUNDS):
-            began = time.monotonic()
-            for layout in layouts:
-                asked = {**question, "layout": layout.question(), "steps": self.trial_steps}
-                found[layout].append(speed(self.peer.ask(asked)))
-            if time.monotonic() - began > self.patience:
-                break
-        tried = {layout: max(speeds) for layout, speeds in found.items()}
-        chosen = max(tried, key=tried.__getitem__)
-        return chosen, {str(layout): best for layout, best in tried.items()}
+        self._warm = True
+        began = time.monotonic()
+        best = {layout: self._try(layout, question) for layout in layouts}
+        slow = time.monotonic() - began > self.patience
+        if len(layouts) > 1:
+            for layout in layouts[:1] if slow else layouts:
+                best[layout] = max(best[layout], self._try(layout, question))
+        chosen = max(best, key=best.__getitem__)
+        return chosen, {str(layout): found for layout, found in best.items()}
+
+    def _try(self, layout: Layout, question: JSON) -> float:
+        asked = {**question, "layout": layout.question(), "steps": self.trial_steps}
+        return speed(self.peer.ask(asked))
 
     def warm_up(self, subject: Subject, work: Work) -> None:
         """Have our side take a few steps that are not counted, as the peer does in its trial."""

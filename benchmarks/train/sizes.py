@@ -18,11 +18,11 @@ class Size:
     chat_layouts: tuple[Layout, ...]
     chat_steps: int
     chat_repeats: int
-    shapes: int
     fixed_steps: int
     fixed_repeats: int
     fixed_casts: tuple[bool, ...]
     memory_casts: tuple[bool, ...]
+    memory_shapes: int
     kind_steps: int
     kind_repeats: int
     kind_layouts: tuple[Layout, ...]
@@ -39,11 +39,11 @@ QUICK_SIZE = Size(
     chat_layouts=(PADDED, FREE),
     chat_steps=5,
     chat_repeats=2,
-    shapes=1,
     fixed_steps=3,
     fixed_repeats=2,
     fixed_casts=(True,),
     memory_casts=(True,),
+    memory_shapes=1,
     kind_steps=3,
     kind_repeats=1,
     kind_layouts=(PADDED,),
@@ -57,11 +57,11 @@ FULL_SIZE = Size(
     chat_layouts=(PADDED, FREE, Layout(8, autocast=False), Layout(4)),
     chat_steps=16,
     chat_repeats=5,
-    shapes=2,
     fixed_steps=6,
     fixed_repeats=5,
     fixed_casts=(True, False),
     memory_casts=(True, False),
+    memory_shapes=2,
     kind_steps=6,
     kind_repeats=3,
     kind_layouts=(PADDED, Layout(8, autocast=False)),

@@ -46,6 +46,10 @@ class Blocks:
         self._all = _zeros(size, dtype=dtype, device=device)
         self.keys, self.values = (list(side.unbind()) for side in self._all.unbind())
 
+    def nbytes(self, positions: int) -> int:
+        """Return the bytes of so many positions of one slot."""
+        return positions * self._all[:, :, 0, :, 0].numel() * self._all.itemsize
+
     def fill(self, slot: int, prefix: Prefix, *, length: int) -> None:
         """Write the first `length` positions of a slot from what was computed at load."""
         for caches, sides in ((self.keys, prefix.keys), (self.values, prefix.values)):

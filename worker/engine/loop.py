@@ -208,9 +208,8 @@ class Loop:
     def _apply(self, step: Step, outcome: Outcome, drawn: list[Drawn]) -> None:
         for chunk in step.chunks:
             chunk.sequence.computed = chunk.stop
-            self._metrics.tokens.labels("prompt").inc(chunk.stop - chunk.start)
-            if chunk.ends_prompt:
-                self._metrics.tokens.labels("cached").inc(chunk.sequence.cached)
+            cached = chunk.sequence.cached if chunk.ends_prompt else 0
+            self._metrics.count_prompt(chunk.stop - chunk.start, cached=cached)
         for chunk, part_d in outcome.pooled:
             if isinstance(chunk.sequence, Excerpt):
                 self._reader.pool(chunk.sequence, part_d)

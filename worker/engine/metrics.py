@@ -22,8 +22,9 @@ class Metrics:
         self.tokens = Counter(
             "graftwork_engine_tokens", "Tokens computed.", ["kind"], registry=self.registry
         )
-        self._completion, self._drafted, self._accepted = (
-            self.tokens.labels(kind) for kind in ("completion", "drafted", "accepted")
+        self._prompt, self._cached, self._completion, self._drafted, self._accepted = (
+            self.tokens.labels(kind)
+            for kind in ("prompt", "cached", "completion", "drafted", "accepted")
         )
         self.faults = Counter(
             "graftwork_engine_faults", "Requests ended by a fault.", registry=self.registry
@@ -43,6 +44,11 @@ class Metrics:
         self.adapters.set(len(residents))
         self.adapter_bytes.set(sum(resident["bytes"] for resident in residents))
         return generate_latest(self.registry)
+
+    def count_prompt(self, computed: int, *, cached: int) -> None:
+        """Count the tokens of a prompt that a step computes, and those that none had to."""
+        self._prompt.inc(computed)
+        self._cached.inc(cached)
 
     def count_drawn(self, tokens: int, *, accepted: int, rejected: int) -> None:
         """Count the tokens that a row takes in a step, and what became of those drafted."""

@@ -168,14 +168,17 @@ class Scheduler:
     def _chunks(self, prefilling: list[Sequence]) -> Iterator[Chunk]:
         """Give half of the budget to the prompt admitted first, the rest to those that end soonest.
 
-        So no short prompt waits for a long one, nor a long one for ever more short ones.
+        Beside the first there is always half a step, so no short prompt waits for a long one to
+        end; a long one waits for shorter ones until it is the first.
         """
         if not prefilling:
             return
         first, *others = prefilling
         granted = Counter({first: min(_left_of(first), (self.prefill_tokens + 1) // 2)})
         budget = self.prefill_tokens - granted[first]
-        for sequence in sorted(_distinct([first, *sorted(others, key=_left_of)]), key=_left_of):
+        # What others wait for is computed by the first, which is served anyway, or by the soonest.
+        distinct = _distinct([first, *sorted(others, key=_left_of)])
+        for sequence in sorted(distinct, key=_left_of):
             more = min(_left_of(sequence) - granted[sequence], budget)
             granted[sequence] += more
             budget -= more

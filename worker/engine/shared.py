@@ -10,7 +10,7 @@ from array import array
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from hashlib import blake2b
-from itertools import takewhile
+from itertools import islice, takewhile
 from math import isfinite
 
 from torch import Tensor
@@ -21,6 +21,8 @@ from worker.engine.sequence import Sequence
 
 TOKENS = 32
 """Tokens of a block; fewer are never shared."""
+LEAST_LEFT = 2 * TOKENS
+"""A prompt with no more tokens left is computed sooner than another one's block is waited for."""
 _HASH_BYTES = 16
 
 
@@ -31,6 +33,8 @@ class SharedPrompts:
         """Hold at most `budget` bytes; 0 shares nothing."""
         self._blocks = blocks
         self._budget = budget
+        self._room = budget // blocks.nbytes(TOKENS)
+        """So many blocks of one prompt are known at a time."""
         self._held: OrderedDict[bytes, Tensor] = OrderedDict()
         """(2, L, K, t, h) each, by the hash of all tokens to its end."""
         self._secret = secrets.token_bytes(_HASH_BYTES)
@@ -38,8 +42,8 @@ class SharedPrompts:
 
     def name(self, sequence: Sequence) -> None:
         """Say by what keys the tokens of an admitted sequence may be known."""
-        if self._budget > 0 and sequence.request.tenant is not None:
-            sequence.keys = list(self._keys(sequence))
+        if sequence.request.tenant is not None:
+            sequence.keys = list(islice(self._keys(sequence), self._room))
 
     def look_up(self, sequences: Iterable[Sequence]) -> None:
         """Write what is known of prompts that are being computed to their slots."""
@@ -59,7 +63,8 @@ class SharedPrompts:
             sequence.cached += known - sequence.computed
             sequence.computed = known
         following = sequence.keys[sequence.computed // TOKENS :]
-        helps = following and sequence.computed < sequence.skippable
+        worth_waiting = len(sequence.prompt) - sequence.computed > LEAST_LEFT
+        helps = following and sequence.computed < sequence.skippable and worth_waiting
         sequence.lacks = following[0] if helps else None
 
     def keep(self, sequence: Sequence) -> None:
