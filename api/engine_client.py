@@ -57,10 +57,10 @@ class EngineClient:
 
     def __init__(self, address: str) -> None:
         """Open no connection yet; there must be a running event loop."""
-        over_socket = address.startswith("unix:")
+        url, connector = _way_to(address)
         self._session = aiohttp.ClientSession(
-            "http://engine" if over_socket else f"{address.rstrip('/')}/",
-            connector=_connector(address),
+            url,
+            connector=connector,
             timeout=aiohttp.ClientTimeout(connect=CONNECT_SECONDS, sock_read=SILENCE_SECONDS),
             cookie_jar=aiohttp.DummyCookieJar(),
         )
@@ -131,13 +131,16 @@ class EngineClient:
         return self._session.post(path, data=content, headers=JSON, allow_redirects=False)
 
 
-def _connector(address: str) -> aiohttp.BaseConnector:
+def _way_to(address: str) -> tuple[str, aiohttp.BaseConnector]:
+    """Return the URL that paths are relative to, and what connects."""
     path = address.removeprefix("unix:")
     if path != address:
-        return aiohttp.UnixConnector(path, limit=0, keepalive_timeout=IDLE_SECONDS)
-    return aiohttp.TCPConnector(
+        unix = aiohttp.UnixConnector(path, limit=0, keepalive_timeout=IDLE_SECONDS)
+        return "http://engine", unix
+    tcp = aiohttp.TCPConnector(
         limit=0, keepalive_timeout=IDLE_SECONDS, ttl_dns_cache=LOOKED_UP_SECONDS
     )
+    return f"{address.rstrip('/')}/", tcp
 
 
 async def _read(response: aiohttp.ClientResponse) -> bytes:

@@ -114,8 +114,6 @@ class Writer:
 
     def take(self, choice: Choice, drawn: Drawn) -> bool:
         """Take a row's next token, tell its text, and say whether this was its last."""
-        if choice.index == 0:
-            choice.request.cached_tokens = choice.cached
         choice.generated.append(drawn.token)
         choice.request.completion_tokens += 1
         ended = drawn.token in self._renderer.eos_ids and not choice.sampling.ignore_eos
@@ -130,6 +128,8 @@ class Writer:
         if not stopped and (ended or full):
             pieces.append(choice.text.finish())
         reason: Reason | None = "stop" if ended or stopped else "length" if full else None
+        if reason is not None and choice.index == 0:
+            choice.request.cached_tokens = choice.cached
         self._tell(choice, pieces, reason=reason)
         return reason is not None
 
