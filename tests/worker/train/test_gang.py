@@ -146,8 +146,11 @@ def library_sums_by_height():
 def test_without_blocks_of_one_height_the_bits_would_differ(make_order, monkeypatch, product):
     if product is F.linear and not library_sums_by_height():
         pytest.skip("this machine's products do not depend on their height")
-    projects = [import_module(f"models.nn.kernels.{form}.project") for form in ("plain", "native")]
-    for place in (kernel, *projects):
+    plain, native = (
+        import_module(f"models.nn.kernels.{form}.project") for form in ("plain", "native")
+    )
+    monkeypatch.setattr(native, "takes", lambda *_: False)
+    for place in (kernel, plain):
         monkeypatch.setattr(place, "multiply", product)
     alone = [run_together([make_order(**job)])[0] for job in JOBS[:2]]
     found = run_together([make_order(**job) for job in JOBS[:2]])

@@ -1,6 +1,7 @@
-"""Linear layers with low-rank updates in C++: in bfloat16 one call forward, one backward.
+"""Linear layers with low-rank updates in C++: one call forward, one backward.
 
-In float32 the base's product is one of `multiply`, and the updates are added to it.
+In bfloat16, or in float32 where AVX2 is all that there is; the base's product rounds there as
+`multiply` does.
 
 The base's weight is read as it lies: packing it a few panels at a time costs a percent or two of a
 product over hundreds of rows, packed copies of all layers would cost twice the weights' memory.
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from models.nn.autograd import apply
 from models.nn.kernels.native import INPUT_STEP, PANEL_WIDTH, find, takes
-from models.nn.kernels.native.multiply import multiply
+from models.nn.kernels.native.multiply import may_round
 from models.nn.kernels.plain import PLAIN
 from models.nn.kernels.table import Update, Weight
 
@@ -136,15 +137,15 @@ class _Project(torch.autograd.Function):
         layout, matrices = _lay_out(updates), tuple(matrix.contiguous() for matrix in matrices)
         inner = torch.empty(layout.size, dtype=x_ti.dtype)
         records = (layout.records(updates, matrices, [None] * len(matrices)), len(updates))
-        given = (x_ti, x_ti.stride(0))
+        given = (x_ti, x_ti.stride(0), len(x_ti))
+        y_to = torch.empty(len(x_ti), len(weight_oi), dtype=x_ti.dtype)
+        weight = (weight_oi, weight_oi.stride(0), *weight_oi.shape, bias_o)
         if find().trains:
-            y_to = torch.empty(len(x_ti), len(weight_oi), dtype=x_ti.dtype)
-            weight = (weight_oi, weight_oi.stride(0), *weight_oi.shape, bias_o)
-            find().call("project_forward", *weight, *records, *given, len(x_ti), inner, y_to)
+            find().call("project_forward", *weight, *records, *given, inner, y_to)
         else:
-            y_to = multiply(x_ti, weight_oi, bias_o)
-            inputs, outputs = x_ti.shape[1], y_to.shape[1]
-            find().call("updates_forward", *records, *given, inputs, inner, y_to, outputs)
+            ctx.rounds = may_round()
+            arguments = (ctx.rounds, *weight, *records, *given, inner, y_to)
+            find().call("project_floats_forward", *arguments)
         ctx.layout, ctx.updates = layout, updates
         read = updates or ctx.needs_input_grad[1]
         ctx.save_for_backward(x_ti if read else None, weight_oi, inner, *matrices)
@@ -161,21 +162,14 @@ class _Project(torch.autograd.Function):
         ]
         records = (ctx.layout.records(updates, matrices, grads), len(updates))
         given = (None, 0) if x_ti is None else (x_ti, x_ti.stride(0))
-        grad, inputs = (grad_to, grad_to.stride(0)), weight_oi.shape[1]
-        pulled = torch.empty_like(inner)
+        grad = (grad_to, grad_to.stride(0), len(grad_to))
+        result_ti = grad_to.new_empty(len(grad_to), weight_oi.shape[1]) if wanted[0] else None
+        weight = (weight_oi, weight_oi.stride(0), *weight_oi.shape)
+        rest = (*weight, *records, *given, *grad, inner, torch.empty_like(inner), result_ti)
         if find().trains:
-            result_ti = grad_to.new_empty(len(grad_to), inputs) if wanted[0] else None
-            weight = (weight_oi, weight_oi.stride(0), *weight_oi.shape)
-            find().call(
-                "project_backward",
-                *(*weight, *records, *given, *grad, len(grad_to), inner, pulled, result_ti),
-            )
+            find().call("project_backward", *rest)
         else:
-            result_ti = multiply(grad_to, weight_oi.t(), None) if wanted[0] else None
-            find().call(
-                "updates_backward",
-                *(*records, *given, inputs, *grad, inner, pulled, result_ti),
-            )
+            find().call("project_floats_backward", ctx.rounds, *rest)
         weight_grad_oi = grad_to.T @ x_ti if wanted[1] else None
         bias_grad_o = grad_to.sum(0) if wanted[2] else None
         return result_ti, weight_grad_oi, bias_grad_o, None, *grads

@@ -88,10 +88,10 @@ template <int R, class Meanwhile>
 inline index blocks_of(index rows) { return (rows + most_block_rows - 1) / most_block_rows; }
 
 // Adds the product of any number of rows with `count` panels to y; begin(rows) may fill some rows
-// of y before they are added to.
-template <class Begin, class Meanwhile = Nothing>
+// of y before they are added to, end(rows) is called once they are done.
+template <class Begin, class End = Nothing, class Meanwhile = Nothing>
 void add_product(const WholeRows& x, index rows, const WholePanels& panels, index count, float* y,
-                 index ldy, Begin&& begin, Meanwhile&& meanwhile = {}) {
+                 index ldy, Begin&& begin, End&& end = {}, Meanwhile&& meanwhile = {}) {
     using Called = std::remove_reference_t<Meanwhile>;
     constexpr auto adds = std::array{add_block<1, Called>, add_block<2, Called>,
                                      add_block<3, Called>, add_block<4, Called>,
@@ -103,6 +103,7 @@ void add_product(const WholeRows& x, index rows, const WholePanels& panels, inde
         for (index p = 0; p < count; ++p)
             adds[own.count() - 1](x.from(own.first), panels.from(p),
                                   y + own.first * ldy + p * panel_width, ldy, meanwhile);
+        end(own);
     }
 }
 

@@ -31,6 +31,10 @@ struct Range {
     index count() const { return last - first; }
 };
 
+inline Range common(Range a, Range b) {
+    return {std::max(a.first, b.first), std::min(a.last, b.last)};
+}
+
 // The share of worker `which` of `workers` in `count` items, in order and without overlap.
 inline Range share(index count, index which, index workers) {
     return {count * which / workers, count * (which + 1) / workers};

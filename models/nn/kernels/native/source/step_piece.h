@@ -29,10 +29,6 @@ struct Output {  // what 16 outputs of a packed weight are
     index first;  // among the outputs of that place
 };
 
-inline Range common(Range a, Range b) {
-    return {std::max(a.first, b.first), std::min(a.last, b.last)};
-}
-
 // Calls multiply(panels) with a number of panels side by side, up to `most_panels`, as a constant.
 template <class Multiply>
 void for_panels(index panels, Multiply&& multiply) {

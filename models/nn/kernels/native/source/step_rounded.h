@@ -65,7 +65,7 @@ void multiply_rounded(const WholeRows& x, index rows, const WholePanels& panels,
         for (index row = own.first; row < own.last; ++row)
             std::fill_n(sums + row * ld, count * panel_width, 0.0f);
     };
-    add_product(x, rows, panels, count, sums, ld, begin, meanwhile);
+    add_product(x, rows, panels, count, sums, ld, begin, Nothing{}, meanwhile);
 }
 
 }  // namespace gw::stepping

@@ -15,7 +15,7 @@ CALLS = re.compile(r'\.call\(\s*"(\w+)"')
 
 ABSENT = {
     "avx2": {"project_forward", "project_backward"},
-    "avx512": {"multiply", "multiply_rounded", "updates_forward", "updates_backward"},
+    "avx512": {"multiply", "multiply_rounded", "project_floats_forward", "project_floats_backward"},
 }
 
 
