@@ -32,7 +32,6 @@ void attend_second(const Second& second, const Model& m, const Task& task, const
 
 // Lets the queries of a row that decodes see its positions, and fetches those of the next task
 // meanwhile; false if that is not done here.
-#ifdef __AVX512BF16__
 template <int Q = few_queries>
 bool attend_few(Attention& attention, const State& state, index l, const bf16* queries,
                 const Task& task, const Task* next) {
@@ -52,11 +51,6 @@ bool attend_few(Attention& attention, const State& state, index l, const bf16* q
     }
     return true;
 }
-#else
-inline bool attend_few(Attention&, const State&, index, const bf16*, const Task&, const Task*) {
-    return false;
-}
-#endif
 
 // Lets the query rows of a task see the positions up to their own, block by block.
 template <class Isa>

@@ -12,7 +12,6 @@
 namespace gw::stepping {
 
 constexpr index most_queries = 48;
-constexpr index most_head_size = 256;
 
 // Packs keys (count, size) as the weight of `padded(count, 16)` outputs and `size` inputs; `ahead`
 // rows of the next block are fetched meanwhile.
@@ -113,7 +112,6 @@ class Attention {
         mix<Isa>(values, inputs);
     }
 
-#ifdef __AVX512BF16__
     // The same with Q queries, which see all of the `count` keys and values (count, size) as they
     // lie; what is read `after` them is fetched meanwhile.
     template <int Q>
@@ -139,7 +137,6 @@ class Attention {
                 mix_few<Q, 1>(s.weights, block_keys, values + n, count, size, after + n, here);
         }
     }
-#endif
 
     // Calls put(r, n, sixteen outputs of row r from n on) for all of them.
     template <class Put>

@@ -1,8 +1,8 @@
 // Attention of the few queries that share a key head, of one decoded row, to keys and values as
 // they lie.
 //
-// Keys are turned in registers and values paired on the way, so nothing is packed that is read
-// once. Scores and sums are chains over pairs in order, as those of `Vectors` are.
+// Keys are turned in registers, so nothing is packed that is read once. Scores and sums are chains in
+// order, as those of `Vectors` are.
 #pragma once
 
 #include "blocks.h"
@@ -10,11 +10,14 @@
 
 #ifdef __AVX512BF16__
 #include "pack.h"
+#else
+#include "block_sums.h"
 #endif
 
 namespace gw::stepping {
 
 constexpr index few_queries = 4;
+constexpr index most_head_size = 256;
 constexpr index near_rows = 16;  // of keys or values: so far ahead are they fetched
 
 #ifdef __AVX512BF16__
@@ -85,6 +88,88 @@ void mix_few(const bf16* weights, index ld, const bf16* values, index count, ind
             put(q, 32 * w, in_order<false>(low[q][w], high[q][w]));
             put(q, 32 * w + 16, in_order<true>(low[q][w], high[q][w]));
         }
+}
+
+#else
+
+// Widens rows (Q, ld) up to a multiple of sixteen numbers.
+template <int Q>
+void widen_few(const bf16* rows, index ld, index count, float* wide) {
+    for (int q = 0; q < Q; ++q)
+        for (index k = 0; k < count; k += lanes)
+            store(wide + q * ld + k, load_bf16(rows + q * ld + k));
+}
+
+// The same in float32.
+template <int Q>
+void score_few(const bf16* queries, const bf16* keys, index count, index size, const bf16* next,
+               Floats (&sums)[Q]) {
+    constexpr index together = 16;
+    alignas(32) float wide[Q * most_head_size];
+    alignas(32) bf16 filled_up[together * most_head_size];
+    widen_few<Q>(queries, size, size, wide);
+    if (count < together) {
+        std::copy_n(keys, count * size, filled_up);
+        std::fill_n(filled_up + count * size, (together - count) * size, bf16{});
+        keys = filled_up;
+    }
+    unrolled<Q>([&](auto q) { sums[q] = zeros(); });
+    for (index k = 0; k < size; k += 16) {
+        __m256i low[8], high[8];  // of eight keys each
+        unrolled<8>([&](auto n) __attribute__((always_inline)) {
+            const bf16* key = keys + n * size + k;
+            low[n] = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(key));
+            high[n] = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(key + 8 * size));
+        });
+        transpose(low);
+        transpose(high);
+        for (index line = k / 4; line < k / 4 + 4; ++line)
+            _mm_prefetch(next + line * input_step, _MM_HINT_T0);
+        unrolled<8>([&](auto i) __attribute__((always_inline)) {
+            const __m256i upper = _mm256_set1_epi32(static_cast<int>(0xffff0000));
+            const auto add = [&](index at, __m256i left, __m256i right)
+                                 __attribute__((always_inline)) {
+                const Floats numbers{_mm256_castsi256_ps(left), _mm256_castsi256_ps(right)};
+                unrolled<Q>([&](auto q) __attribute__((always_inline)) {
+                    const __m256 query = _mm256_broadcast_ss(wide + q * size + k + at);
+                    sums[q] = fma({query, query}, numbers, sums[q]);
+                });
+            };
+            add(2 * i, _mm256_slli_epi32(low[i], 16), _mm256_slli_epi32(high[i], 16));
+            add(2 * i + 1, _mm256_and_si256(low[i], upper), _mm256_and_si256(high[i], upper));
+        });
+    }
+}
+
+// Sums of a few outputs at a time, which stay in registers.
+template <int Q, int W, class Put>
+void mix_few(const bf16* weights, index ld, const bf16* values, index count, index size,
+             const bf16* after, Put&& put) {
+    constexpr int P = Q > 3 ? 1 : 2;  // sixteens of outputs
+    alignas(32) float wide[Q * block_keys];
+    widen_few<Q>(weights, ld, padded_to(count, lanes), wide);
+    for (index n = 0; n < 32 * W; n += P * lanes) {
+        Floats sums[Q * P];
+        unrolled<Q * P>([&](auto i) { sums[i] = zeros(); });
+        for (index s = 0; s < count; ++s) {
+            const bf16* row = values + s * size + n;
+            _mm_prefetch(s + near_rows < count ? row + near_rows * size
+                                               : after + (s + near_rows - count) * size + n,
+                         _MM_HINT_T0);
+            __m256 weight[Q];
+            unrolled<Q>([&](auto q) __attribute__((always_inline)) {
+                weight[q] = _mm256_broadcast_ss(wide + q * ld + s);
+            });
+            unrolled<P>([&](auto p) __attribute__((always_inline)) {
+                const Floats value = load_bf16(row + p * lanes);
+                unrolled<Q>([&](auto q) __attribute__((always_inline)) {
+                    Floats& sum = sums[q * P + p];
+                    sum = fma({weight[q], weight[q]}, value, sum);
+                });
+            });
+        }
+        unrolled<Q * P>([&](auto i) { put(i / P, n + i % P * lanes, sums[i]); });
+    }
 }
 
 #endif
