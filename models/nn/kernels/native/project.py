@@ -70,7 +70,7 @@ def _add(y_to: Tensor, x_ti: Tensor, updates: Sequence[Update]) -> Tensor:
 
 
 _UPDATE = "8q2Pd2P"
-"""An update as the kernels read it (`source/project.h`)."""
+"""An update as the kernels read it (`source/update.h`)."""
 
 
 class _Layout(NamedTuple):

@@ -1,15 +1,15 @@
 // Products of rows and panels in block floating point.
 //
-// The groups of an output are added in order, each by one fused product, so that a row's bits do not
-// depend on its neighbours.
+// The groups of an output are added in order, each by one fused product, so that a row's bits do
+// not depend on its neighbours.
 #pragma once
 
 #include <array>
 #include <type_traits>
-#include <utility>
 
 #include "block_float.h"
 #include "operand.h"
+#include "unrolled.h"
 
 namespace gw {
 
@@ -37,14 +37,6 @@ struct WholePanels {  // one behind the other
         return reinterpret_cast<const float*>(first + panel_width * inputs * sizeof(Whole));
     }
 };
-
-// Calls act(0) to act(N - 1) with constants, so that arrays of registers become registers.
-template <int N, class Act>
-[[gnu::always_inline]] inline void unrolled(Act&& act) {
-    [&]<int... n>(std::integer_sequence<int, n...>) __attribute__((always_inline)) {
-        (act(std::integral_constant<int, n>{}), ...);
-    }(std::make_integer_sequence<int, N>{});
-}
 
 constexpr int most_block_rows = 6;  // whose sums with one panel take 12 of 16 registers
 constexpr index between_inputs = 32;  // from one call of meanwhile() to the next

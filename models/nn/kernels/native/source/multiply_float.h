@@ -12,7 +12,7 @@ namespace gw {
 
 struct FloatWeight {
     const float* values;
-    index across, along;  // from one output to the next, from one input to the next; one of them is 1
+    index across, along;  // from one output to the next, from one input to the next: one is 1
     index outputs, inputs;
     const float* bias;  // or none
 
@@ -50,7 +50,7 @@ void multiply_panels(const FloatWeight& w, const RowsOf<float>& x, index first, 
     const OperandOf<float, float> given{x.values, x.ld, packed, w.inputs, size};
     Avx2::multiply<P>(x.count, given, [&](index row, int p, Floats sum) {
         const index at = first + p * panel_width;
-        store(y + row * w.outputs + at, w.bias ? sum + w.start(at) : sum);
+        store(y + row * w.outputs + at, w.bias ? sum + load(w.bias + at) : sum);
     });
 }
 

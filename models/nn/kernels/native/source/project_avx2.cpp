@@ -1,11 +1,12 @@
 // A linear layer in float32 with low-rank updates in rectangles of rows and outputs, and its
 // gradients, for AVX2 alone.
 //
-// The base's product is rounded or not; updates are in float32, and added to a few rows of it while
-// these are in the first cache. Every sum is one chain in order, so that a row's bits depend on
-// nothing but the row, and a gradient's on nothing but its update.
+// The base's product is rounded or not; updates are in float32, and added to a part of it while
+// that is in a cache. Every sum is one chain in order, so that a row's bits depend on nothing but
+// the row, and a gradient's on nothing but its update.
 #include <omp.h>
 
+#include <span>
 #include <vector>
 
 #include "blocks_float.h"
@@ -19,6 +20,7 @@ using namespace gw;
 namespace {
 
 using Update = UpdateOf<float>;
+using Updates = std::span<const Update>;
 using Given = Avx2Floats::Given;
 
 float* inner_at(const Update& u, float* inner, index row) {
@@ -34,7 +36,7 @@ struct Part {
 
 // Parts of at most `most` of what each update has; extent(update) is a range.
 template <class Extent>
-std::vector<Part> parts(const std::vector<Update>& updates, index most, Extent&& extent) {
+std::vector<Part> parts(Updates updates, index most, Extent&& extent) {
     std::vector<Part> all;
     for (std::size_t u = 0; u < updates.size(); ++u) {
         const Range whole = extent(updates[u]);
@@ -51,12 +53,13 @@ void share_out(const std::vector<Part>& all, Act&& act) {
     for (std::size_t n = 0; n < all.size(); ++n) act(all[n]);
 }
 
-// What updates add to a product, once their inner values are there: these times a matrix each.
+// What updates add to a product, once their inner values are there: these times a matrix each. The
+// matrices lie in room of the thread that calls, for one product at a time.
 class Terms {
    public:
     // columns(update) are those of the product, a multiple of 16.
     template <class Columns>
-    Terms(const std::vector<Update>& updates, float* inner, Columns&& columns) {
+    Terms(Updates updates, float* inner, Columns&& columns) {
         index size = 0;
         for (const Update& u : updates) {
             all_.push_back({{u.top, u.bottom}, columns(u), inner + u.place, u.ld, u.padded, size});
@@ -96,13 +99,13 @@ class Terms {
 };
 
 // y = x WT + bias + what updates add.
-void multiply(bool rounds, const RowsOf<float>& x, const FloatWeight& w, const Terms& terms,
-              float* y) {
+void multiply_and_add(bool rounds, const RowsOf<float>& x, const FloatWeight& w,
+                      const Terms& terms, float* y) {
     const auto end = [&](Range rows, Range columns) { terms.add(rows, columns, y, w.outputs); };
     if (rounds)
         multiply_rounded(x, w, y, end);
     else
-        gw::multiply(x, w, y, end);
+        multiply(x, w, y, end);
 }
 
 // inner = scale * x matrixT, of which the rows of x begin at the first that is multiplied; the
@@ -158,70 +161,25 @@ void gather(const Update& u, const float* inner, const RowsOf<float>& given, Ran
         }
 }
 
-std::vector<Part> parts_of_rows(const std::vector<Update>& updates) {
-    return parts(updates, rows_once, [](const Update& u) { return Range{u.top, u.bottom}; });
-}
-std::vector<Part> wholes(const std::vector<Update>& updates) {
-    return parts(updates, 1, [](const Update&) { return Range{0, 1}; });
-}
-
-}  // namespace
-
-// y (rows, outputs) = x WT + bias + updates, whose inner values are kept.
-GW_API void gw_project_floats_forward_avx2(index rounds, const float* weight, index ld,
-                                           index outputs, index inputs, const float* bias,
-                                           const Update* given, index count, const float* x,
-                                           index ldx, index rows, float* inner, float* y) {
-    const std::vector<Update> updates(given, given + count);
-    const Terms terms(updates, inner, [](const Update& u) { return Range{u.left, u.right}; });
-    const auto reductions = parts_of_rows(updates), packings = wholes(updates);
+// Packs a matrix of every update by pack(update, target) and reduces rows by reduce_rows(update,
+// rows), all threads together.
+template <class Pack, class ReduceRows>
+void prepare(Updates updates, const Terms& terms, Pack&& pack, ReduceRows&& reduce_rows) {
+    const auto rows = parts(updates, rows_once,
+                            [](const Update& u) { return Range{u.top, u.bottom}; });
 #pragma omp parallel
     {
-        share_out(packings, [&](const Part& part) {
-            const Update& u = updates[part.update];
-            pack_along(u.up, u.rank, u.outputs(), u.rank, u.padded, panel_width * u.padded,
-                       terms.panels(part.update));
-        });
-        share_out(reductions, [&](const Part& part) {
-            const Update& u = updates[part.update];
-            reduce(u, x + part.first * ldx, ldx, inputs, part.last - part.first,
-                   inner_at(u, inner, part.first), [&](float* panels) {
-                       pack_along(u.down, inputs, u.rank, inputs, inputs, panel_width * inputs,
-                                  panels);
-                   });
+#pragma omp for schedule(dynamic) nowait
+        for (std::size_t u = 0; u < updates.size(); ++u) pack(updates[u], terms.panels(u));
+        share_out(rows, [&](const Part& part) {
+            reduce_rows(updates[part.update], Range{part.first, part.last});
         });
     }
-    multiply(rounds, {x, ldx, rows}, {weight, ld, 1, outputs, inputs, bias}, terms, y);
 }
 
-// Gives dx (rows, inputs), if it is wanted, and the gradients of matrices that want one; `pulled` is
-// room for those of inner values.
-GW_API void gw_project_floats_backward_avx2(index rounds, const float* weight, index ld,
-                                            index outputs, index inputs, const Update* given,
-                                            index count, const float* x, index ldx,
-                                            const float* dy, index ldy, index rows,
-                                            const float* inner, float* pulled, float* dx) {
-    const std::vector<Update> updates(given, given + count);
-    const Terms terms(updates, pulled, [&](const Update&) { return Range{0, inputs}; });
-    const auto reductions = parts_of_rows(updates), packings = wholes(updates);
-#pragma omp parallel
-    {
-        if (dx)
-            share_out(packings, [&](const Part& part) {
-                const Update& u = updates[part.update];
-                pack_across(u.down, inputs, inputs, u.rank, u.padded, panel_width * u.padded,
-                            terms.panels(part.update));
-            });
-        share_out(reductions, [&](const Part& part) {
-            const Update& u = updates[part.update];
-            reduce(u, dy + part.first * ldy + u.left, ldy, u.outputs(), part.last - part.first,
-                   inner_at(u, pulled, part.first), [&](float* panels) {
-                       pack_across(u.up, u.rank, u.rank, u.outputs(), u.outputs(),
-                                   panel_width * u.outputs(), panels);
-                   });
-        });
-    }
-    if (dx) multiply(rounds, {dy, ldy, rows}, {weight, 1, ld, inputs, outputs, nullptr}, terms, dx);
+// The gradients of the matrices that want one.
+void give_gradients(Updates updates, const float* inner, const float* pulled,
+                    const RowsOf<float>& x, const RowsOf<float>& dy, index inputs) {
     const auto downs = parts(updates, columns_once, [&](const Update& u) {
         return Range{0, u.grad_down ? inputs : 0};
     });
@@ -232,14 +190,14 @@ GW_API void gw_project_floats_backward_avx2(index rounds, const float* weight, i
     {
         share_out(downs, [&](const Part& part) {
             const Update& u = updates[part.update];
-            gather(u, pulled, {x, ldx, rows}, {part.first, part.last},
+            gather(u, pulled, x, {part.first, part.last},
                    [&](index rank, index column, Floats sum) {
                        store(u.grad_down + rank * inputs + column, sum);
                    });
         });
         share_out(ups, [&](const Part& part) {
             const Update& u = updates[part.update];
-            gather(u, inner, {dy, ldy, rows}, {part.first, part.last},
+            gather(u, inner, dy, {part.first, part.last},
                    [&](index rank, index column, Floats sum) {
                        alignas(32) float values[lanes];
                        store(values, sum);
@@ -248,4 +206,57 @@ GW_API void gw_project_floats_backward_avx2(index rounds, const float* weight, i
                    });
         });
     }
+}
+
+}  // namespace
+
+// y (rows, outputs) = x WT + bias + updates, whose inner values are kept.
+GW_API void gw_project_floats_forward_avx2(index rounds, const float* weight, index ld,
+                                           index outputs, index inputs, const float* bias,
+                                           const Update* given, index count, const float* x,
+                                           index ldx, index rows, float* inner, float* y) {
+    const Updates updates(given, count);
+    const Terms terms(updates, inner, [](const Update& u) { return Range{u.left, u.right}; });
+    prepare(
+        updates, terms,
+        [&](const Update& u, float* panels) {
+            pack_along(u.up, u.rank, u.outputs(), u.rank, u.padded, panel_width * u.padded, panels);
+        },
+        [&](const Update& u, Range own) {
+            reduce(u, x + own.first * ldx, ldx, inputs, own.count(), inner_at(u, inner, own.first),
+                   [&](float* panels) {
+                       pack_along(u.down, inputs, u.rank, inputs, inputs, panel_width * inputs,
+                                  panels);
+                   });
+        });
+    multiply_and_add(rounds, {x, ldx, rows}, {weight, ld, 1, outputs, inputs, bias}, terms, y);
+}
+
+// Gives dx (rows, inputs), if it is wanted, and the gradients of matrices that want one; `pulled`
+// is room for those of inner values.
+GW_API void gw_project_floats_backward_avx2(index rounds, const float* weight, index ld,
+                                            index outputs, index inputs, const Update* given,
+                                            index count, const float* x, index ldx,
+                                            const float* dy, index ldy, index rows,
+                                            const float* inner, float* pulled, float* dx) {
+    const Updates updates(given, count);
+    const Terms terms(updates, pulled, [&](const Update&) { return Range{0, inputs}; });
+    prepare(
+        updates, terms,
+        [&](const Update& u, float* panels) {
+            if (dx)
+                pack_across(u.down, inputs, inputs, u.rank, u.padded, panel_width * u.padded,
+                            panels);
+        },
+        [&](const Update& u, Range own) {
+            reduce(u, dy + own.first * ldy + u.left, ldy, u.outputs(), own.count(),
+                   inner_at(u, pulled, own.first), [&](float* panels) {
+                       pack_across(u.up, u.rank, u.rank, u.outputs(), u.outputs(),
+                                   panel_width * u.outputs(), panels);
+                   });
+        });
+    if (dx)
+        multiply_and_add(rounds, {dy, ldy, rows}, {weight, 1, ld, inputs, outputs, nullptr}, terms,
+                         dx);
+    give_gradients(updates, inner, pulled, {x, ldx, rows}, {dy, ldy, rows}, inputs);
 }

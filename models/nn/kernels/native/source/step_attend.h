@@ -31,7 +31,7 @@ void attend_second(const Second& second, const Model& m, const Task& task, const
 }
 
 // Lets the queries of a row that decodes see its positions, and fetches those of the next task
-// meanwhile; false if that is not done here.
+// meanwhile; false if it does not decode, or more than `few_queries` share a key head.
 template <int Q = few_queries>
 bool attend_few(Attention& attention, const State& state, index l, const bf16* queries,
                 const Task& task, const Task* next) {

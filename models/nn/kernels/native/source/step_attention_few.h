@@ -1,8 +1,8 @@
 // Attention of the few queries that share a key head, of one decoded row, to keys and values as
 // they lie.
 //
-// Keys are turned in registers, so nothing is packed that is read once. Scores and sums are chains in
-// order, as those of `Vectors` are.
+// Keys are turned in registers, so nothing is packed that is read once. Scores and sums are chains
+// in order, as those of `Vectors` are.
 #pragma once
 
 #include "blocks.h"
@@ -11,7 +11,7 @@
 #ifdef __AVX512BF16__
 #include "pack.h"
 #else
-#include "block_sums.h"
+#include "unrolled.h"
 #endif
 
 namespace gw::stepping {
@@ -100,7 +100,7 @@ void widen_few(const bf16* rows, index ld, index count, float* wide) {
             store(wide + q * ld + k, load_bf16(rows + q * ld + k));
 }
 
-// The same in float32.
+// `score_few` in float32.
 template <int Q>
 void score_few(const bf16* queries, const bf16* keys, index count, index size, const bf16* next,
                Floats (&sums)[Q]) {
@@ -123,7 +123,7 @@ void score_few(const bf16* queries, const bf16* keys, index count, index size, c
         });
         transpose(low);
         transpose(high);
-        for (index line = k / 4; line < k / 4 + 4; ++line)
+        for (index line = k / 2; line < k / 2 + 8; ++line)
             _mm_prefetch(next + line * input_step, _MM_HINT_T0);
         unrolled<8>([&](auto i) __attribute__((always_inline)) {
             const __m256i upper = _mm256_set1_epi32(static_cast<int>(0xffff0000));
@@ -141,7 +141,7 @@ void score_few(const bf16* queries, const bf16* keys, index count, index size, c
     }
 }
 
-// Sums of a few outputs at a time, which stay in registers.
+// `mix_few` in float32, a few outputs at a time, whose sums stay in registers.
 template <int Q, int W, class Put>
 void mix_few(const bf16* weights, index ld, const bf16* values, index count, index size,
              const bf16* after, Put&& put) {

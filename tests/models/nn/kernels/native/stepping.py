@@ -30,6 +30,10 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
         "MistralConfig",
         {"num_attention_heads": 6, "head_dim": 96, "sliding_window": None},
     ),
+    "four heads a key": (
+        "MistralConfig",
+        {"num_attention_heads": 8, "head_dim": 32, "sliding_window": None},
+    ),
     "five heads a key": (
         "MistralConfig",
         {"num_attention_heads": 10, "head_dim": 32, "sliding_window": None},
