@@ -54,7 +54,7 @@ def admit(backbone: Backbone, blocks: Blocks) -> tuple[NativeRunner | None, str]
             values=blocks.values,
             codes=library.reads_codes,
             rounded=library.reads_rounded,
-            screens=library.screens,
+            screens=True,
         )
         probe = _Probe(backbone, blocks)
     except (Unavailable, Unsuited, MemoryError, RuntimeError) as error:

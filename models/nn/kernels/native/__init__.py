@@ -67,11 +67,6 @@ class Library:
         """Whether the best form of the step reads a base in block floating point: AVX2 alone."""
         return self.instructions == "avx2"
 
-    @property
-    def screens(self) -> bool:
-        """Whether the best form of the step gains by a screen of the head; AVX2 has none."""
-        return self.instructions != "avx2"
-
     def call(self, name: str, *arguments: Argument) -> None:
         """Call the form of a function that this processor runs best, `gw_<name>_<form>`, or the
         only one, `gw_<name>`.

@@ -88,7 +88,9 @@ class StepModel:
             layers=records.address(layers),
             embedding=embedding.data_ptr(),
             head=pack(head, head_scales),
-            screen=make_screen(backbone, head.bfloat16(), arena) if screens else records.Screen(),
+            screen=make_screen(backbone, head, arena, rounded=rounded)
+            if screens
+            else records.Screen(),
             head_bias=head_bias,
             final_gain=arena.put(backbone.base.gain("norm")),
             cosines=arena.put(cosines),

@@ -116,6 +116,8 @@ class Screen(_Record):
         ("panels", c_void_p),
         ("order", c_void_p),
         *((name, c_int64) for name in ("exact", "coarse", "stride")),
+        ("slack", c_float),
+        ("reserved", c_float),
     ]
 
 

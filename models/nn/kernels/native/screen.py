@@ -25,9 +25,18 @@ _PROBE = 128
 _AT_ONCE = 256 * PANEL_WIDTH
 
 
-def make_screen(backbone: Backbone, weight_vd: Tensor, arena: Arena) -> records.Screen:
-    """Keep a head (V, d) in bfloat16 as a screen; one that says nothing if logits may overflow."""
-    hidden = weight_vd.shape[1]
+_GROUP, _STEPS = 128, 8190
+"""Numbers that share a scale in block floating point; half a step is such a part of the largest."""
+
+
+def make_screen(
+    backbone: Backbone, head_vd: Tensor, arena: Arena, *, rounded: bool
+) -> records.Screen:
+    """Keep a head (V, d) as a screen; one that says nothing if logits may overflow.
+
+    Logits are computed by the head in bfloat16, or as it is in block floating point if `rounded`.
+    """
+    weight_vd, hidden = head_vd.bfloat16(), head_vd.shape[1]
     exact = EXACT + (hidden - EXACT) % _TOGETHER
     if hidden <= exact or not _is_plain(weight_vd):
         return records.Screen()
@@ -40,6 +49,7 @@ def make_screen(backbone: Backbone, weight_vd: Tensor, arena: Arena) -> records.
         exact=exact,
         coarse=hidden - exact,
         stride=panels.shape[1],
+        slack=_slack(head_vd, weight_vd) if rounded else 0.0,
     )
 
 
@@ -63,6 +73,21 @@ def _pack(rows_nd: Tensor, exact_k: Tensor, other_c: Tensor) -> Tensor:
     )
     count = len(rows_nd) // PANEL_WIDTH
     return torch.cat([part.reshape(count, -1).view(torch.uint8) for part in parts], dim=1)
+
+
+def _slack(head_vd: Tensor, weight_vd: Tensor) -> float:
+    """Return the most by which a token's weights in either form differ, over their length."""
+    most = 0.0
+    chunks = (torch.split(form_vd, _AT_ONCE) for form_vd in (head_vd, weight_vd))
+    for given_nd, kept_nd in zip(*chunks, strict=True):
+        steps = [
+            own_ng.abs().amax(1) / _STEPS * own_ng.shape[1] ** 0.5
+            for own_ng in torch.split(given_nd.float(), _GROUP, dim=1)
+        ]
+        apart_n = (given_nd.float() - kept_nd.float()).norm(dim=1) + torch.stack(steps).norm(dim=0)
+        size_n = kept_nd.float().norm(dim=1).clamp(min=1e-20)
+        most = max(most, float((apart_n / size_n).max()))
+    return most * _MARGIN
 
 
 def _largest_first(backbone: Backbone) -> Tensor:

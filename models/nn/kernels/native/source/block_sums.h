@@ -25,6 +25,13 @@ struct WholeRows {
     void round(const Number* row) const {
         round_row(row, inputs, values, scales);
     }
+    // How far a row may lie from the numbers that it was rounded from.
+    float lost() const {
+        float squares = 0;
+        for (index g = 0; g < groups_of(inputs); ++g)
+            squares += group(g, inputs).count() * scales[g] * scales[g] / 4;
+        return 1.0001f * __builtin_sqrtf(squares);
+    }
 };
 
 struct WholePanels {  // one behind the other

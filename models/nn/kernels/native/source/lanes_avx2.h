@@ -91,6 +91,7 @@ inline Mask below(Floats a, Floats b) {
 inline Mask not_below(Floats a, Floats b) {
     return {_mm256_cmp_ps(a.low, b.low, _CMP_NLT_UQ), _mm256_cmp_ps(a.high, b.high, _CMP_NLT_UQ)};
 }
+inline bool any(Mask some) { return _mm256_movemask_ps(_mm256_or_ps(some.low, some.high)) != 0; }
 inline Floats keep(Mask where, Floats x) {
     return {_mm256_and_ps(where.low, x.low), _mm256_and_ps(where.high, x.high)};
 }
@@ -103,6 +104,14 @@ inline Floats load_some(Mask there, const float* source, Floats other) {
     const __m256i low = _mm256_castps_si256(there.low), high = _mm256_castps_si256(there.high);
     return pick(there, {_mm256_maskload_ps(source, low), _mm256_maskload_ps(source + 8, high)},
                 other);
+}
+
+inline Floats load_whole(const std::int32_t* source, std::int32_t more) {
+    const auto eight = [more](const std::int32_t* at) {
+        const __m256i whole = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(at));
+        return _mm256_cvtepi32_ps(_mm256_add_epi32(whole, _mm256_set1_epi32(more)));
+    };
+    return {eight(source), eight(source + 8)};
 }
 
 inline Floats nearest_whole(Floats x) {

@@ -49,9 +49,15 @@ inline Floats load_some(Mask there, const float* source, Floats other) {
 }
 inline Mask below(Floats a, Floats b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ); }
 inline Mask not_below(Floats a, Floats b) { return _mm512_cmp_ps_mask(a, b, _CMP_NLT_UQ); }
+inline bool any(Mask some) { return some; }
 inline Floats keep(Mask where, Floats x) { return _mm512_maskz_mov_ps(where, x); }
 inline Floats pick(Mask where, Floats x, Floats other) {
     return _mm512_mask_mov_ps(other, where, x);
+}
+
+// Integers as numbers, all of them so much larger.
+inline Floats load_whole(const std::int32_t* source, std::int32_t more) {
+    return _mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_loadu_si512(source), _mm512_set1_epi32(more)));
 }
 
 inline Floats nearest_whole(Floats x) { return _mm512_roundscale_ps(x, 8); }

@@ -10,9 +10,7 @@
 #include "step_heads.h"
 #include "step_layer.h"
 #include "step_read.h"
-#ifdef __AVX512VNNI__
 #include "step_screen.h"
-#endif
 
 namespace gw::stepping {
 
@@ -43,9 +41,7 @@ void finish_layer(State& state, index l) {
 template <class Isa>
 void compute_logits(State& state) {
     const auto& [m, b, s, team, thread] = state;
-#ifdef __AVX512VNNI__
-    if (may_screen(m, b)) return compute_likeliest<Isa>(state);
-#endif
+    if (may_screen<Isa>(m, b)) return compute_likeliest<Isa>(state);
     Leader* leaders = s.leaders.data() + thread * b.wanted;
     if (b.likeliest) std::for_each_n(leaders, b.wanted, [](Leader& leader) { leader.clear(); });
     const Range own = share(b.wanted, thread, team.size);

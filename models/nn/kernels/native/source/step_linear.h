@@ -12,7 +12,9 @@
 namespace gw::stepping {
 
 #ifdef __AVX512BF16__
-struct WholeRows {};  // nobody reads them
+struct WholeRows {  // nobody reads them
+    float lost() const { return 0; }
+};
 #endif
 
 struct Weight {
@@ -60,6 +62,14 @@ struct Weight {
         if (matrix.rounded) return panels * (inputs / between_inputs);
 #endif
         return (panels + Isa::most_panels - 1) / Isa::most_panels * (inputs / Isa::between);
+    }
+
+    // A single row as the panels multiply it, if they are in block floating point.
+    WholeRows rounded([[maybe_unused]] const bf16* x) const {
+#ifndef __AVX512BF16__
+        if (matrix.rounded) return round_one(x, inputs);
+#endif
+        return {};
     }
 
     // Sixteen outputs of one panel from what was summed for them.

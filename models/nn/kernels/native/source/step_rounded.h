@@ -57,6 +57,14 @@ inline RoundedRows& rounded_rows() {  // which all products of a thread share
     return rows;
 }
 
+inline WholeRows round_one(const bf16* x, index inputs) {
+    RoundedRows& rows = rounded_rows();
+    rows.clear(1, inputs, 1);
+    rows.add(x);
+    rows.make_room();
+    return rows.block(x, {0, 1});
+}
+
 // The sums (rows, ld) with some panels.
 template <class Meanwhile>
 void multiply_rounded(const WholeRows& x, index rows, const WholePanels& panels, index count,

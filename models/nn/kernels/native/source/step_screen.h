@@ -7,14 +7,23 @@
 // logits of the rest are computed as all are elsewhere, so the answer is the same, to the bit.
 #pragma once
 
+#ifdef __AVX512VNNI__
 #include "step_screen_tiles.h"
 #include "step_screen_vectors.h"
+#else
+#include "step_screen_avx2.h"
+#endif
 #include "step_state.h"
 
 namespace gw::stepping {
 
+#ifdef __AVX512VNNI__
 template <class Isa>
 using ScreenProducts = std::conditional_t<Isa::works_aside, TileScreen<Isa>, VectorScreen>;
+#else
+template <class Isa>
+using ScreenProducts = VectorScreen;
+#endif
 
 // Finds candidates of all rows among this thread's panels.
 template <class Isa>
@@ -43,7 +52,7 @@ void screen_all(State& state, const ScreenedRows& given, Candidates* candidates)
             const auto take = [&, top = top](index r, index p, Floats value, Floats bound) {
                 Candidates& found = candidates[top + r];
                 const Floats at_most = value + bound;
-                if (!not_below(at_most, splat(found.bar))) return;
+                if (!any(not_below(at_most, splat(found.bar)))) return;
                 found.add(own.first + p, largest(at_most), largest(value - bound));
             };
             products.screen(bottom - top, own.last - own.first, screen, at(own.first),
@@ -53,12 +62,13 @@ void screen_all(State& state, const ScreenedRows& given, Candidates* candidates)
 }
 
 // Whether a screen may tell the likeliest tokens: adapters leave the head as it is.
-inline bool may_screen(const Model& m, const Batch& b) {
+template <class Isa>
+bool may_screen(const Model& m, const Batch& b) {
     const auto changes = [](const Group& group) {
         const Place& head = group.adapter->head;
         return head.weight || head.rank || head.output_scale || head.bias;
     };
-    return b.likeliest && m.screen.panels &&
+    return b.likeliest && m.screen.panels && b.wanted <= ScreenProducts<Isa>::most_wanted &&
            std::none_of(b.wanted_groups, b.wanted_groups + b.wanted_group_count, changes);
 }
 
@@ -71,8 +81,12 @@ index likeliest_of(const State& state, const bf16* x, const Candidates* candidat
     Leader leader;
     leader.clear();
     const Weight head = state.head();
+    const WholeRows rounded = head.rounded(x);
+    const bool widens = head.widening<Isa>() == Widening::before;
+    bf16* const wide = widens ? wide_room(1, head.inputs) : nullptr;
     const auto take = [&](index panel) {
-        const Factor factor{x, 1, {panel, panel + 1}, sums};
+        if (widens) widen(head, {panel, panel + 1}, wide);
+        const Factor factor{x, 1, {panel, panel + 1}, sums, wide, widens, rounded};
         multiply_weight<Isa, far>(shaped, head, factor, Nothing{}, Nothing{});
         leader.take(load(sums), panel * panel_width);
     };
@@ -98,10 +112,12 @@ template <class Isa>
 void compute_likeliest(State& state) {
     const auto& [m, b, s, team, thread] = state;
     const ScreenedRows given{s.screened.data(), s.exact.data(), s.coarse.data()};
+    const Weight head = state.head();
     const Range own = share(b.wanted, thread, team.size);
     const auto hidden = [&](index n) { return b.hidden + b.wanted_rows[n] * m.hidden; };
     for (index n = own.first; n < own.last; ++n)
-        s.known[n] = lay_out(m.screen, hidden(n), given.from(m.screen, n));
+        s.known[n] = lay_out(m.screen, hidden(n), head.rounded(hidden(n)).lost(),
+                             given.from(m.screen, n));
     team.meet();
     screen_all<Isa>(state, given, s.candidates.data() + thread * b.wanted);
     team.meet();

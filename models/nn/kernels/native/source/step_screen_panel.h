@@ -1,6 +1,8 @@
 // What a screen's panel says of its tokens besides their numbers: see `step_screen.h`.
 #pragma once
 
+#include <limits>
+
 #include "step_screened.h"
 #include "vector.h"
 
@@ -17,9 +19,7 @@ struct ScreenedPanel {
 
     // What a row's products with integers come to.
     Floats scaled(const std::int32_t* whole, const Screened& row) const {
-        const __m512i sum =
-            _mm512_add_epi32(_mm512_load_si512(whole), _mm512_set1_epi32(row.start));
-        return _mm512_cvtepi32_ps(sum) * (scale * splat(row.step));
+        return load_whole(whole, row.start) * (scale * splat(row.step));
     }
 
     // How far logits may lie from what the screen says.

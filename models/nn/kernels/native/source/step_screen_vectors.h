@@ -10,6 +10,7 @@ namespace gw::stepping {
 class VectorScreen {
    public:
     static constexpr index most_rows = Avx512::most_rows;
+    static constexpr index most_wanted = std::numeric_limits<index>::max();
 
     // How often meanwhile() is called for a block of rows and some panels.
     static index calls(const Screen& screen, index) { return screen.coarse / 4; }

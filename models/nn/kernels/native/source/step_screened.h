@@ -39,11 +39,20 @@ struct Candidates {
     }
 };
 
+// Integers of a row as instructions take them: by AVX2 in pairs with every other one of a token.
+#ifdef __AVX512VNNI__
+using Coarse = std::int8_t;
+inline index place_of_integer(index k) { return k; }
+#else
+using Coarse = std::int16_t;
+inline index place_of_integer(index k) { return (k & ~3) | (k & 1) << 1 | (k & 2) >> 1; }
+#endif
+
 // The rows that are screened, in the order of its inputs: bfloat16 ones and then integers.
 struct ScreenedRows {
     Screened* rows;
     bf16* exact;
-    std::int8_t* coarse;
+    Coarse* coarse;
 
     ScreenedRows from(const Screen& screen, index row) const {
         return {rows + row, exact + row * screen.exact, coarse + row * screen.coarse};
@@ -53,8 +62,10 @@ struct ScreenedRows {
 // Squares of lengths for which bounds hold.
 constexpr float largest_state = 1e15f, smallest_state = 1e-15f;
 
-// Lays out one row; false if its size is none that bounds are good for.
-inline bool lay_out(const Screen& screen, const bf16* hidden, const ScreenedRows& target) {
+// Lays out one row, which logits are computed of to within a length that is `lost`; false if its
+// size is none that bounds are good for.
+inline bool lay_out(const Screen& screen, const bf16* hidden, float lost,
+                    const ScreenedRows& target) {
     const auto at = [&](index k) { return to_float(hidden[screen.order[k]]); };
     float whole = 0, most = 0, integers = 0, left = 0;
     for (index k = 0; k < screen.exact + screen.coarse; ++k) whole += at(k) * at(k);
@@ -65,15 +76,17 @@ inline bool lay_out(const Screen& screen, const bf16* hidden, const ScreenedRows
     std::int32_t total = 0;
     for (index k = 0; k < screen.coarse; ++k) {
         const float value = at(screen.exact + k), rounded = std::nearbyint(value / step);
-        target.coarse[k] = static_cast<std::int8_t>(rounded);
-        total += target.coarse[k];
+        target.coarse[place_of_integer(k)] = static_cast<Coarse>(rounded);
+        total += static_cast<std::int32_t>(rounded);
         integers += rounded * rounded;
         left += (value - rounded * step) * (value - rounded * step);
     }
     const float rounding = 1.2e-7f * (screen.exact + screen.coarse + 64);
-    const float some = 1 + rounding;
+    const float some = 1 + rounding, length = std::sqrt(whole);
     *target.rows = {step, some * step * std::sqrt(integers),
-                    some * std::sqrt(left) + rounding * std::sqrt(whole), -128 * total};
+                    some * (std::sqrt(left) + lost + screen.slack * (length + lost)) +
+                        rounding * length,
+                    -128 * total};
     return true;
 }
 

@@ -40,7 +40,7 @@ struct Scratch {
     std::vector<Leader> leaders;                      // (threads, wanted)
     std::vector<Screened> screened;                   // (wanted)
     Aligned<bf16> exact;                              // (wanted, inputs in bfloat16)
-    Aligned<std::int8_t> coarse;                      // (wanted, the others)
+    Aligned<Coarse> coarse;                           // (wanted, the others)
     std::vector<char> known;                          // (wanted)
     std::vector<Candidates> candidates;               // (threads, wanted)
     std::vector<Task> tasks;

@@ -73,6 +73,7 @@ struct Screen {               // which tokens of a row may be its likeliest: `st
     const std::int32_t* order;  // of inputs: those in bfloat16 first
     index exact, coarse;        // of either kind; multiples of 32 and of 64, as tiles need
     index stride;               // from one panel to the next in bytes
+    float slack, reserved;      // how far the head lies from the numbers screened, over its length
 };
 
 struct Model {

@@ -13,17 +13,23 @@ from models.nn.kernels.native.adapter import StepAdapter, prepare
 from models.nn.kernels.native.batch import Run
 from models.nn.methods import parse_method
 from models.nn.terms import Terms
-from tests.models.nn.kernels.native.comparing import threads
+from tests.models.nn.kernels.native.comparing import needs_avx512, threads
 from tests.models.nn.kernels.native.stepping import SLOTS, World, drawn_ids, loaded, make_backbone
 
 TOKENS = 400 * 16
 """More panels than a row may have candidates."""
 LENGTH = 60
+FEW = 4
+"""Rows that AVX2 screens together; of more, all logits are computed."""
 
 WIDER = "five heads and 160 inputs"
 """A network with 128 inputs in 8 bits, two tiles of them; others here have 64."""
 
-pytestmark = pytest.mark.skipif(not getattr(library(), "trains", False), reason=reason())
+pytestmark = pytest.mark.skipif(library() is None, reason=reason())
+FORMS = (
+    *dict.fromkeys(("avx2", *getattr(library(), "forms", ()))),
+    pytest.param("emulated", marks=needs_avx512),
+)
 
 
 class Worlds(Protocol):
@@ -38,7 +44,7 @@ class Worlds(Protocol):
     ) -> World: ...
 
 
-@pytest.fixture(params=[*getattr(library(), "forms", ()), "emulated"])
+@pytest.fixture(params=FORMS)
 def make_world(request: pytest.FixtureRequest) -> Worlds:
     def make(
         change: Callable[[PreTrainedModel], object] = lambda _: None,
@@ -47,7 +53,8 @@ def make_world(request: pytest.FixtureRequest) -> Worlds:
         shape: str = "plain",
     ) -> World:
         backbone = make_backbone(shape, vocab=TOKENS, change=change)
-        world = World.of(backbone, form=request.param, codes=codes, screens=True)
+        rounded = request.param == "avx2" and not codes
+        world = World.of(backbone, form=request.param, codes=codes, rounded=rounded, screens=True)
         assert world.step.model.record.screen.panels
         return world
 
@@ -55,11 +62,15 @@ def make_world(request: pytest.FixtureRequest) -> Worlds:
 
 
 def told(world: World, adapter: StepAdapter | None = None) -> tuple[list[int], Tensor]:
-    """Return the likeliest tokens of many rows, told at once, and all their logits."""
+    """Return the likeliest tokens of many rows, told at once if possible, and all their logits."""
     runs = [Run(slot, 0, drawn_ids(LENGTH, seed=slot), adapter) for slot in range(SLOTS)]
     rows = list(range(SLOTS * LENGTH))
     hidden = world.step(runs, likeliest=rows)
-    return hidden.likeliest(rows), hidden.logits(rows).clone()
+    together = FEW if world.step.form == "avx2" else len(rows)
+    tokens: list[int] = []
+    for first in range(0, len(rows), together):
+        tokens += hidden.likeliest(rows[first : first + together])
+    return tokens, hidden.logits(rows).clone()
 
 
 @pytest.mark.parametrize("codes", [False, True])
