@@ -21,12 +21,13 @@ _MARGIN = 1 + 1e-4
 """What lengths are rounded up by: they are parts of a bound."""
 _LARGEST = 1e20
 """Weights below it times states of the lengths that are screened are numbers in float32."""
+_SHORTEST = 1e-20
+"""What the length of a token counts as at the least."""
+_GROUP, _STEPS, _NEXT_TO_NOTHING = 128, 2 * 4095, 1e-30
+"""As in `source/block_float.h`: numbers that share a scale, half steps up to the largest of them,
+and the largest of those that become zeros."""
 _PROBE = 128
 _AT_ONCE = 256 * PANEL_WIDTH
-
-
-_GROUP, _STEPS = 128, 8190
-"""Numbers that share a scale in block floating point; half a step is such a part of the largest."""
 
 
 def make_screen(
@@ -62,12 +63,12 @@ def _is_plain(weight_vd: Tensor) -> bool:
 def _pack(rows_nd: Tensor, exact_k: Tensor, other_c: Tensor) -> Tensor:
     """Return (n / 16, bytes) of n tokens: scales, lengths of what is lost, lengths, and numbers."""
     other_nc = rows_nd[:, other_c].float()
-    scale_n1 = other_nc.abs().amax(1, keepdim=True).clamp(min=1e-20) / _LEVELS
+    scale_n1 = other_nc.abs().amax(1, keepdim=True).clamp(min=_SHORTEST) / _LEVELS
     whole_nc = (other_nc / scale_n1).round()
     parts = (
         scale_n1,
         (other_nc - whole_nc * scale_n1).norm(dim=1) * _MARGIN,
-        rows_nd.float().norm(dim=1) * _MARGIN,
+        rows_nd.float().norm(dim=1).clamp(min=_SHORTEST) * _MARGIN,
         _grouped(rows_nd[:, exact_k], 2),
         _grouped((whole_nc + _LEVELS + 1).to(torch.uint8), 4),
     )
@@ -81,11 +82,11 @@ def _slack(head_vd: Tensor, weight_vd: Tensor) -> float:
     chunks = (torch.split(form_vd, _AT_ONCE) for form_vd in (head_vd, weight_vd))
     for given_nd, kept_nd in zip(*chunks, strict=True):
         steps = [
-            own_ng.abs().amax(1) / _STEPS * own_ng.shape[1] ** 0.5
+            (own_ng.abs().amax(1) / _STEPS).clamp(min=_NEXT_TO_NOTHING) * own_ng.shape[1] ** 0.5
             for own_ng in torch.split(given_nd.float(), _GROUP, dim=1)
         ]
         apart_n = (given_nd.float() - kept_nd.float()).norm(dim=1) + torch.stack(steps).norm(dim=0)
-        size_n = kept_nd.float().norm(dim=1).clamp(min=1e-20)
+        size_n = kept_nd.float().norm(dim=1).clamp(min=_SHORTEST)
         most = max(most, float((apart_n / size_n).max()))
     return most * _MARGIN
 

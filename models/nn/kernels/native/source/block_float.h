@@ -11,6 +11,7 @@ namespace gw {
 
 using Whole = std::int16_t;
 
+// `screen.py` has these as well.
 constexpr index group_inputs = 128;  // that share a scale
 constexpr float most_whole = 4095;   // `group_inputs` products of two such fit into 32 bits
 

@@ -25,7 +25,7 @@ struct WholeRows {
     void round(const Number* row) const {
         round_row(row, inputs, values, scales);
     }
-    // How far a row may lie from the numbers that it was rounded from.
+    // How far a row may lie from the numbers that it was rounded from, but for float32's rounding.
     float lost() const {
         float squares = 0;
         for (index g = 0; g < groups_of(inputs); ++g)

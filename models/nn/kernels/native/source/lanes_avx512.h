@@ -57,7 +57,8 @@ inline Floats pick(Mask where, Floats x, Floats other) {
 
 // Integers as numbers, all of them so much larger.
 inline Floats load_whole(const std::int32_t* source, std::int32_t more) {
-    return _mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_loadu_si512(source), _mm512_set1_epi32(more)));
+    const __m512i whole = _mm512_loadu_si512(source);
+    return _mm512_cvtepi32_ps(_mm512_add_epi32(whole, _mm512_set1_epi32(more)));
 }
 
 inline Floats nearest_whole(Floats x) { return _mm512_roundscale_ps(x, 8); }

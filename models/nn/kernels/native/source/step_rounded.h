@@ -57,6 +57,7 @@ inline RoundedRows& rounded_rows() {  // which all products of a thread share
     return rows;
 }
 
+// A row by itself, until the thread rounds something else.
 inline WholeRows round_one(const bf16* x, index inputs) {
     RoundedRows& rows = rounded_rows();
     rows.clear(1, inputs, 1);

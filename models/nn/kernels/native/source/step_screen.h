@@ -3,6 +3,9 @@
 // A few inputs, those in which hidden states are large, are multiplied in bfloat16, the others by
 // integers. With t g for the integers of a row, s q for those of a token and e for what is left:
 //   |h w - t g s q| = |e_h w + t g e_w| <= |e_h| |w| + |t g| |e_w|
+// and where logits are products of what h and w are rounded to, with |h_r - h| <= lost and
+// |w_r - w| <= slack |w|:
+//   |h_r w_r - h w| <= (lost + slack (|h| + lost)) |w|
 // A token whose bound does not reach what another one has at the least is not the likeliest. The
 // logits of the rest are computed as all are elsewhere, so the answer is the same, to the bit.
 #pragma once

@@ -5,7 +5,7 @@
 #pragma once
 
 #include "blocks_avx2.h"
-#include "step_piece.h"
+#include "scratch.h"
 #include "step_screen_panel.h"
 #include "unrolled.h"
 
@@ -35,7 +35,7 @@ class VectorScreen {
                 case 4: panel<4>(screen, first, given, exact, p, meanwhile, take); break;
                 case 3: panel<3>(screen, first, given, exact, p, meanwhile, take); break;
                 case 2: panel<2>(screen, first, given, exact, p, meanwhile, take); break;
-                default: panel<1>(screen, first, given, exact, p, meanwhile, take); break;
+                case 1: panel<1>(screen, first, given, exact, p, meanwhile, take); break;
             }
     }
 

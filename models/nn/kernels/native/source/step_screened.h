@@ -9,7 +9,7 @@ namespace gw::stepping {
 
 // One row as the screen multiplies it.
 struct Screened {
-    float step, length, left;  // t, |t g|, and |e_h| with what sums in float32 may be off by
+    float step, length, left;  // t, |t g|, and |e_h| with what else products may be off by
     std::int32_t start;        // what sums begin with, for a token's integers are 128 too large
 };
 
@@ -39,7 +39,7 @@ struct Candidates {
     }
 };
 
-// Integers of a row as instructions take them: by AVX2 in pairs with every other one of a token.
+// Integers of a row as instructions take them: by AVX2 of four inputs in the order 0, 2, 1, 3.
 #ifdef __AVX512VNNI__
 using Coarse = std::int8_t;
 inline index place_of_integer(index k) { return k; }

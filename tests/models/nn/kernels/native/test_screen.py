@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from models.nn.kernels.native import library, reason
 from models.nn.kernels.native.adapter import StepAdapter, prepare
 from models.nn.kernels.native.batch import Run
+from models.nn.kernels.native.screen import _SHORTEST, _slack
 from models.nn.methods import parse_method
 from models.nn.terms import Terms
 from tests.models.nn.kernels.native.comparing import needs_avx512, threads
@@ -80,7 +81,7 @@ def test_the_likeliest_are_those_of_all_logits(make_world: Worlds, codes: bool) 
     assert len(set(tokens)) > LENGTH
 
 
-@pytest.mark.parametrize("rows", [1, 2, 5, 6, 7, 13, 17, 45])
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 6, 7, 13, 17, 45])
 def test_any_number_of_rows(make_world: Worlds, rows: int) -> None:
     world = make_world()
     hidden = world.step([Run(0, 0, drawn_ids(rows))], likeliest=range(rows))
@@ -182,6 +183,28 @@ def test_a_head_of_which_logits_may_be_no_numbers_is_not_screened(value: float) 
     tokens, logits_tv = told(world)
     finite_t = torch.isfinite(logits_tv).all(1)
     assert tokens == torch.where(finite_t, logits_tv.argmax(1), -1).tolist()
+
+
+def test_the_slack_covers_what_rounding_moves_weights_by() -> None:
+    """Of a head that bfloat16 does not hold, with tokens and groups that are next to nothing."""
+    outputs, inputs, group = 64, 160, 128
+    head_vd = torch.randn(outputs, inputs, generator=torch.Generator().manual_seed(4))
+    head_vd[3] = 0.0
+    head_vd[4] *= 1e-25
+    head_vd[5, :group] *= 1e-33
+    packed = torch.empty(loaded().rounded_bytes(head_vd), dtype=torch.uint8)
+    loaded().pack_rounded_at(packed.data_ptr(), head_vd)
+    whole, scales = packed.view(outputs // 16, -1).split([2 * 16 * inputs, 2 * 4 * 16], dim=1)
+    whole_nd = whole.reshape(-1).view(torch.int16).view(-1, inputs // 2, 16, 2).transpose(1, 2)
+    scale_ng = scales.reshape(-1).view(torch.float32).view(-1, 2, 16).transpose(1, 2)
+    scale_nd = scale_ng.reshape(outputs, 2).repeat_interleave(group, dim=1)[:, :inputs]
+    rounded_nd = whole_nd.reshape(outputs, inputs).double() * scale_nd.double()
+    kept_nd = head_vd.bfloat16()
+    apart_n = (rounded_nd - kept_nd.double()).norm(dim=1)
+    slack, size_n = _slack(head_vd, kept_nd), kept_nd.double().norm(dim=1).clamp(min=_SHORTEST)
+    assert (rounded_nd - head_vd.double()).norm() < 3e-4 * head_vd.norm()
+    assert (apart_n <= slack * size_n).all()
+    assert slack < 2 * float((apart_n / size_n).max())
 
 
 def head(network: PreTrainedModel) -> Tensor:
