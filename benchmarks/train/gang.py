@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean, median
 
@@ -19,6 +20,9 @@ STEPS = 40
 ROWS_PER_STEP = 2
 EXACT_STEPS = 12
 """Of each job that is run separately, taken by both sides in float32."""
+EXACT_NORMS = Bound(mean=0.0003, most=0.002)
+"""Of these. Adam's first steps go by a gradient's sign, however small it is, and so carry rounding
+on: PEFT was up to 0.027 % from itself in float64, and we 0.027 % from that to the other side."""
 POOLED_STEPS = 4
 """So many steps have the rows of one step of the other parts."""
 LAYOUTS = (Layout(2), Layout(2, "free"))
@@ -60,8 +64,9 @@ def compare_gang(
     """
     questions = [bench.peer_question(subject, work) for work in works[:separate]]
     chosen, tried = bench.choose_layout(questions[0], LAYOUTS)
+    checked = replace(subject, exact_norms=EXACT_NORMS)
     exact = [
-        bench.compare_in_float32(subject, work, steps=EXACT_STEPS) for work in works[:separate]
+        bench.compare_in_float32(checked, work, steps=EXACT_STEPS) for work in works[:separate]
     ]
     jobs = [bench.job(subject, work) for work in works]
     before = record.load()
