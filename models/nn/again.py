@@ -2,14 +2,15 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-from models.nn.kernels.native import library
-from models.nn.kernels.native.multiply import may_round
+from models.nn.kernels import OpTable
+from models.nn.kernels.native import short
 
 
 def again(result: Tensor, compute: Callable[[], Tensor]) -> AbstractContextManager[Any]:
@@ -31,15 +32,23 @@ def again(result: Tensor, compute: Callable[[], Tensor]) -> AbstractContextManag
     return saved_tensors_hooks(pack, unpack)
 
 
-def shorten(full: Tensor) -> Callable[[], Tensor]:
-    """Return what gives a tensor back from half the bytes, where our products of float32 round.
+def swiglu(table: OpTable, gate_up_tm: Tensor) -> tuple[Tensor, Callable[[], Tensor]]:
+    """Return the inner states of gates and ups, and what computes them from what is kept anyhow."""
+    if short.takes_swiglu(gate_up_tm):
+        inner_tm, kept_tm = short.swiglu(gate_up_tm)
+        return inner_tm, partial(short.swiglu_again, kept_tm)
+    return table.swiglu(gate_up_tm), partial(table.swiglu, gate_up_tm.detach())
 
-    The tensor itself is rounded to bfloat16's numbers there, for `again` to give the same bits;
-    nothing may have been kept of it before. What is kept of it later but for `again` keeps it all.
-    """
-    kept = full.detach()
-    if full.dtype is torch.float32 and library() is not None and may_round():
-        short = kept.bfloat16()
-        kept.copy_(short)
-        return short.float
-    return kept.detach
+
+def rotate(
+    table: OpTable, heads_tgh: Tensor, *, cos_th: Tensor, sin_th: Tensor, rotated: int
+) -> tuple[Tensor, Callable[[], Tensor]]:
+    """Return heads that are turned, and what gives them back from what is kept of them."""
+    if short.takes_rotate(heads_tgh, cos_th, sin_th):
+        turned_tgh, kept_tgh = short.rotate(
+            heads_tgh, cos_th=cos_th, sin_th=sin_th, rotated=rotated
+        )
+        return turned_tgh, kept_tgh.float
+    turned_tgh = table.rotate(heads_tgh, cos_th=cos_th, sin_th=sin_th, rotated=rotated)
+    kept_tgh = turned_tgh.detach()
+    return turned_tgh, kept_tgh.detach

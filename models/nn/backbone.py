@@ -24,7 +24,8 @@ from models.nn.executors import Executor
 from models.nn.flat import FlatTrunk, admit
 from models.nn.joint import Joint
 from models.nn.kernels import Weight, ops
-from models.nn.kernels.native.cross_entropy import keeps_rows_apart
+from models.nn.kernels.native import cross_entropy, project
+from models.nn.kernels.rows import OWN_ROWS, SHARED_ROWS
 from models.nn.leaves import ATTENTION_NAME, act_in, replace_leaves
 from models.nn.quantized import leave_files, loading_options
 from models.nn.shape import BODY_PREFIX, HEAD, Shape
@@ -65,6 +66,8 @@ class Backbone:
         self._weights: Mapping[str, Tensor] = {}
         self._flat = admit(network, self.shape, surgery=self._surgery)
         self._head = Weight(network.lm_head.weight, network.lm_head.bias)
+        self.shared_rows = OWN_ROWS if self._keeps_rows_apart() else SHARED_ROWS
+        """How high a stream of several jobs may be, for no row to depend on the rows beside it."""
 
     @classmethod
     def load(
@@ -197,7 +200,12 @@ class Backbone:
 
     def keeps_losses_apart(self, hidden_rows: Tensor) -> bool:
         """Say whether `losses` of a row are the same bits whatever rows are beside it."""
-        return keeps_rows_apart(hidden_rows, self._head)
+        return cross_entropy.keeps_rows_apart(hidden_rows, self._head)
+
+    def _keeps_rows_apart(self) -> bool:
+        """Say whether every product of the flat forward does, however many rows it has."""
+        products = [one for joint in self.joints() for one in (joint, *joint.apart)]
+        return self.is_flat and all(project.keeps_rows_apart(one.weight) for one in products)
 
     def _below(self, prefix: str) -> dict[str, Tensor]:
         """Return the replaced parameters below a module, by their names in that."""

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.nn.again import again, shorten
+from models.nn.again import again, rotate, swiglu
 from models.nn.attention import Attention, PackedCausal
 from models.nn.executors import NOBODY, Executor
 from models.nn.joint import Joint
@@ -121,11 +121,9 @@ class FlatTrunk:
             normed_td, x_td = table.add_rms_norm(x_td, y_td, gain=gain, epsilon=norm.epsilon)
             with _norm_again(table, x_td, normed_td, norm, gain):
                 gate_up_tm = executor.project(block.gate_up, normed_td)
-            read = shorten(gate_up_tm)
-            with again(gate_up_tm, read):
-                inner_tm = table.swiglu(gate_up_tm)
+            inner_tm, compute = swiglu(table, gate_up_tm)
             del gate_up_tm
-            with again(inner_tm, partial(_swiglu_of, table, read)):
+            with again(inner_tm, compute):
                 y_td = executor.project(block.down, inner_tm)
             y_td = executor.hidden(f"layers.{layer}.mlp", normed_td, y_td)
             norm = self._norm if last else self._blocks[layer + 1].attention_norm
@@ -159,11 +157,15 @@ class FlatTrunk:
         """Return (T, f): what a block's attention gives from its heads, before its own product."""
         shape = self._shape
         heads_tgh = heads_to.view(len(heads_to), -1, shape.head_dim)
-        heads_tgh = ops(heads_to.device).rotate(
-            heads_tgh, cos_th=angles[0], sin_th=angles[1], rotated=shape.heads + shape.kv_heads
+        heads_tgh, read = rotate(
+            ops(heads_to.device),
+            heads_tgh,
+            cos_th=angles[0],
+            sin_th=angles[1],
+            rotated=shape.heads + shape.kv_heads,
         )
         scale = shape.head_dim**-0.5
-        with again(heads_tgh, shorten(heads_tgh)):
+        with again(heads_tgh, read):
             output_thh = attention.attend_joined(
                 layer, heads_tgh, kv_heads=shape.kv_heads, scale=scale
             )
@@ -179,10 +181,6 @@ def _norm_again(
         return nullcontext()
     compute = partial(table.rms_norm, x_td.detach(), gain=gain.detach(), epsilon=norm.epsilon)
     return again(normed_td, compute)
-
-
-def _swiglu_of(table: OpTable, read: Callable[[], Tensor]) -> Tensor:
-    return table.swiglu(read())
 
 
 def _block(network: nn.Module, look: Look, layer: int) -> _Block:

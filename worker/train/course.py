@@ -84,6 +84,7 @@ class ByGradient:
         self.total_steps = self._plan.total_steps
         self._optimizer = Optimizer(tensors, method=method, loop=loop)
         self._optimizer.restore(moments)
+        self._kept: Terms | None = None
 
     def take(self, progress: Progress) -> Work[Taken]:
         """See `Course.take`."""
@@ -121,8 +122,15 @@ class ByGradient:
         return total
 
     def _terms(self) -> Terms:
+        """Return what the tensors are now: always the same terms, if these are all they hold."""
         casts = self._optimizer.casts(self._base.dtype)
-        return Terms.of(self._method, self._tensors, self._base, casts=casts)
+        if self._kept is not None:
+            return self._kept
+        terms = Terms.of(self._method, self._tensors, self._base, casts=casts)
+        lasting = {id(tensor) for tensor in (*self._tensors.values(), *casts.values())}
+        if all(id(tensor) in lasting for tensor in terms.tensors()):
+            self._kept = terms
+        return terms
 
     def is_over(self, progress: Progress) -> bool:
         """See `Course.is_over`."""

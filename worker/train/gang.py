@@ -45,18 +45,21 @@ class Member:
     """It was in a stream that failed, perhaps by its fault."""
 
     @property
-    def may_share(self) -> bool:
-        """Whether what it wants may be computed beside what others want."""
-        return isinstance(self.want, Share) and self.want.may_share and not self.stays_alone
+    def share(self) -> Share | None:
+        """What it wants, if that may be computed beside what others want."""
+        want = self.want
+        if not isinstance(want, Share) or self.stays_alone or not want.may_share:
+            return None
+        return want
 
 
 class Gang:
     """The jobs of this process. They take turns in beats, and share by tokens.
 
     In a beat, who has had the fewest tokens goes first. Micro-batches join one stream while it has
-    at most `SHARED_ROWS` rows, which bounds the memory too; whoever is further ahead than that of
-    the one who has had the fewest waits. So nobody gets more than that much more than another,
-    whatever the size of their steps. A newcomer starts level with the one who has had the fewest.
+    at most `Backbone.shared_rows`, which bounds the memory too; whoever has had `SHARED_ROWS` more
+    than the one who has had the fewest waits, whatever the size of their steps. A newcomer starts
+    level with the one who has had the fewest.
     """
 
     def __init__(self) -> None:
@@ -76,8 +79,8 @@ class Gang:
             except (Interrupted, Dropped) as wish:
                 self._throw(member, wish)
         chosen = self._choose()
-        alone = [member for member in chosen if not member.may_share]
-        self._score([member for member in chosen if member.may_share])
+        alone = [member for member in chosen if member.share is None]
+        self._score([member for member in chosen if member.share is not None])
         for member in alone:
             if isinstance(member.want, Turn):
                 self._go_on(member, partial(next, member.work))
@@ -89,10 +92,10 @@ class Gang:
         for member in sorted(self.members, key=lambda member: member.served):
             if member.served - fewest > SHARED_ROWS:
                 break
-            if member.may_share:
-                if rows and rows + member.want.tokens > SHARED_ROWS:
+            if (share := member.share) is not None:
+                if rows and rows + share.tokens > share.task.backbone.shared_rows:
                     continue
-                rows += member.want.tokens
+                rows += share.tokens
             chosen.append(member)
             member.served += member.want.tokens
         return chosen

@@ -87,13 +87,13 @@ class Optimizer:
         """Return the small tensors as they are now in `dtype`, by the `id` of each, cast as one.
 
         They are leaves, the same ones every time: graphs of an earlier call are over with the next.
-        What has flown to them goes on to the tensors then, or when it is normalised. Those of the
-        head are left out: a loss sends them its gradient in pieces, to be summed in float32.
+        What has flown to them goes on to the tensors then, or when it is normalised, which is why
+        those that have the dtype get them too. Those of the head are left out: a loss sends them
+        its gradient in pieces, to be summed in float32.
         """
         return {
             id(tensor): cast
             for joined in self._joined
-            if joined.values.dtype is not dtype
             for tensor, cast in zip(joined.tensors, joined.cast(dtype), strict=True)
             if id(tensor) not in self._of_head
         }
@@ -195,10 +195,12 @@ class _Joined:
     def cast(self, dtype: torch.dtype) -> list[Tensor]:
         """Return the tensors as they are now in `dtype`; always the same leaves."""
         self.gather()
+        values = self.values.detach()
         if self._cast is None or self._cast.dtype is not dtype:
-            self._cast = torch.empty_like(self.values, dtype=dtype, requires_grad=False)
+            self._cast = values.to(dtype)
             self._pieces = [piece.requires_grad_() for piece in split(self._cast, self._shapes)]
-        self._cast.copy_(self.values.detach())
+        elif dtype is not values.dtype:
+            self._cast.copy_(values)
         return self._pieces
 
     def gather(self) -> None:

@@ -21,7 +21,11 @@ from models.nn.kernels.native import multiply as own
 HEIGHT = 64
 """Rows of a block."""
 SHARED_ROWS = 512
-"""Streams up to this height are cut; jobs may share those only. A multiple of `HEIGHT`."""
+"""Streams up to this height are cut; where products are cut, jobs may share those only. A multiple
+of `HEIGHT`."""
+OWN_ROWS = 1024
+"""Jobs may share streams up to this height where all products are our own. A job alone may have
+streams as high, so none needs more memory."""
 
 
 def linear(x_ti: Tensor, weight_oi: Tensor, bias_o: Tensor | None = None) -> Tensor:

@@ -1,6 +1,7 @@
 """What is computed again in the backward: the same gradients, and nothing kept for them."""
 
 import weakref
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -8,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.nn.again import again, shorten
+from models.nn.again import again, rotate, swiglu
 from models.nn.autograd import apply
+from models.nn.kernels import ops
 from models.nn.kernels.native import library
 
 
@@ -51,30 +53,61 @@ def test_a_transpose_of_the_result_is_another() -> None:
     assert torch.equal(found, 2 * x_dd.detach())
 
 
-@pytest.mark.parametrize(
-    ("precision", "dtype", "rounds"),
-    [
-        ("high", torch.float32, True),
-        ("highest", torch.float32, False),
-        ("high", torch.bfloat16, False),
-    ],
-)
-def test_where_products_may_round_a_tensor_becomes_what_half_the_bytes_give_back(
-    precision: str, dtype: torch.dtype, rounds: bool
-) -> None:
+@pytest.fixture(params=["high", "highest"])
+def rounds(request: pytest.FixtureRequest) -> Iterator[bool]:
+    """Whether what is kept is rounded here: where products of float32 are, which are our own."""
     before = torch.get_float32_matmul_precision()
-    given = torch.randn(5, 8, dtype=dtype)
-    full = given.clone()
-    try:
-        torch.set_float32_matmul_precision(precision)
-        read = shorten(full)
-    finally:
-        torch.set_float32_matmul_precision(before)
-    rounds &= library() is not None
-    assert torch.equal(full, given.bfloat16().to(dtype) if rounds else given)
+    torch.set_float32_matmul_precision(request.param)
+    found = library()
+    yield found is not None and not found.trains and request.param == "high"
+    torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_inner_states_are_computed_again_to_the_bit(rounds: bool, dtype: torch.dtype) -> None:
+    given_tm = torch.randn(7, 64, dtype=dtype)
+    rounds &= dtype is torch.float32
+    seen_tm = given_tm.bfloat16().to(dtype) if rounds else given_tm
+    table = ops(given_tm.device)
+    given_tm.requires_grad_()
+    inner_tm, compute = swiglu(table, given_tm)
+    assert compute().dtype is dtype
+    assert torch.equal(compute(), inner_tm)
+    assert torch.equal(inner_tm, table.swiglu(seen_tm))
+    (found,) = _gradients(inner_tm, given_tm)
+    seen_tm = seen_tm.detach().requires_grad_()
+    (expected,) = _gradients(table.swiglu(seen_tm), seen_tm)
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_turned_heads_are_given_back_to_the_bit(rounds: bool, dtype: torch.dtype) -> None:
+    wide_tgh = torch.randn(7, 6, 32, dtype=dtype)
+    angles_th = torch.randn(7, 32, dtype=dtype)
+    angles = {"cos_th": angles_th.cos(), "sin_th": angles_th.sin(), "rotated": 3}
+    rounds &= dtype is torch.float32
+    table = ops(wide_tgh.device)
+    heads_tgh = wide_tgh[:, 1:].requires_grad_()
+    turned_tgh, read = rotate(table, heads_tgh, **angles)
+    own_tgh = heads_tgh.detach().requires_grad_()
+    expected_tgh = table.rotate(own_tgh, **angles)
+    exact = expected_tgh.detach()
+    assert torch.equal(turned_tgh, exact.bfloat16().to(dtype) if rounds else exact)
     assert read().dtype is dtype
-    assert torch.equal(read(), full)
-    assert (read().data_ptr() != full.data_ptr()) == rounds
+    assert torch.equal(read(), turned_tgh)
+    grad_tgh = torch.randn_like(exact)
+    (found,) = torch.autograd.grad(turned_tgh, heads_tgh, grad_tgh)
+    (expected,) = torch.autograd.grad(expected_tgh, own_tgh, grad_tgh)
+    assert torch.equal(found, expected)
+
+
+def test_half_the_bytes_are_kept_where_products_round(rounds: bool) -> None:
+    gate_up_tm = torch.randn(7, 64, requires_grad=True)
+    inner_tm, compute = swiglu(ops(gate_up_tm.device), full := gate_up_tm * 1)
+    given = weakref.ref(full)
+    del full
+    assert (given() is None) == rounds
+    assert compute().shape == inner_tm.shape
 
 
 class _Tanh(torch.autograd.Function):

@@ -8,9 +8,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from models.nn.backbone import Backbone
+from models.nn.backbone import Backbone, pick_dtype
 from models.nn.kernels import rows as kernel
-from models.nn.kernels.native import library
+from models.nn.kernels.native import library, takes
 from tests.tiny import make_tiny_base
 from tests.worker.train.conftest import ROWS, Job, Recording, values_of, weights_hash
 from worker.train import gang as module
@@ -75,6 +75,10 @@ def run_together(orders, channels=None):
     return [channel.messages for channel in channels]
 
 
+LARGE = {"batch_size": 10, "micro_batch_tokens": 512}
+"""Few of such steps fill a stream."""
+
+
 def tokens_of(channel):
     """How many tokens a job has trained on."""
     return max(getattr(message, "trained_tokens", 0) for message in channel.messages)
@@ -110,6 +114,30 @@ def test_a_job_in_a_gang_is_that_job_alone(make_order, together, jobs, dtype):
     assert max(together) == len(jobs)
     for said, expected in zip(found, alone, strict=True):
         check_equal(said, expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_higher_streams_are_shared_where_no_product_knows_its_height(
+    make_order, wide_folder, monkeypatch, dtype
+):
+    precision = pick_dtype() if dtype == "auto" else torch.float32
+    own = library() is not None and takes(torch.empty(1, dtype=precision))
+    bound = Backbone.load(wide_folder, dtype=precision).shared_rows
+    assert bound == (kernel.OWN_ROWS if own else kernel.SHARED_ROWS)
+    jobs = [{**job, "rows": ROWS, "loop": {**LARGE, "dtype": dtype}} for job in JOBS[:5]]
+    alone = [run_together([make_order(**job)])[0] for job in jobs]
+    heights = []
+
+    def spy(shares):
+        heights.append(sum(share.tokens for share in shares))
+        return score_together(shares)
+
+    score_together = module.score_together
+    monkeypatch.setattr(module, "score_together", spy)
+    found = run_together([make_order(**job) for job in jobs])
+    for said, expected in zip(found, alone, strict=True):
+        check_equal(said, expected)
+    assert 0.75 * bound < max(heights) <= bound
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

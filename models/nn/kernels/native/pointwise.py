@@ -36,9 +36,7 @@ def add_rms_norm(
 
 def rotate(heads_tgh: Tensor, *, cos_th: Tensor, sin_th: Tensor, rotated: int) -> Tensor:
     """See `reference.rotate`."""
-    dimension = heads_tgh.shape[-1]
-    rows = heads_tgh.stride(1) == dimension and cos_th.is_contiguous() and sin_th.is_contiguous()
-    if not (rows and takes(heads_tgh, cos_th, sin_th) and dimension % 32 == 0):
+    if not takes_heads(heads_tgh, cos_th, sin_th):
         return PLAIN.rotate(heads_tgh, cos_th=cos_th, sin_th=sin_th, rotated=rotated)
     turned_tgh: Tensor = apply(_Rotate, heads_tgh, cos_th, sin_th, rotated)
     return turned_tgh
@@ -46,7 +44,7 @@ def rotate(heads_tgh: Tensor, *, cos_th: Tensor, sin_th: Tensor, rotated: int) -
 
 def swiglu(gate_up_tm: Tensor) -> Tensor:
     """See `reference.swiglu`."""
-    if not (takes(gate_up_tm) and gate_up_tm.shape[1] % 32 == 0):
+    if not takes_gates(gate_up_tm):
         return PLAIN.swiglu(gate_up_tm)
     inner_tm: Tensor = apply(_SwiGlu, gate_up_tm)
     return inner_tm
@@ -60,6 +58,18 @@ def scale_shift(y_to: Tensor, *, shifts: Sequence[Shift]) -> Tensor:
     vectors = [vector for piece in shifts for vector in (piece.scale_o, piece.shift_o)]
     scaled_to: Tensor = apply(_ScaleShift, y_to, shifts, *vectors)
     return scaled_to
+
+
+def takes_heads(heads_tgh: Tensor, cos_th: Tensor, sin_th: Tensor) -> bool:
+    """Say whether these heads are turned here."""
+    dimension = heads_tgh.shape[-1]
+    rows = heads_tgh.stride(1) == dimension and cos_th.is_contiguous() and sin_th.is_contiguous()
+    return rows and takes(heads_tgh, cos_th, sin_th) and dimension % 32 == 0
+
+
+def takes_gates(gate_up_tm: Tensor) -> bool:
+    """Say whether the inner states of these gates and ups are computed here."""
+    return takes(gate_up_tm) and gate_up_tm.shape[1] % 32 == 0
 
 
 def _takes_norm(x_td: Tensor, gain: Tensor) -> bool:
@@ -158,9 +168,14 @@ class _Rotate(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_tgh: Tensor) -> tuple[Tensor, None, None, None]:
-        if grad_tgh.stride(1) != grad_tgh.shape[2] or grad_tgh.stride(2) != 1:
-            grad_tgh = grad_tgh.contiguous()
-        return _turned(grad_tgh, ctx.angles, ctx.rotated, direction=-1.0), None, None, None
+        return turned_back(grad_tgh, ctx.angles, ctx.rotated), None, None, None
+
+
+def turned_back(grad_tgh: Tensor, angles: tuple[Tensor, Tensor], rotated: int) -> Tensor:
+    """Return the gradient of heads from that of the heads that `rotate` turned by these angles."""
+    if grad_tgh.stride(1) != grad_tgh.shape[2] or grad_tgh.stride(2) != 1:
+        grad_tgh = grad_tgh.contiguous()
+    return _turned(grad_tgh, angles, rotated, direction=-1.0)
 
 
 def _turned(

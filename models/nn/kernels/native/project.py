@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from models.nn.autograd import apply
-from models.nn.kernels.native import INPUT_STEP, PANEL_WIDTH, find, takes
+from models.nn.kernels.native import INPUT_STEP, PANEL_WIDTH, find, library, takes
 from models.nn.kernels.native.multiply import may_round
 from models.nn.kernels.plain import PLAIN
 from models.nn.kernels.table import Update, Weight
@@ -27,18 +27,29 @@ from models.nn.kernels.table import Update, Weight
 def project(x_ti: Tensor, *, weight: Weight, updates: Sequence[Update] = ()) -> Tensor:
     """See `reference.project`; a job's rows and gradients do not depend on other rows' bits.
 
-    Updates with dropout are added in plain torch, and so is the gradient of a weight that trains.
+    Updates with dropout are added in plain torch, and so are any that do not lie as the kernels
+    read them, and the gradient of a weight that trains.
     """
-    weight_oi, bias_o = weight.weight_oi, weight.bias_o
-    given = [weight_oi, *([] if bias_o is None else [bias_o])]
-    own = sorted((update for update in updates if update.keep_ti is None), key=_place)
-    matrices = [matrix for update in own for matrix in (update.down_ri, update.up_or)]
-    aligned = all(size % INPUT_STEP == 0 for size in weight_oi.shape)  # outputs are summed over too
-    if not (aligned and takes(x_ti, *given, *matrices) and _fit(own)):
+    if not (_takes(weight) and takes(x_ti)):
         return PLAIN.project(x_ti, weight=weight, updates=updates)
-    y_to: Tensor = apply(_Project, x_ti, weight_oi, bias_o, own, *matrices)
-    dropped = [update for update in updates if update.keep_ti is not None]
-    return _add(y_to, x_ti, dropped) if dropped else y_to
+    own = sorted((update for update in updates if update.keep_ti is None), key=_place)
+    others = [update for update in updates if update.keep_ti is not None]
+    matrices = [matrix for update in own for matrix in (update.down_ri, update.up_or)]
+    if not (takes(*matrices) and _fit(own)):
+        own, others, matrices = [], list(updates), []
+    y_to: Tensor = apply(_Project, x_ti, weight.weight_oi, weight.bias_o, own, *matrices)
+    return _add(y_to, x_ti, others) if others else y_to
+
+
+def keeps_rows_apart(weight: Weight) -> bool:
+    """Say whether a row and its gradient are the same bits here whatever rows are beside it."""
+    return library() is not None and _takes(weight)
+
+
+def _takes(weight: Weight) -> bool:
+    given = [weight.weight_oi, *([] if weight.bias_o is None else [weight.bias_o])]
+    aligned = all(size % INPUT_STEP == 0 for size in weight.weight_oi.shape)  # both are summed over
+    return aligned and takes(*given)
 
 
 def _place(update: Update) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -59,7 +70,7 @@ def _fit(updates: Sequence[Update]) -> bool:
 
 
 def _add(y_to: Tensor, x_ti: Tensor, updates: Sequence[Update]) -> Tensor:
-    """Return y with updates that drop parts of their input."""
+    """Return y with updates whose products are of their own rows alone."""
     y_to = y_to.clone()
     for update in updates:
         rows, columns = slice(*update.rows), slice(*update.columns)
@@ -146,14 +157,16 @@ class _Project(torch.autograd.Function):
             ctx.rounds = may_round()
             arguments = (ctx.rounds, *weight, *records, *given, inner, y_to)
             find().call("project_floats_forward", *arguments)
-        ctx.layout, ctx.updates = layout, updates
+        # As they are, for they change only after the backward: a gang's stream has dozens.
+        ctx.layout, ctx.updates, ctx.weight, ctx.matrices = layout, updates, weight_oi, matrices
         read = updates or ctx.needs_input_grad[1]
-        ctx.save_for_backward(x_ti if read else None, weight_oi, inner, *matrices)
+        ctx.save_for_backward(x_ti if read else None, inner)
         return y_to
 
     @staticmethod
     def backward(ctx: Any, grad_to: Tensor) -> tuple[Tensor | None, ...]:
-        x_ti, weight_oi, inner, *matrices = ctx.saved_tensors
+        x_ti, inner = ctx.saved_tensors
+        weight_oi, matrices = ctx.weight, ctx.matrices
         grad_to = grad_to if grad_to.stride(1) == 1 else grad_to.contiguous()
         wanted, updates = ctx.needs_input_grad, ctx.updates
         grads = [

@@ -137,12 +137,17 @@ inline __m256i rounded_halves(__m256 value) {
     return _mm256_srli_epi32(_mm256_blendv_epi8(up, quiet, _mm256_castps_si256(is_nan)), 16);
 }
 
-inline void store_bf16(bf16* target, Floats value) {
-    const __m256i mixed =
-        _mm256_packus_epi32(rounded_halves(value.low), rounded_halves(value.high));
+// Returns what it stores.
+inline Floats store_rounded(bf16* target, Floats value) {
+    const __m256i low = rounded_halves(value.low), high = rounded_halves(value.high);
+    const __m256i mixed = _mm256_packus_epi32(low, high);
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(target),
                         _mm256_permute4x64_epi64(mixed, 0xd8));
+    return {_mm256_castsi256_ps(_mm256_slli_epi32(low, 16)),
+            _mm256_castsi256_ps(_mm256_slli_epi32(high, 16))};
 }
+
+inline void store_bf16(bf16* target, Floats value) { store_rounded(target, value); }
 
 inline Floats load_bf16(const bf16* source) {
     const auto widen = [](const bf16* eight) {

@@ -7,15 +7,18 @@ using namespace gw;
 
 namespace {
 
+template <class Number>
 struct Piece {
-    const bf16* values;  // none for zeros
+    const Number* values;  // none for zeros
     index size;
 };
 
-}  // namespace
+float number(bf16 value) { return to_float(value); }
+float number(float value) { return value; }
 
-// Adds pieces, one behind the other, to `sums`; threads have shares of the numbers, not of pieces.
-GW_API void gw_add_pieces(const Piece* pieces, index count, float* sums) {
+// Threads have shares of the numbers, not of pieces.
+template <class Number>
+void add(const Piece<Number>* pieces, index count, float* sums) {
     index total = 0;
     for (index i = 0; i < count; ++i) total += pieces[i].size;
 #pragma omp parallel
@@ -28,7 +31,18 @@ GW_API void gw_add_pieces(const Piece* pieces, index count, float* sums) {
                              std::min(own.last - start, size)};
             if (values)
                 for (index k = here.first; k < here.last; ++k)
-                    sums[start + k] += to_float(values[k]);
+                    sums[start + k] += number(values[k]);
         }
     }
+}
+
+}  // namespace
+
+// Adds pieces, one behind the other, to `sums`.
+GW_API void gw_add_pieces_bf16(const Piece<bf16>* pieces, index count, float* sums) {
+    add(pieces, count, sums);
+}
+
+GW_API void gw_add_pieces_f32(const Piece<float>* pieces, index count, float* sums) {
+    add(pieces, count, sums);
 }

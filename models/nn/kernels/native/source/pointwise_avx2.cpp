@@ -7,4 +7,5 @@ using Number = float;
 #include "norm.h"
 #include "rotate.h"
 #include "scale.h"
+#include "short.h"
 #include "swiglu.h"

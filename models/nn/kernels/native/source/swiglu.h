@@ -14,23 +14,20 @@ inline Floats sigmoid(Floats x) {
     return keep(not_below(x, splat(-87.0f)), near * fnma(whole, near, splat(2.0f)));
 }
 
-}  // namespace gw
-
-using namespace gw;
-
-GW_API void GW_FORM(swiglu_forward)(const Number* gate_up, index ld, index rows, index width,
-                                    Number* inner) {
+// look(row, column) reads sixteen gates or ups.
+template <class Look, class Result>
+void gate(index rows, index width, Result* inner, Look&& look) {
 #pragma omp parallel for schedule(static)
     for (index i = 0; i < rows; ++i)
         for (index j = 0; j < width; j += lanes) {
-            const Floats gate = read(gate_up + i * ld + j);
-            const Floats up = read(gate_up + i * ld + width + j);
+            const Floats gate = look(i, j), up = look(i, width + j);
             write(inner + i * width + j, gate * sigmoid(gate) * up);
         }
 }
 
-GW_API void GW_FORM(swiglu_backward)(const Number* grad, index ldd, const Number* gate_up,
-                                     index ld, index rows, index width, Number* grad_gate_up) {
+template <class Given, class Result>
+void gate_gradient(const Result* grad, index ldd, const Given* gate_up, index ld, index rows,
+                   index width, Result* grad_gate_up) {
     const Floats one = splat(1.0f);
 #pragma omp parallel for schedule(static)
     for (index i = 0; i < rows; ++i)
@@ -40,8 +37,22 @@ GW_API void GW_FORM(swiglu_backward)(const Number* grad, index ldd, const Number
             const Floats dy = read(grad + i * ldd + j), open = sigmoid(gate);
             const Floats silu = gate * open;
             const Floats slope = fma(silu, one - open, open);
-            Number* target = grad_gate_up + i * 2 * width + j;
+            Result* target = grad_gate_up + i * 2 * width + j;
             write(target, dy * up * slope);
             write(target + width, dy * silu);
         }
+}
+
+}  // namespace gw
+
+using namespace gw;
+
+GW_API void GW_FORM(swiglu_forward)(const Number* gate_up, index ld, index rows, index width,
+                                    Number* inner) {
+    gate(rows, width, inner, [&](index i, index j) { return read(gate_up + i * ld + j); });
+}
+
+GW_API void GW_FORM(swiglu_backward)(const Number* grad, index ldd, const Number* gate_up,
+                                     index ld, index rows, index width, Number* grad_gate_up) {
+    gate_gradient(grad, ldd, gate_up, ld, rows, width, grad_gate_up);
 }

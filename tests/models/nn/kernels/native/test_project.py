@@ -9,6 +9,7 @@ from torch import Tensor
 
 from models.nn.kernels import Update, Weight, reference
 from models.nn.kernels.native import project
+from models.nn.kernels.plain import PLAIN
 from tests.models.nn.kernels.native.comparing import (
     assert_close_to_exact,
     assert_threads_change_nothing,
@@ -141,6 +142,36 @@ def test_dropped_inputs_are_those_of_the_plain_form() -> None:
 
     native, plain = (partial(apply_dropped, form) for form in (project, reference))
     assert_close_to_exact(native, plain, (drawn(33, INPUTS, seed=1), *given))
+
+
+def test_updates_that_lie_otherwise_are_added_to_our_own_product() -> None:
+    def apply_odd(form, x: Tensor, *given: Tensor) -> Tensor:
+        updates = [
+            Update((0, 9), (0, 96), given[0].T, given[1], 2.0),  # columns side by side
+            Update((9, 33), (8, 40), given[2], given[3], 1.0),  # between panels
+        ]
+        return form.project(x, weight=Weight(drawn(OUTPUTS, INPUTS, seed=2).to(x)), updates=updates)
+
+    given = (
+        drawn(INPUTS, 16, seed=5),
+        drawn(96, 16, seed=6),
+        drawn(8, INPUTS, seed=8),
+        drawn(32, 8, seed=7),
+    )
+    native, plain = (partial(apply_odd, form) for form in (project, reference))
+    x = drawn(33, INPUTS, seed=1)
+    assert_close_to_exact(native, plain, (x, *given))
+    layer = Weight(drawn(OUTPUTS, INPUTS, seed=2))
+    base = project.project(x, weight=layer)
+    assert torch.equal(native(x, *given)[:9, 96:], base[:9, 96:])
+    assert project.keeps_rows_apart(layer)
+
+
+def test_weights_that_do_not_fill_steps_are_left_to_plain_torch() -> None:
+    odd = Weight(drawn(OUTPUTS - 8, INPUTS, seed=2))
+    assert not project.keeps_rows_apart(odd)
+    x = drawn(3, INPUTS, seed=1)
+    assert torch.equal(project.project(x, weight=odd), PLAIN.project(x, weight=odd))
 
 
 @pytest.mark.parametrize("bias", [True, False])

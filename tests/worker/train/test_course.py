@@ -1,0 +1,38 @@
+"""When a run asks its method for terms."""
+
+import pytest
+
+from models.nn.terms import Terms
+from tests.worker.train.conftest import Recording
+from worker.train import course
+from worker.train.gang import Gang
+from worker.train.run import train
+
+
+@pytest.mark.parametrize(
+    ("method", "lasting"),
+    [({"type": "lora", "rank": 2}, True), ({"type": "dora", "rank": 2}, False)],
+)
+def test_terms_that_hold_nothing_but_tensors_of_the_method_are_asked_for_once(
+    make_job, monkeypatch, method, lasting
+):
+    asked = []
+
+    class Spy:
+        @staticmethod
+        def of(*arguments, **named):
+            asked.append(None)
+            return Terms.of(*arguments, **named)
+
+    monkeypatch.setattr(course, "Terms", Spy)
+    channel, gang = Recording(), Gang()
+    order = make_job().order(method=method, loop={"n_epochs": 1, "micro_batch_tokens": 1024})
+    gang.join(train(order, channel), channel)
+    while gang.members:
+        gang.beat()
+    losses = [m.values["train_loss"] for m in channel.messages if hasattr(m, "values")]
+    steps = len(losses)
+    assert steps > 3
+    assert len(set(losses)) == steps
+    # One more is asked for before the first step: whether they leave the trunk alone.
+    assert len(asked) == (1 if lasting else 1 + steps)
