@@ -5,12 +5,12 @@
 
 namespace gw {
 
-// Turns the first `rotated` of `heads` of each row by its angles, or back (`direction` -1), and
-// leaves the others. The two halves of a head are the coordinates that turn together. put(at, x)
-// is given sixteen numbers of the result each time, whose rows lie close together.
-template <class Number, class Put>
+// Turns the first `rotated` of `heads` of each row by its angles, or back (`direction` -1). The two
+// halves of a head are the coordinates that turn together. put(at, x) is given sixteen numbers of
+// the result each time, whose rows lie close together, and leave(at, from) those of other heads.
+template <class Number, class Put, class Leave>
 void turn(const Number* source, index ld, const Number* cosines, const Number* sines, index rows,
-          index heads, index rotated, index dimension, float direction, Put&& put) {
+          index heads, index rotated, index dimension, float direction, Put&& put, Leave&& leave) {
     const index half = dimension / 2;
     const Floats sign = splat(direction);
 #pragma omp parallel for schedule(static)
@@ -27,7 +27,7 @@ void turn(const Number* source, index ld, const Number* cosines, const Number* s
             }
         }
         for (index at = rotated * dimension; at < heads * dimension; at += lanes)
-            put(to + at, read(from + at));
+            leave(to + at, from + at);
     }
 }
 
@@ -39,5 +39,8 @@ GW_API void GW_FORM(rotate)(const Number* source, index ld, const Number* cosine
                             const Number* sines, index rows, index heads, index rotated,
                             index dimension, float direction, Number* target) {
     turn(source, ld, cosines, sines, rows, heads, rotated, dimension, direction,
-         [&](index at, Floats x) { write(target + at, x); });
+         [&](index at, Floats x) { write(target + at, x); },
+         [&](index at, const Number* from) {
+             __builtin_memcpy(target + at, from, lanes * sizeof *target);
+         });
 }

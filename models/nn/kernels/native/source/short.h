@@ -28,8 +28,7 @@ GW_API void GW_FORM(swiglu_short_backward)(const float* grad, index ldd, const b
 GW_API void GW_FORM(rotate_short)(const float* source, index ld, const float* cosines,
                                   const float* sines, index rows, index heads, index rotated,
                                   index dimension, bf16* kept, float* target) {
-    turn(source, ld, cosines, sines, rows, heads, rotated, dimension, 1.0f,
-         [&](index at, Floats x) {
-             write(target + at, store_rounded(kept + at, x));
-         });
+    const auto put = [&](index at, Floats x) { write(target + at, store_rounded(kept + at, x)); };
+    turn(source, ld, cosines, sines, rows, heads, rotated, dimension, 1.0f, put,
+         [&](index at, const float* from) { put(at, read(from)); });
 }
