@@ -66,8 +66,8 @@ class Backbone:
         self._weights: Mapping[str, Tensor] = {}
         self._flat = admit(network, self.shape, surgery=self._surgery)
         self._head = Weight(network.lm_head.weight, network.lm_head.bias)
-        self.shared_rows = OWN_ROWS if self._keeps_rows_apart() else SHARED_ROWS
-        """How high a stream of several jobs may be, for no row to depend on the rows beside it."""
+        products = [one for joint in self.joints() for one in (joint, *joint.apart)]
+        self._keeps_rows_apart = all(project.keeps_rows_apart(one.weight) for one in products)
 
     @classmethod
     def load(
@@ -114,6 +114,11 @@ class Backbone:
     def is_flat(self) -> bool:
         """Whether `hidden` is the flat forward and not the surgery."""
         return self._flat is not None
+
+    @property
+    def shared_rows(self) -> int:
+        """How high a stream of several jobs may be, for no row to depend on the rows beside it."""
+        return OWN_ROWS if self.is_flat and self._keeps_rows_apart else SHARED_ROWS
 
     def joints(self) -> Iterator[Joint]:
         """Go through the products of the flat forward; there are none without it."""
@@ -201,11 +206,6 @@ class Backbone:
     def keeps_losses_apart(self, hidden_rows: Tensor) -> bool:
         """Say whether `losses` of a row are the same bits whatever rows are beside it."""
         return cross_entropy.keeps_rows_apart(hidden_rows, self._head)
-
-    def _keeps_rows_apart(self) -> bool:
-        """Say whether every product of the flat forward does, however many rows it has."""
-        products = [one for joint in self.joints() for one in (joint, *joint.apart)]
-        return self.is_flat and all(project.keeps_rows_apart(one.weight) for one in products)
 
     def _below(self, prefix: str) -> dict[str, Tensor]:
         """Return the replaced parameters below a module, by their names in that."""

@@ -185,6 +185,17 @@ class Segments:
                     yield segment, term
 
 
+def splits(joint: Joint, terms: Terms) -> bool:
+    """Say whether `Segments.project` computes a joint otherwise for all rows because of these."""
+    held = [term for place in joint.places if (term := terms.linears.get(place)) is not None]
+    return any(
+        term.weight is not None
+        or term.function is not None
+        or (len(joint.places) > 1 and term.input_scale is not None)
+        for term in held
+    )
+
+
 def _is_apart(term: LinearTerm) -> bool:
     """Say whether a term needs its place computed by itself."""
     given = (term.input_scale, term.weight, term.function)

@@ -123,12 +123,13 @@ class ByGradient:
 
     def _terms(self) -> Terms:
         """Return what the tensors are now: always the same terms, if these are all they hold."""
-        casts = self._optimizer.casts(self._base.dtype)
+        casts = self._optimizer.casts(self._base.dtype)  # which kept terms hold, and are old before
         if self._kept is not None:
             return self._kept
         terms = Terms.of(self._method, self._tensors, self._base, casts=casts)
         lasting = {id(tensor) for tensor in (*self._tensors.values(), *casts.values())}
-        if all(id(tensor) in lasting for tensor in terms.tensors()):
+        closed = any(term.function is not None for term in terms.linears.values())
+        if not closed and all(id(tensor) in lasting for tensor in terms.tensors()):
             self._kept = terms
         return terms
 

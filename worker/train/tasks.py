@@ -6,6 +6,7 @@ Shapes: T rows of a stream, d hidden, n rows with a target, V vocabulary, C clas
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -19,6 +20,7 @@ from models.nn.forward import Part, States, forward
 from models.nn.head import class_logits, pool
 from models.nn.kernels.rows import SHARED_ROWS
 from models.nn.loss import class_loss, next_token_loss
+from models.nn.segments import splits
 from models.nn.terms import Pooling, Terms
 from worker.train.data import Examples, Stream, micro_batches
 from worker.train.frozen import Frozen, freeze
@@ -226,11 +228,15 @@ class Share:
         """How many rows the base computes for it."""
         return self.part.rows
 
-    @property
+    @cached_property
     def may_share(self) -> bool:
-        """Whether others may be in its stream: the base's own weights and a low stream."""
-        small = self.tokens <= SHARED_ROWS
-        return small and not self.terms.weights and not self.task.has_frozen
+        """Whether others may be in its stream: the base's own weights, in its products as they are
+        for those that it shares them with, and a low stream.
+        """
+        plain = not self.terms.weights and not self.task.has_frozen
+        if not plain or self.tokens > SHARED_ROWS:
+            return False
+        return not any(splits(joint, self.terms) for joint in self.task.backbone.joints())
 
 
 class Graded(NamedTuple):

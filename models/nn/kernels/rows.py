@@ -3,9 +3,9 @@
 A matrix library picks its way of summing by the height of a product, so a row that is computed
 among others can differ in its last bit from the same row alone. Where there is a product of our own
 it is taken; else low streams are cut into blocks of one fixed height, the last one filled up with
-zeros: at a fixed height a row's result depends neither on its place nor on its neighbours. A stream
-that is taller than any that several jobs share is computed in one piece, and so is any on a GPU,
-where a block would cost a launch and no run promises its bits.
+zeros: at a fixed height a row's result depends neither on its place nor on its neighbours. A taller
+stream is computed in one piece, and so is any on a GPU, where a block would cost a launch and no
+run promises its bits.
 Shapes: t rows, i in features, o out features, b rows of a block.
 """
 
@@ -21,18 +21,18 @@ from models.nn.kernels.native import multiply as own
 HEIGHT = 64
 """Rows of a block."""
 SHARED_ROWS = 512
-"""Streams up to this height are cut; where products are cut, jobs may share those only. A multiple
-of `HEIGHT`."""
+"""Streams up to this height are cut; jobs share those only, and bring no more. A multiple of
+`HEIGHT`."""
 OWN_ROWS = 1024
-"""Jobs may share streams up to this height where all products are our own. A job alone may have
-streams as high, so none needs more memory."""
+"""Jobs may share streams up to this height where all products are our own: a job's micro-batch has
+as many rows by default."""
 
 
 def linear(x_ti: Tensor, weight_oi: Tensor, bias_o: Tensor | None = None) -> Tensor:
     """Return (t, o) in x's dtype, as `F.linear`; gradients flow to x alone.
 
-    Row t of the product and of x's gradient is a function of row t, and of whether there are more
-    than `SHARED_ROWS` rows.
+    Row t of the product and of x's gradient is a function of row t, and, if the product is not our
+    own, of whether there are more than `SHARED_ROWS` rows.
     """
     product_to: Tensor = apply(_Linear, x_ti, weight_oi, bias_o)
     return product_to

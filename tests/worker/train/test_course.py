@@ -2,20 +2,35 @@
 
 import pytest
 
-from models.nn.terms import Terms
+from models.nn.methods.lora import Lora
+from models.nn.terms import LinearTerm, Terms
 from tests.worker.train.conftest import Recording
 from worker.train import course
 from worker.train.gang import Gang
 from worker.train.run import train
 
 
+def closed_over(method, t, place, base):
+    """Say what LoRA says by a function, which nobody can look into."""
+    if (down := t.get(f"{place}.lora_A")) is None:
+        return None
+    update_oi = t[f"{place}.lora_B"] @ down
+    return LinearTerm(function=lambda x_ti, y_to: y_to + x_ti @ update_oi.T.to(x_ti))
+
+
 @pytest.mark.parametrize(
-    ("method", "lasting"),
-    [({"type": "lora", "rank": 2}, True), ({"type": "dora", "rank": 2}, False)],
+    ("method", "says", "lasting"),
+    [
+        ({"type": "lora", "rank": 2}, None, True),
+        ({"type": "lora", "rank": 2}, closed_over, False),
+        ({"type": "dora", "rank": 2}, None, False),
+    ],
 )
 def test_terms_that_hold_nothing_but_tensors_of_the_method_are_asked_for_once(
-    make_job, monkeypatch, method, lasting
+    make_job, monkeypatch, method, says, lasting
 ):
+    if says is not None:
+        monkeypatch.setattr(Lora, "linear", says)
     asked = []
 
     class Spy:

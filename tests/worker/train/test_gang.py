@@ -75,6 +75,7 @@ def run_together(orders, channels=None):
     return [channel.messages for channel in channels]
 
 
+IA3 = {"type": "ia3"}
 LARGE = {"batch_size": 10, "micro_batch_tokens": 512}
 """Few of such steps fill a stream."""
 
@@ -138,6 +139,19 @@ def test_higher_streams_are_shared_where_no_product_knows_its_height(
     for said, expected in zip(found, alone, strict=True):
         check_equal(said, expected)
     assert 0.75 * bound < max(heights) <= bound
+
+
+def test_who_has_products_computed_otherwise_shares_with_nobody(make_order, together):
+    scaled = {"type": "ia3", "target_modules": ["up_proj"], "feedforward_modules": ["up_proj"]}
+    jobs = [
+        {"method": method, "loop": {"dtype": "auto"}} for method in (scaled, {"type": "lora"}, IA3)
+    ]
+    alone = [run_together([make_order(**job)])[0] for job in jobs]
+    together.clear()
+    found = run_together([make_order(**job) for job in jobs])
+    assert max(together) == 2
+    for said, expected in zip(found, alone, strict=True):
+        check_equal(said, expected)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -32,11 +32,11 @@ def project(x_ti: Tensor, *, weight: Weight, updates: Sequence[Update] = ()) -> 
     """
     if not (_takes(weight) and takes(x_ti)):
         return PLAIN.project(x_ti, weight=weight, updates=updates)
-    own = sorted((update for update in updates if update.keep_ti is None), key=_place)
-    others = [update for update in updates if update.keep_ti is not None]
+    own = sorted((update for update in updates if _fits(update)), key=_place)
+    others = [update for update in updates if not _fits(update)]
+    if not _are_apart(own):
+        own, others = [], list(updates)
     matrices = [matrix for update in own for matrix in (update.down_ri, update.up_or)]
-    if not (takes(*matrices) and _fit(own)):
-        own, others, matrices = [], list(updates), []
     y_to: Tensor = apply(_Project, x_ti, weight.weight_oi, weight.bias_o, own, *matrices)
     return _add(y_to, x_ti, others) if others else y_to
 
@@ -56,14 +56,21 @@ def _place(update: Update) -> tuple[tuple[int, int], tuple[int, int]]:
     return update.rows, update.columns
 
 
-def _fit(updates: Sequence[Update]) -> bool:
-    """Say whether rectangles are aligned and those of different rows apart."""
-    return all(
-        update.columns[0] % PANEL_WIDTH == 0
-        and (update.columns[1] - update.columns[0]) % INPUT_STEP == 0
+def _fits(update: Update) -> bool:
+    """Say whether it drops nothing and lies as the kernels read it."""
+    first, last = update.columns
+    return (
+        update.keep_ti is None
+        and takes(update.down_ri, update.up_or)
+        and first % PANEL_WIDTH == 0
+        and (last - first) % INPUT_STEP == 0
         and update.rows[0] < update.rows[1]
-        for update in updates
-    ) and all(
+    )
+
+
+def _are_apart(updates: Sequence[Update]) -> bool:
+    """Say whether updates in order that are not of the same rows share none."""
+    return all(
         first.rows == second.rows or first.rows[1] <= second.rows[0]
         for first, second in pairwise(updates)
     )
@@ -157,16 +164,16 @@ class _Project(torch.autograd.Function):
             ctx.rounds = may_round()
             arguments = (ctx.rounds, *weight, *records, *given, inner, y_to)
             find().call("project_floats_forward", *arguments)
-        # As they are, for they change only after the backward: a gang's stream has dozens.
-        ctx.layout, ctx.updates, ctx.weight, ctx.matrices = layout, updates, weight_oi, matrices
+        # Matrices as they are, for they change only after the backward: a gang's stream has dozens.
+        ctx.layout, ctx.updates, ctx.matrices = layout, updates, matrices
         read = updates or ctx.needs_input_grad[1]
-        ctx.save_for_backward(x_ti if read else None, inner)
+        ctx.save_for_backward(x_ti if read else None, weight_oi, inner)
         return y_to
 
     @staticmethod
     def backward(ctx: Any, grad_to: Tensor) -> tuple[Tensor | None, ...]:
-        x_ti, inner = ctx.saved_tensors
-        weight_oi, matrices = ctx.weight, ctx.matrices
+        x_ti, weight_oi, inner = ctx.saved_tensors
+        matrices = ctx.matrices
         grad_to = grad_to if grad_to.stride(1) == 1 else grad_to.contiguous()
         wanted, updates = ctx.needs_input_grad, ctx.updates
         grads = [

@@ -59,14 +59,16 @@ class _SwiGlu(torch.autograd.Function):
         given = (gate_up_tm, gate_up_tm.stride(0), rows, width)
         find().call("swiglu_short_forward", *given, kept_tm, inner_tm)
         ctx.mark_non_differentiable(kept_tm)
-        ctx.kept = kept_tm.detach()  # not by `save_for_backward`: hooks would be asked about it
+        ctx.set_materialize_grads(False)  # none is given for it
+        ctx.save_for_backward(kept_tm)
         return inner_tm, kept_tm
 
     @staticmethod
-    def backward(ctx: Any, grad_tm: Tensor, _: Tensor | None) -> Tensor:
+    def backward(ctx: Any, grad_tm: Tensor, _: None) -> Tensor:
+        (kept_tm,) = ctx.saved_tensors
         grad_tm = grad_tm if grad_tm.stride(1) == 1 else grad_tm.contiguous()
-        result_tm = torch.empty(ctx.kept.shape)
-        given = (grad_tm, grad_tm.stride(0), ctx.kept, *grad_tm.shape)
+        result_tm = torch.empty(kept_tm.shape)
+        given = (grad_tm, grad_tm.stride(0), kept_tm, *grad_tm.shape)
         find().call("swiglu_short_backward", *given, result_tm)
         return result_tm
 
@@ -82,10 +84,11 @@ class _Rotate(torch.autograd.Function):
         given = (heads_tgh, heads_tgh.stride(0), cos_th, sin_th, rows, heads, rotated, dimension)
         find().call("rotate_short", *given, kept_tgh, turned_tgh)
         ctx.mark_non_differentiable(kept_tgh)
+        ctx.set_materialize_grads(False)
         return turned_tgh, kept_tgh
 
     @staticmethod
-    def backward(ctx: Any, grad_tgh: Tensor, _: Tensor | None) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, grad_tgh: Tensor, _: None) -> tuple[Tensor, None, None, None]:
         return turned_back(grad_tgh, ctx.angles, ctx.rotated), None, None, None
 
 
