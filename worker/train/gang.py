@@ -56,10 +56,10 @@ class Member:
 class Gang:
     """The jobs of this process. They take turns in beats, and share by tokens.
 
-    In a beat, who has had the fewest tokens goes first. Micro-batches join one stream while it has
-    at most `Backbone.shared_rows`, which bounds the memory too; whoever has had `SHARED_ROWS` more
-    than the one who has had the fewest waits, whatever the size of their steps. A newcomer starts
-    level with the one who has had the fewest.
+    In a beat, who has had the fewest tokens goes first. Micro-batches join one stream while it is
+    no higher than one of them allows (`Share.most_rows`), which bounds the memory too; whoever has
+    had `SHARED_ROWS` more than the one who has had the fewest waits, whatever the size of their
+    steps. A newcomer starts level with the one who has had the fewest.
     """
 
     def __init__(self) -> None:
@@ -88,12 +88,13 @@ class Gang:
                 self._score([member])
 
     def _choose(self) -> list[Member]:
-        chosen, rows, fewest = [], 0, self._fewest()
+        chosen, rows, most, fewest = [], 0, 0, self._fewest()
         for member in sorted(self.members, key=lambda member: member.served):
             if member.served - fewest > SHARED_ROWS:
                 break
             if (share := member.share) is not None:
-                if rows and rows + share.tokens > share.task.backbone.shared_rows:
+                most = max(most, share.most_rows)
+                if rows and rows + share.tokens > most:
                     continue
                 rows += share.tokens
             chosen.append(member)

@@ -38,7 +38,7 @@ class Task(ABC):
     def __init__(self, examples: Examples, *, backbone: Backbone, max_tokens: int) -> None:
         self.examples = examples
         self.backbone = backbone
-        self._max_tokens = max_tokens
+        self.max_tokens = max_tokens
         self._frozen: Frozen | None = None
 
     def prepare(self, terms: Terms, *, rows: NDArray[np.int64]) -> Alone[None]:
@@ -53,22 +53,20 @@ class Task(ABC):
                 rows,
                 backbone=self.backbone,
                 pick=self._pick,
-                max_tokens=self._max_tokens,
+                max_tokens=self.max_tokens,
             )
 
     def streams(self, rows: NDArray[np.int64]) -> list[Stream]:
         """Return the micro-batches of these rows."""
         device = str(self.backbone.device)
-        return list(micro_batches(self.examples, rows, max_tokens=self._max_tokens, device=device))
+        return list(micro_batches(self.examples, rows, max_tokens=self.max_tokens, device=device))
 
     def evaluate(self, terms: Terms) -> Alone[Score]:
         """Return the sums over the whole data set, without dropout, stream by stream."""
         total = Score()
         rows = np.arange(len(self.examples))
         device = str(self.backbone.device)
-        for stream in micro_batches(
-            self.examples, rows, max_tokens=self._max_tokens, device=device
-        ):
+        for stream in micro_batches(self.examples, rows, max_tokens=self.max_tokens, device=device):
             yield Turn(len(stream.ids_t))
             with torch.no_grad():
                 total += self.score(stream, terms)
@@ -227,6 +225,11 @@ class Share:
     def tokens(self) -> int:
         """How many rows the base computes for it."""
         return self.part.rows
+
+    @property
+    def most_rows(self) -> int:
+        """How high a stream may be for its sake: as its own might be, if no row can tell."""
+        return min(self.task.backbone.shared_rows, max(self.task.max_tokens, SHARED_ROWS))
 
     @cached_property
     def may_share(self) -> bool:

@@ -25,7 +25,7 @@ SHARED_ROWS = 512
 `HEIGHT`."""
 OWN_ROWS = 1024
 """Jobs may share streams up to this height where all products are our own: a job's micro-batch has
-as many rows by default."""
+as many rows by default. What has fewer shares no more than `SHARED_ROWS` with its like."""
 
 
 def linear(x_ti: Tensor, weight_oi: Tensor, bias_o: Tensor | None = None) -> Tensor:

@@ -76,7 +76,7 @@ def run_together(orders, channels=None):
 
 
 IA3 = {"type": "ia3"}
-LARGE = {"batch_size": 10, "micro_batch_tokens": 512}
+LARGE = {"batch_size": 10, "micro_batch_tokens": 1024}
 """Few of such steps fill a stream."""
 
 
@@ -105,6 +105,20 @@ def together(monkeypatch):
     return counts
 
 
+@pytest.fixture
+def heights(monkeypatch):
+    """How many rows each stream had."""
+    seen = []
+
+    def spy(shares):
+        seen.append(sum(share.tokens for share in shares))
+        return score_together(shares)
+
+    score_together = module.score_together
+    monkeypatch.setattr(module, "score_together", spy)
+    return seen
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("jobs", [JOBS[:2], JOBS[:5], JOBS])
 def test_a_job_in_a_gang_is_that_job_alone(make_order, together, jobs, dtype):
@@ -119,7 +133,7 @@ def test_a_job_in_a_gang_is_that_job_alone(make_order, together, jobs, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_higher_streams_are_shared_where_no_product_knows_its_height(
-    make_order, wide_folder, monkeypatch, dtype
+    make_order, wide_folder, heights, dtype
 ):
     precision = pick_dtype() if dtype == "auto" else torch.float32
     own = library() is not None and takes(torch.empty(1, dtype=precision))
@@ -127,18 +141,17 @@ def test_higher_streams_are_shared_where_no_product_knows_its_height(
     assert bound == (kernel.OWN_ROWS if own else kernel.SHARED_ROWS)
     jobs = [{**job, "rows": ROWS, "loop": {**LARGE, "dtype": dtype}} for job in JOBS[:5]]
     alone = [run_together([make_order(**job)])[0] for job in jobs]
-    heights = []
-
-    def spy(shares):
-        heights.append(sum(share.tokens for share in shares))
-        return score_together(shares)
-
-    score_together = module.score_together
-    monkeypatch.setattr(module, "score_together", spy)
+    heights.clear()
     found = run_together([make_order(**job) for job in jobs])
     for said, expected in zip(found, alone, strict=True):
         check_equal(said, expected)
     assert 0.75 * bound < max(heights) <= bound
+
+
+def test_jobs_of_small_micro_batches_share_low_streams(make_order, heights):
+    job = {"rows": ROWS, "loop": {"batch_size": 5, "micro_batch_tokens": 300, "dtype": "auto"}}
+    run_together([make_order(**job) for _ in range(5)])
+    assert 0.75 * kernel.SHARED_ROWS < max(heights) <= kernel.SHARED_ROWS
 
 
 def test_who_has_products_computed_otherwise_shares_with_nobody(make_order, together):
