@@ -142,10 +142,10 @@ def _norm_gradients(
     trained: bool,
 ) -> tuple[Tensor, Tensor | None]:
     """Return the gradients of x, which `passed_td` is added to, and of the gain."""
-    grad_td = _rows(grad_td)
+    grad_td = dense_rows(grad_td)
     passed: tuple[Tensor | None, int] = (None, 0)
     if passed_td is not None:
-        passed_td = _rows(passed_td)
+        passed_td = dense_rows(passed_td)
         passed = (passed_td, passed_td.stride(0))
     rows, width = x_td.shape
     grad_x_td = torch.empty(x_td.shape, dtype=x_td.dtype)
@@ -200,7 +200,7 @@ class _SwiGlu(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_tm: Tensor) -> Tensor:
         (gate_up_tm,) = ctx.saved_tensors
-        grad_tm = _rows(grad_tm)
+        grad_tm = dense_rows(grad_tm)
         result_tm = torch.empty(gate_up_tm.shape, dtype=gate_up_tm.dtype)
         given = (grad_tm, grad_tm.stride(0), gate_up_tm, gate_up_tm.stride(0))
         find().call("swiglu_backward", *given, *grad_tm.shape, result_tm)
@@ -224,7 +224,7 @@ class _ScaleShift(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_to: Tensor) -> tuple[Tensor | None, ...]:
-        grad_to = _rows(grad_to)
+        grad_to = dense_rows(grad_to)
         y_to = ctx.saved_tensors[0] if ctx.saved_tensors else grad_to
         wanted, grads = ctx.needs_input_grad, []
         result_to = grad_to.clone(memory_format=torch.contiguous_format) if wanted[0] else None
@@ -251,6 +251,6 @@ def _piece(y_to: Tensor, piece: Shift) -> Tensor:
     return y_to[slice(*piece.rows), slice(*piece.columns)]
 
 
-def _rows(grad: Tensor) -> Tensor:
+def dense_rows(grad: Tensor) -> Tensor:
     """Return a gradient as rows without gaps between their elements."""
     return grad if grad.stride(-1) == 1 else grad.contiguous()

@@ -32,8 +32,11 @@ def project(x_ti: Tensor, *, weight: Weight, updates: Sequence[Update] = ()) -> 
     """
     if not (_takes(weight) and takes(x_ti)):
         return PLAIN.project(x_ti, weight=weight, updates=updates)
-    own = sorted((update for update in updates if _fits(update)), key=_place)
-    others = [update for update in updates if not _fits(update)]
+    own: list[Update] = []
+    others: list[Update] = []
+    for update in updates:
+        (own if _fits(update) else others).append(update)
+    own.sort(key=_place)
     if not _are_apart(own):
         own, others = [], list(updates)
     matrices = [matrix for update in own for matrix in (update.down_ri, update.up_or)]

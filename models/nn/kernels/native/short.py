@@ -12,7 +12,7 @@ from torch import Tensor
 from models.nn.autograd import apply
 from models.nn.kernels.native import find, library
 from models.nn.kernels.native.multiply import may_round
-from models.nn.kernels.native.pointwise import takes_gates, takes_heads, turned_back
+from models.nn.kernels.native.pointwise import dense_rows, takes_gates, takes_heads, turned_back
 
 
 def takes_swiglu(gate_up_tm: Tensor) -> bool:
@@ -66,7 +66,7 @@ class _SwiGlu(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_tm: Tensor, _: None) -> Tensor:
         (kept_tm,) = ctx.saved_tensors
-        grad_tm = grad_tm if grad_tm.stride(1) == 1 else grad_tm.contiguous()
+        grad_tm = dense_rows(grad_tm)
         result_tm = torch.empty(kept_tm.shape)
         given = (grad_tm, grad_tm.stride(0), kept_tm, *grad_tm.shape)
         find().call("swiglu_short_backward", *given, result_tm)
