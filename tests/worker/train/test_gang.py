@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from models.nn import kernels
 from models.nn.backbone import Backbone, pick_dtype
 from models.nn.kernels import rows as kernel
 from models.nn.kernels.native import library, takes
@@ -15,7 +16,7 @@ from tests.tiny import make_tiny_base
 from tests.worker.train.conftest import ROWS, Job, Recording, values_of, weights_hash
 from worker.train import gang as module
 from worker.train.gang import Gang
-from worker.train.run import train
+from worker.train.run import load_backbone, train
 from worker.train.turns import Dropped
 
 WIDE = {
@@ -119,12 +120,50 @@ def heights(monkeypatch):
     return seen
 
 
+@pytest.fixture(params=["as_built", "off"])
+def native(request):
+    """The C++ kernels, if they are built, or none."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "off":
+            patch.setenv("GRAFTWORK_NATIVE", "off")
+        _forget_what_was_chosen()
+        yield
+    _forget_what_was_chosen()
+
+
+def _forget_what_was_chosen():
+    for chosen in (kernels.native.load, kernels._choose, load_backbone):
+        chosen.cache_clear()
+
+
+@pytest.mark.usefixtures("native")
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("jobs", [JOBS[:2], JOBS[:5], JOBS])
 def test_a_job_in_a_gang_is_that_job_alone(make_order, together, jobs, dtype):
     jobs = [{**job, "loop": {**job.get("loop", {}), "dtype": dtype}} for job in jobs]
     alone = [run_together([make_order(**job)])[0] for job in jobs]
     assert max(together) == 1
+    found = run_together([make_order(**job) for job in jobs])
+    assert max(together) == len(jobs)
+    for said, expected in zip(found, alone, strict=True):
+        check_equal(said, expected)
+
+
+@pytest.mark.usefixtures("native")
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_of_rows_that_begin_alike_gradients_are_summed_as_alone(make_order, together, dtype):
+    start = "It is the day before the one that all of them had been told about: "
+    tails = [("a" * 9, "b" * 40, "c" * 70), ("a" * 70, "b" * 40, "c" * 9)]
+    loop = {"batch_size": 3, "n_epochs": 3, "micro_batch_tokens": 512, "dtype": dtype}
+    jobs = [
+        {
+            "method": {"type": "lora", "rank": 4},
+            "rows": [{"text": start + tail} for tail in own],
+            "loop": loop,
+        }
+        for own in tails
+    ]
+    alone = [run_together([make_order(**job)])[0] for job in jobs]
     found = run_together([make_order(**job) for job in jobs])
     assert max(together) == len(jobs)
     for said, expected in zip(found, alone, strict=True):

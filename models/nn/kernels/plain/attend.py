@@ -111,13 +111,17 @@ class _Group(NamedTuple):
 
 @lru_cache(maxsize=8)
 def _groups(sequences: tuple[_Sequence, ...], device: torch.device) -> list[_Group]:
+    """Return sequences by their padded lengths, in the order of these.
+
+    A row that several go on from gets their gradients in that order, whoever else is in the stream.
+    """
     by_lengths: dict[tuple[int, int], list[_Sequence]] = {}
     for sequence in sequences:
         if not sequence.is_long:
             lengths = (len(sequence.before), sequence.stop - sequence.start)
             before, own = (-(-length // LENGTH_STEP) * LENGTH_STEP for length in lengths)
             by_lengths.setdefault((before, own), []).append(sequence)
-    return [_group(members, *lengths, device) for lengths, members in by_lengths.items()]
+    return [_group(by_lengths[lengths], *lengths, device) for lengths in sorted(by_lengths)]
 
 
 def _group(members: Sequence[_Sequence], before: int, length: int, device: torch.device) -> _Group:

@@ -1,5 +1,7 @@
 """Every form of an op that runs here has the values and gradients of its plain meaning."""
 
+from itertools import accumulate
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -194,6 +196,23 @@ def test_attend_packed_along_a_tree(form, dtype, bounds, parents):
         return [x], lambda op: op(x, **given)
 
     check(form, "attend_packed", make, dtype=dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("start", [20, 270])
+def test_gradients_of_a_start_are_summed_in_one_order(form, dtype, start):
+    lengths, others, parents = (start, 10, 40, 70), (start, 70, 40, 10), (-1, 0, 0, 0)
+    heads, up = (draw(sum(lengths), n, 64, seed=n).to(dtype) for n in (8, 4))
+
+    def gradient(lengths, parents, *, repeats):
+        x = heads.repeat(repeats, 1, 1).requires_grad_()
+        bounds = tuple(accumulate(lengths, initial=0))
+        given = {"kv_heads": 2, "bounds": bounds, "parents": parents, "scale": 0.2}
+        form.attend_packed(x, **given).backward(up.repeat(repeats, 1, 1))
+        return x.grad[-len(heads) :]
+
+    behind = gradient(others + lengths, (*parents, -1, 4, 4, 4), repeats=2)
+    assert torch.equal(behind, gradient(lengths, parents, repeats=1))
 
 
 @DTYPES
