@@ -43,12 +43,14 @@ class NativeRunner:
 
     def prepare(self, digest: str, terms: Terms) -> StepAdapter | None:
         """Pack an adapter; any thread may, before its first step."""
-        if digest not in self._adapters:
-            try:
-                self._adapters[digest] = prepare(terms, self._shape, self._library)
-            except Unsuited:
-                self._adapters[digest] = None
-        return self._adapters[digest]
+        if digest in self._adapters:
+            return self._adapters[digest]
+        try:
+            adapter = prepare(terms, self._shape, self._library)
+        except Unsuited:
+            adapter = None
+        self._adapters[digest] = adapter
+        return adapter
 
     def forget(self, digest: str | None = None) -> None:
         """Drop an adapter, or all."""
@@ -87,7 +89,7 @@ class NativeRunner:
         )
 
     def _acting(self, step: Step, terms: Mapping[str, Terms]) -> Acting | None:
-        if any(chunk.sequence.tree is not None for chunk in step.chunks):
+        if any(chunk.sequence.in_tree for chunk in step.chunks):
             return None
         if step.group is not None and terms[step.group].weights:
             return None

@@ -16,6 +16,8 @@ from models.nn.kernels.native import draw as drawing
 from worker.engine.draw import draw_nucleus, draw_whole, weigh
 
 _BLOCK = 256
+_MOST_REPORTED = 20
+"""Alternatives, which are looked for at once: which of equal ones are found depends on how many."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +92,7 @@ def score(logits_rv: Tensor, *, asked: Sequence[Asked]) -> list[Drawn]:
     total_r = _total(logits_rv)
     finite = torch.isfinite(total_r).tolist()
     chosen_m = logits_rv[rows, [one.token for one in asked]] - total_r[rows]
-    width = min(max(one.top for one in asked), logits_rv.shape[-1])
-    top_rk, ids_rk = logits_rv.topk(width, dim=-1)
+    top_rk, ids_rk = _likeliest_of(logits_rv, [one.top for one in asked])
     ids, tops = ids_rk.tolist(), (top_rk - total_r[:, None]).tolist()
     return [
         Drawn(
@@ -112,8 +113,7 @@ class _Report:
         self._counts = [draws[row].top_logprobs or 0 for row in rows]
         self._logits_mv = _pick(logits_nv, rows).clone()
         self._total_m = _total(self._logits_mv)
-        width = min(max(self._counts), logits_nv.shape[-1])
-        top_mk, self._ids_mk = self._logits_mv.topk(width, dim=-1)
+        top_mk, self._ids_mk = _likeliest_of(self._logits_mv, self._counts)
         self._top_mk = top_mk - self._total_m[:, None]
 
     def of(self, tokens: Sequence[int]) -> dict[int, tuple[float, tuple[tuple[int, float], ...]]]:
@@ -125,6 +125,13 @@ class _Report:
             row: (chosen[i], tuple(zip(ids[i][:count], tops[i][:count], strict=True)))
             for i, (row, count) in enumerate(zip(self._rows, self._counts, strict=True))
         }
+
+
+def _likeliest_of(logits_nv: Tensor, counts: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Return the largest logits (n, k) of each row, in order, and their tokens."""
+    width = max(_MOST_REPORTED, *counts) if any(counts) else 0
+    top_nk, ids_nk = logits_nv.topk(min(width, logits_nv.shape[-1]), dim=-1)
+    return top_nk, ids_nk
 
 
 def _total(logits_nv: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ import heapq
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import NamedTuple
 
 from worker.engine.sequence import Choice, Sequence
@@ -78,6 +79,13 @@ class Step:
         yield from (Step((), (chunk,), self.group) for chunk in self.chunks)
 
 
+class _Turn(NamedTuple):
+    """Who may be in one step."""
+
+    group: str | None
+    in_tree: bool
+
+
 class Scheduler:
     """Continuous batching over a fixed number of slots.
 
@@ -86,7 +94,8 @@ class Scheduler:
     send, and a flood for one adapter delays the others by one turn, not by the flood.
 
     A step is for one group of sequences: all whose adapters share a batch, or those of one adapter
-    that does not. Groups that have work take turns.
+    that does not. Nodes of trees are steps of their own, for the C++ step does not compute them: a
+    row beside them would be computed in another way than elsewhere. All these take turns.
     """
 
     def __init__(self, *, rows: int, prefill_tokens: int) -> None:
@@ -96,8 +105,8 @@ class Scheduler:
         self.running: list[Sequence] = []
         self._free = list(range(rows))
         self._oldest_first = True
-        self._turns: dict[str | None, int] = {}
-        """When each running group had its last step."""
+        self._turns: dict[_Turn, int] = {}
+        """When each had its last step."""
         self._steps = 0
 
     def add(self, sequence: Sequence) -> None:
@@ -128,17 +137,17 @@ class Scheduler:
         sequence.slot = None
 
     def next_step(self) -> Step | None:
-        """Return a step of the group whose turn it is, or None if nothing runs.
+        """Return a step of those whose turn it is, or None if nothing runs.
 
         It has a token of every decoding row and up to `prefill_tokens` of prompts.
         """
         if not self.running:
             return None
-        group = self._next_group()
-        members = [sequence for sequence in self.running if sequence.footing.group == group]
+        turn = self._next_turn()
+        members = [sequence for sequence in self.running if _turn_of(sequence) == turn]
         decodes = [s for s in members if isinstance(s, Choice) and not s.prefilling]
         prefilling = [sequence for sequence in members if sequence.prefilling]
-        return Step(tuple(decodes), tuple(self._chunks(prefilling)), group)
+        return Step(tuple(decodes), tuple(self._chunks(prefilling)), turn.group)
 
     def compact(self, *, rows: int) -> Iterator[tuple[Sequence, int]]:
         """Move running sequences from the highest slots into holes, until all lie below `rows`.
@@ -152,10 +161,10 @@ class Scheduler:
             sequence.slot = heapq.heapreplace(self._free, source)
             yield sequence, source
 
-    def _next_group(self) -> str | None:
-        """Return the group that has waited longest, a new one before all others."""
-        groups = dict.fromkeys(sequence.footing.group for sequence in self.running)
-        self._turns = {group: self._turns.get(group, -1) for group in groups}
+    def _next_turn(self) -> _Turn:
+        """Return the turn that has waited longest, a new one before all others."""
+        turns = dict.fromkeys(map(_turn_of, self.running))
+        self._turns = {turn: self._turns.get(turn, -1) for turn in turns}
         chosen = min(self._turns, key=self._turns.__getitem__)
         self._turns[chosen] = self._steps
         self._steps += 1
@@ -174,12 +183,12 @@ class Scheduler:
         if not prefilling:
             return
         first, *others = prefilling
-        granted = Counter({first: min(_left_of(first), (self.prefill_tokens + 1) // 2)})
+        granted = Counter({first: min(first.left, (self.prefill_tokens + 1) // 2)})
         budget = self.prefill_tokens - granted[first]
         # What others wait for is computed by the first, which is served anyway, or by the soonest.
-        distinct = _distinct([first, *sorted(others, key=_left_of)])
-        for sequence in sorted(distinct, key=_left_of):
-            more = min(_left_of(sequence) - granted[sequence], budget)
+        distinct = _distinct([first, *sorted(others, key=attrgetter("left"))])
+        for sequence in sorted(distinct, key=attrgetter("left")):
+            more = min(sequence.left - granted[sequence], budget)
             granted[sequence] += more
             budget -= more
         for sequence in prefilling:
@@ -196,8 +205,8 @@ def _distinct(sequences: Iterable[Sequence]) -> Iterator[Sequence]:
             yield sequence
 
 
-def _left_of(sequence: Sequence) -> int:
-    return len(sequence.prompt) - sequence.computed
+def _turn_of(sequence: Sequence) -> _Turn:
+    return _Turn(sequence.footing.group, sequence.in_tree)
 
 
 def _slot_of(sequence: Sequence) -> int:

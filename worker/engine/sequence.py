@@ -82,6 +82,17 @@ class Sequence:
         return len(self.prompt) - (len(self.tree.tokens) if self.tree else 0)
 
     @property
+    def in_tree(self) -> bool:
+        """Whether what is to be computed next are nodes of a tree."""
+        return self.tree is not None and self.computed >= self.trunk
+
+    @property
+    def left(self) -> int:
+        """How many tokens of the prompt may be computed next: the nodes of a tree come apart."""
+        end = len(self.prompt) if self.in_tree else self.trunk
+        return end - self.computed
+
+    @property
     def skippable(self) -> int:
         """How many first tokens need no output of their own, so that known keys will do."""
         first = self.scored[0][0] if self.scored else len(self.prompt) - 1

@@ -89,10 +89,11 @@ class SharedPrompts:
         """Yield a key for each whole block of tokens that stand in a line behind each other.
 
         Keys and values depend on every token before, on what the adapter does to rows, and on what
-        it puts before them; an adapter that does nothing of the kind shares with the base.
+        it puts before them; an adapter that does nothing of the kind shares with the base, unless
+        the row begins with what was computed of it elsewhere, which may be rounded otherwise.
         """
         footing = sequence.footing
-        shaped = footing.owner or footing.group or footing.rows
+        shaped = footing.owner or footing.group or footing.rows or sequence.cached
         adapter = sequence.adapter.digest if sequence.adapter and shaped else ""
         tenant = (sequence.request.tenant or "").encode()
         key = blake2b(tenant, key=self._secret, person=b"tenant").digest() + adapter.encode()

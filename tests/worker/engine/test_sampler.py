@@ -165,6 +165,17 @@ def test_logprobs_are_the_same_bits_whatever_rows_are_beside() -> None:
     assert together[0].logprob == pytest.approx(float(table[0].log_softmax(-1).amax()), abs=1e-5)
 
 
+def test_of_equal_alternatives_the_same_are_told_however_many_others_want() -> None:
+    table = logits(2, scale=1.0).round()
+    for count in (1, 2, 5):
+        alone = sample(table[:1].clone(), draws=[draw(0, top_logprobs=count)])
+        assert (
+            sample(table.clone(), draws=[draw(0, top_logprobs=n) for n in (count, 20)])[:1] == alone
+        )
+        scored = score(table[:1], asked=[Asked(0, 5, count)])
+        assert score(table, asked=[Asked(0, 5, count), Asked(1, 5, 20)])[:1] == scored
+
+
 def test_given_tokens_are_scored() -> None:
     table = logits(3)
     table[2, 3] = torch.nan

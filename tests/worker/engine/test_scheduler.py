@@ -10,6 +10,7 @@ from models.wire import AdapterRef
 from worker.engine.scheduler import Scheduler, Step
 from worker.engine.sequence import Choice, Footing, Sequence
 from worker.engine.text import TextStream
+from worker.engine.tree import ROOT, Tree
 
 
 def row(length: int, adapter: str | None = None, *, group: str | None = None) -> Choice:
@@ -201,6 +202,20 @@ def test_adapters_that_share_no_step_take_turns_with_the_others() -> None:
     scheduler.remove(first)
     steps = [scheduler.next_step() for _ in range(4)]
     assert [step.group for step in steps if step] == ["b", None, "b", None]
+
+
+def test_nodes_of_trees_are_steps_of_their_own() -> None:
+    first, second = row(6), row(5)
+    for sequence, nodes in ((first, 4), (second, 2)):
+        sequence.tree = Tree([1] * nodes, [ROOT] * nodes, [1] * nodes)
+    scheduler = make(3, 8, first, second, row(3))
+    scheduler.admit(everybody)
+    steps = []
+    for _ in range(3):
+        step = scheduler.next_step()
+        advance(step)
+        steps.append((len(step.decodes) if step else None, sizes(step)))
+    assert steps == [(0, [2, 3, 3]), (0, [4, 2]), (1, [])]
 
 
 def test_a_new_group_has_the_next_step() -> None:

@@ -1,0 +1,86 @@
+"""By the C++ kernels an answer is the same bits, whatever was asked beside it or before."""
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+
+from models.nn.kernels.native import library, reason
+from models.nn.methods.in_context import InContext
+from models.wire import ClassifyReply, ClassifyRequest, GenerateRequest, Input
+from tests.worker.engine.conftest import Answer, TinyProblem, World, ask, order, store_kind
+from tests.worker.engine.suited import BFLOAT16, suited_world
+from worker.engine.engine import Engine
+from worker.engine.shared import TOKENS
+
+pytestmark = pytest.mark.skipif(library() is None, reason=reason())
+
+PROMPT = [7 + (31 + place * place) % 200 for place in range(70)]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return suited_world(tmp_path_factory.mktemp("company"))
+
+
+@pytest.fixture
+def engine(start_engine: Callable[..., Engine]) -> Engine:
+    engine = start_engine(rows=8, compute=BFLOAT16)
+    assert engine.health()["step"].startswith("C++ with ")
+    return engine
+
+
+def written(seed: int, *, prompt: list[int] = PROMPT, tenant: str | None = None) -> GenerateRequest:
+    sampling = {"temperature": 1.0, "seed": seed, "max_tokens": 40, "ignore_eos": True}
+    return replace(order(prompt, logprobs=True, **sampling), tenant=tenant)
+
+
+def labelled(prompt: list[int], *, tenant: str) -> ClassifyRequest:
+    return ClassifyRequest(inputs=[Input(ids=prompt)] * 2, labels=["yes", "no"], tenant=tenant)
+
+
+def play(work: Coroutine[Any, Any, Any]) -> Any:
+    return asyncio.run(work)
+
+
+def test_labels_that_are_asked_beside_change_nothing(engine: Engine) -> None:
+    asked = [written(seed) for seed in range(3)]
+
+    async def together(labels: int) -> tuple[list[Answer], list[ClassifyReply]]:
+        answers = asyncio.gather(*map(ask, [engine] * len(asked), asked))
+        replies = []
+        for number in range(labels):
+            await asyncio.sleep(0.002)
+            replies.append(await engine.classify(labelled([9 + number] * 20, tenant="other")))
+        return await answers, replies
+
+    alone, _ = play(together(0))
+    answers, replies = play(together(6))
+    assert [answer.tokens for answer in answers] == [answer.tokens for answer in alone]
+    _, again = play(together(6))
+    assert [reply.scores for reply in again] == [reply.scores for reply in replies]
+
+
+def test_labels_that_were_asked_of_a_prompt_change_nothing(engine: Engine) -> None:
+    expected = play(ask(engine, written(0)))
+    play(engine.classify(labelled(PROMPT, tenant="one")))
+    found = play(ask(engine, written(0, tenant="one")))
+    assert found.last.cached_tokens == 2 * TOKENS
+    assert found.tokens == expected.tokens
+
+
+def test_what_an_adapter_shows_changes_nothing_of_the_base(world: World, engine: Engine) -> None:
+    problem = TinyProblem(world.renderer, world.backbone)
+    shown = store_kind(world, InContext(**InContext.examples[0]), problem=problem, number=1)
+    request = replace(order(PROMPT, adapter=shown.adapter), tenant="one")
+    play(ask(engine, request))
+    resident = engine._opened.loop.adapters.find(shown.adapter.digest)  # type: ignore[union-attr]
+    assert resident is not None
+    assert resident.prefix is not None
+    prompt = [*resident.prefix.token_ids, *PROMPT[:10]]
+    assert len(prompt) > TOKENS + 10
+    expected = play(ask(engine, written(0, prompt=prompt)))
+    found = play(ask(engine, written(0, prompt=prompt, tenant="one")))
+    assert found.tokens == expected.tokens
