@@ -1,11 +1,12 @@
-"""A tiny random Llama with a byte-level tokenizer and a ChatML template, made on the spot."""
+"""A tiny random network with a byte-level tokenizer and a ChatML template, made on the spot."""
 
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 CHATML = (
     "{% for message in messages %}"
@@ -16,8 +17,8 @@ CHATML = (
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 
 
-def make_tiny_base(folder: Path, *, seed: int = 0, **config: Any) -> Path:
-    """Save a Llama of two layers in Hugging Face's format; `config` overrides its dimensions."""
+def make_tiny_base(folder: Path, *, seed: int = 0, family: str = "Llama", **config: Any) -> Path:
+    """Save a network of two layers in Hugging Face's format; `config` overrides its dimensions."""
     tokenizer = make_tokenizer()
     sizes: dict[str, Any] = {
         "hidden_size": 32,
@@ -34,7 +35,8 @@ def make_tiny_base(folder: Path, *, seed: int = 0, **config: Any) -> Path:
     }
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        network = LlamaForCausalLM(LlamaConfig(**{**sizes, **config}))
+        shape = getattr(transformers, f"{family}Config")(**{**sizes, **config})
+        network = AutoModelForCausalLM.from_config(shape, dtype=torch.float32)
     network.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

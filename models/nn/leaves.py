@@ -17,11 +17,14 @@ from transformers.modeling_utils import AttentionInterface
 from models.nn.attention import Attention
 from models.nn.executors import NOBODY, Executor
 from models.nn.kernels import rows
+from models.nn.kernels.plain.activate import Name, activate
 from models.nn.quantized import is_packed, linear, shared_linear
 from models.nn.shape import HEAD, Shape, path_of
 
 ATTENTION_NAME = "graftwork"
 _OFFSET_GAIN = ("Gemma",)
+_ACTIVATIONS: dict[str, Name] = {"SiLUActivation": "silu", "SiLU": "silu", "GELUTanh": "gelu_tanh"}
+"""By the class of Transformers' module."""
 
 
 class _Call(NamedTuple):
@@ -107,6 +110,21 @@ class NormLeaf(nn.Module):
         return gain * normed.to(x.dtype)
 
 
+class ActivationLeaf(nn.Module):
+    """A feed-forward's activation; in training on a CPU an element does not know its neighbours."""
+
+    def __init__(self, name: Name, module: nn.Module) -> None:
+        super().__init__()
+        self._name: Name = name
+        self._module = module
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the activation of x, in its dtype and shape."""
+        trains = torch.is_grad_enabled() and x.is_cpu
+        activated: Tensor = activate(x, name=self._name) if trains else self._module(x)
+        return activated
+
+
 def rms(x: Tensor, norm: Any) -> Tensor:
     """Return x over its root mean square along the last dimension, float32."""
     x32 = x.float()
@@ -123,13 +141,16 @@ def _epsilon(norm: Any) -> float:
 
 
 def replace_leaves(network: nn.Module, shape: Shape) -> None:
-    """Put our leaves at every linear place and norm, and listen at every sublayer."""
+    """Put our leaves at every linear place, norm and activation, and listen at every sublayer."""
     for place in shape.linears:
         _replace(network, place, LinearLeaf(place, network.get_submodule(path_of(place))))
     for place in shape.norms:
         _replace(network, place, NormLeaf(place, network.get_submodule(path_of(place))))
     for place in shape.sublayers:
         module = network.get_submodule(path_of(place))
+        for name, child in module.named_children():
+            if (activation := _ACTIVATIONS.get(type(child).__name__)) is not None:
+                setattr(module, name, ActivationLeaf(activation, child))
         module.register_forward_hook(_listen(place), with_kwargs=True)
 
 

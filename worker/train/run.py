@@ -61,7 +61,7 @@ def train(order: TrainOrder, channel: Channel) -> Work[None]:
         device=device,
         quantization=quantization,
     )
-    set_precision(spec, device)  # not before: a base is admitted by what it computes in float32
+    set_precision(spec, device)
     checkpoints = Checkpoints(Path(order.work_folder))
     try:
         setup = prepare(order, spec, backbone=backbone, channel=channel)
@@ -88,7 +88,8 @@ def train(order: TrainOrder, channel: Channel) -> Work[None]:
 
 @lru_cache(maxsize=1)
 def load_backbone(folder: Path, *, dtype: torch.dtype, device: str, quantization: str) -> Backbone:
-    """Return the base that the jobs of a process share."""
+    """Return the base that the jobs of a process share, admitted by products that do not round."""
+    torch.set_float32_matmul_precision("highest")
     return Backbone.load(folder, dtype=dtype, device=device, quantization=quantization)
 
 

@@ -170,6 +170,40 @@ def test_of_rows_that_begin_alike_gradients_are_summed_as_alone(make_order, toge
         check_equal(said, expected)
 
 
+@pytest.fixture
+def three_threads():
+    """Of which the shares of a stream's rows end anywhere."""
+    threads = torch.get_num_threads()
+    yield 3
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("native")
+@pytest.mark.parametrize("family", ["Llama", "Qwen3", "Gemma"])
+def test_a_job_is_the_same_whatever_a_thread_computes(tmp_path, three_threads, together, family):
+    base_folder = make_tiny_base(tmp_path / "base", family=family, **WIDE)
+    jobs = [
+        {
+            "method": {"type": "lora", "rank": 4},
+            "rows": [{"text": letter * length} for letter, length in zip("abc", own, strict=True)],
+            "loop": {"batch_size": 3, "n_epochs": 6, "micro_batch_tokens": 512},
+            "threads": three_threads,
+        }
+        for own in ((31, 20, 27), (40, 30, 33))
+    ]
+
+    def orders(name):
+        return [
+            Job(tmp_path / f"{name}-{n}", base_folder).order(**job) for n, job in enumerate(jobs)
+        ]
+
+    alone = [run_together([order])[0] for order in orders("alone")]
+    found = run_together(orders("together"))
+    assert max(together) == len(jobs)
+    for said, expected in zip(found, alone, strict=True):
+        check_equal(said, expected)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_higher_streams_are_shared_where_no_product_knows_its_height(
     make_order, wide_folder, heights, dtype

@@ -266,3 +266,20 @@ def test_the_loss_curve_is_that_of_peft(make_job, base_folder, renderer):
 def test_products_round_only_for_who_leaves_the_dtype_to_us(make_job, dtype, precision):
     carry_out(make_job().order(loop={"dtype": dtype, "max_tokens": 40}))
     assert torch.get_float32_matmul_precision() == precision
+
+
+def test_a_base_is_admitted_by_products_that_do_not_round(make_job, monkeypatch):
+    """Also by a process that has trained on another one whose products rounded."""
+    found = []
+
+    def spy(*given, **how):
+        found.append(torch.get_float32_matmul_precision())
+        return load(*given, **how)
+
+    load = module.Backbone.load
+    monkeypatch.setattr(module.Backbone, "load", spy)
+    torch.set_float32_matmul_precision("high")
+    module.load_backbone.cache_clear()
+    carry_out(make_job().order(loop={"dtype": "auto", "n_epochs": 1}))
+    assert found == ["highest"]
+    assert torch.get_float32_matmul_precision() == "high"

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from models.nn.autograd import apply
+from models.nn.kernels.plain.activate import silu, silu_slope
 from models.nn.kernels.table import Shift
 
 
@@ -139,7 +139,7 @@ class _SwiGlu(torch.autograd.Function):
     def forward(ctx: Any, gate_up_tm: Tensor) -> Tensor:
         ctx.save_for_backward(gate_up_tm)
         gate_tm, up_tm = gate_up_tm.chunk(2, dim=-1)
-        return F.silu(gate_tm).mul_(up_tm)
+        return silu(gate_tm).mul_(up_tm).to(gate_up_tm.dtype)
 
     @staticmethod
     def backward(ctx: Any, grad_tm: Tensor) -> Tensor:
@@ -147,8 +147,8 @@ class _SwiGlu(torch.autograd.Function):
         gate_tm, up_tm = gate_up_tm.chunk(2, dim=-1)
         both_tm = torch.empty_like(gate_up_tm)
         grad_gate_tm, grad_up_tm = both_tm.chunk(2, dim=-1)
-        torch.mul(F.silu(gate_tm), grad_tm, out=grad_up_tm)
-        torch.ops.aten.silu_backward.grad_input(grad_tm * up_tm, gate_tm, grad_input=grad_gate_tm)
+        grad_up_tm.copy_(silu(gate_tm).mul_(grad_tm))
+        grad_gate_tm.copy_(silu_slope(gate_tm).mul_(up_tm).mul_(grad_tm))
         return both_tm
 
 
