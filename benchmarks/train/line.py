@@ -30,8 +30,8 @@ from worker.dispatch import Dispatcher
 TENANT = "benchmark"
 MOST_SECONDS = 1800.0
 LOOK_SECONDS = 0.2
-"""So seldom because a look takes time from the jobs: with threads that wait for each other, it
-takes that from both cores. What is measured may be longer by it."""
+"""A look takes time from the jobs, and of a trainer whose threads wait for each other from all its
+cores. What is measured is longer by up to one of these."""
 
 
 class JobFailed(RuntimeError):

@@ -17,13 +17,18 @@ from transformers.modeling_utils import AttentionInterface
 from models.nn.attention import Attention
 from models.nn.executors import NOBODY, Executor
 from models.nn.kernels import rows
-from models.nn.kernels.plain.activate import Name, activate
+from models.nn.kernels.plain.activate import Activation, activate
 from models.nn.quantized import is_packed, linear, shared_linear
 from models.nn.shape import HEAD, Shape, path_of
 
 ATTENTION_NAME = "graftwork"
 _OFFSET_GAIN = ("Gemma",)
-_ACTIVATIONS: dict[str, Name] = {"SiLUActivation": "silu", "SiLU": "silu", "GELUTanh": "gelu_tanh"}
+_ACTIVATIONS: dict[str, Activation] = {
+    "SiLUActivation": "silu",
+    "SiLU": "silu",
+    "GELUActivation": "gelu",
+    "GELUTanh": "gelu_tanh",
+}
 """By the class of Transformers' module."""
 
 
@@ -113,9 +118,9 @@ class NormLeaf(nn.Module):
 class ActivationLeaf(nn.Module):
     """A feed-forward's activation; in training on a CPU an element does not know its neighbours."""
 
-    def __init__(self, name: Name, module: nn.Module) -> None:
+    def __init__(self, name: Activation, module: nn.Module) -> None:
         super().__init__()
-        self._name: Name = name
+        self._name: Activation = name
         self._module = module
 
     def forward(self, x: Tensor) -> Tensor:
@@ -148,7 +153,7 @@ def replace_leaves(network: nn.Module, shape: Shape) -> None:
         _replace(network, place, NormLeaf(place, network.get_submodule(path_of(place))))
     for place in shape.sublayers:
         module = network.get_submodule(path_of(place))
-        for name, child in module.named_children():
+        for name, child in list(module.named_children()):
             if (activation := _ACTIVATIONS.get(type(child).__name__)) is not None:
                 setattr(module, name, ActivationLeaf(activation, child))
         module.register_forward_hook(_listen(place), with_kwargs=True)

@@ -17,7 +17,8 @@ from worker.engine.draw import draw_nucleus, draw_whole, weigh
 
 _BLOCK = 256
 _MOST_REPORTED = 20
-"""Alternatives, which are looked for at once: which of equal ones are found depends on how many."""
+"""As many alternatives as a request may ask for are looked for, whatever it asks for: which of
+equal ones are found depends on how many are."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -95,7 +95,8 @@ class Scheduler:
 
     A step is for one group of sequences: all whose adapters share a batch, or those of one adapter
     that does not. Nodes of trees are steps of their own, for the C++ step does not compute them: a
-    row beside them would be computed in another way than elsewhere. All these take turns.
+    row beside them would be computed in another way than elsewhere. All these take turns, which
+    are remembered of those that come and go, as a row does between its prompt and its nodes.
     """
 
     def __init__(self, *, rows: int, prefill_tokens: int) -> None:
@@ -106,7 +107,7 @@ class Scheduler:
         self._free = list(range(rows))
         self._oldest_first = True
         self._turns: dict[_Turn, int] = {}
-        """When each had its last step."""
+        """When each had its last step, as long as its group has sequences."""
         self._steps = 0
 
     def add(self, sequence: Sequence) -> None:
@@ -162,10 +163,12 @@ class Scheduler:
             yield sequence, source
 
     def _next_turn(self) -> _Turn:
-        """Return the turn that has waited longest, a new one before all others."""
-        turns = dict.fromkeys(map(_turn_of, self.running))
-        self._turns = {turn: self._turns.get(turn, -1) for turn in turns}
-        chosen = min(self._turns, key=self._turns.__getitem__)
+        """Return the turn that has waited longest, one of a new group before all others."""
+        turns = dict.fromkeys(map(_turn_of, self.running), -1)
+        groups = {turn.group for turn in turns}
+        had = {turn: step for turn, step in self._turns.items() if turn.group in groups}
+        self._turns = turns | had
+        chosen = min(turns, key=self._turns.__getitem__)
         self._turns[chosen] = self._steps
         self._steps += 1
         return chosen

@@ -89,14 +89,15 @@ class SharedPrompts:
         """Yield a key for each whole block of tokens that stand in a line behind each other.
 
         Keys and values depend on every token before, on what the adapter does to rows, and on what
-        it puts before them; an adapter that does nothing of the kind shares with the base, unless
-        the row begins with what was computed of it elsewhere, which may be rounded otherwise.
+        it puts before them; an adapter that does nothing of the kind shares with the base. What a
+        row begins with may have been rounded otherwise, where it was computed for all.
         """
-        footing = sequence.footing
-        shaped = footing.owner or footing.group or footing.rows or sequence.cached
+        footing, begun = sequence.footing, sequence.cached
+        shaped = footing.owner or footing.group or footing.rows or begun
         adapter = sequence.adapter.digest if sequence.adapter and shaped else ""
         tenant = (sequence.request.tenant or "").encode()
-        key = blake2b(tenant, key=self._secret, person=b"tenant").digest() + adapter.encode()
+        key = blake2b(tenant, key=self._secret, person=b"tenant").digest()
+        key += f"{begun}:{adapter}".encode()
         for first in range(0, sequence.trunk - TOKENS + 1, TOKENS):
             tokens = array("q", sequence.prompt[first : first + TOKENS])
             key = blake2b(key + tokens.tobytes(), digest_size=_HASH_BYTES).digest()

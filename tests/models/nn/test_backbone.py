@@ -11,6 +11,7 @@ from models.nn import backbone as module
 from models.nn.attention import PackedCausal
 from models.nn.backbone import Backbone, pick_dtype
 from models.nn.executors import NOBODY
+from models.nn.leaves import ActivationLeaf
 from tests.models.nn.families import VARIANTS, make_backbone, make_network, random_ids, run
 from tests.tiny import make_tiny_base
 
@@ -18,6 +19,13 @@ from tests.tiny import make_tiny_base
 def test_every_admitted_family_is_tried_here():
     tried = {make_network(variant).config.model_type for variant in VARIANTS}
     assert tried == module.FAMILIES
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_activation_of_every_family_is_a_leaf(variant):
+    backbone = make_backbone(variant)
+    leaves = [each for each in backbone.network.modules() if isinstance(each, ActivationLeaf)]
+    assert len(leaves) == backbone.shape.layers
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -13,6 +13,7 @@ from models.wire import ClassifyReply, ClassifyRequest, GenerateRequest, Input
 from tests.worker.engine.conftest import Answer, TinyProblem, World, ask, order, store_kind
 from tests.worker.engine.suited import BFLOAT16, suited_world
 from worker.engine.engine import Engine
+from worker.engine.sequence import Choice, Excerpt
 from worker.engine.shared import TOKENS
 
 pytestmark = pytest.mark.skipif(library() is None, reason=reason())
@@ -45,7 +46,9 @@ def play(work: Coroutine[Any, Any, Any]) -> Any:
     return asyncio.run(work)
 
 
-def test_labels_that_are_asked_beside_change_nothing(engine: Engine) -> None:
+def test_labels_that_are_asked_beside_change_nothing(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked = [written(seed) for seed in range(3)]
 
     async def together(labels: int) -> tuple[list[Answer], list[ClassifyReply]]:
@@ -57,7 +60,12 @@ def test_labels_that_are_asked_beside_change_nothing(engine: Engine) -> None:
         return await answers, replies
 
     alone, _ = play(together(0))
+    mixed = engine._opened.loop.scheduler  # type: ignore[union-attr]
+    seen = []
+    next_step = mixed.next_step
+    monkeypatch.setattr(mixed, "next_step", lambda: seen.append(list(mixed.running)) or next_step())
     answers, replies = play(together(6))
+    assert any({type(row) for row in rows} == {Choice, Excerpt} for rows in seen)
     assert [answer.tokens for answer in answers] == [answer.tokens for answer in alone]
     _, again = play(together(6))
     assert [reply.scores for reply in again] == [reply.scores for reply in replies]

@@ -218,6 +218,28 @@ def test_nodes_of_trees_are_steps_of_their_own() -> None:
     assert steps == [(0, [2, 3, 3]), (0, [4, 2]), (1, [])]
 
 
+@pytest.mark.parametrize("group", [None, "a"])
+def test_labels_one_after_another_leave_steps_to_others(group: str | None) -> None:
+    other = row(1, group="b")
+    scheduler = make(2, 8, other)
+    scheduler.admit(everybody)
+    other.computed = 1
+    steps = []
+    for _ in range(40):
+        if len(scheduler.running) == 1:
+            labels = row(6, "a", group=group)
+            labels.tree = Tree([1, 1], [ROOT] * 2, [1] * 2)
+            scheduler.add(labels)
+            scheduler.admit(everybody)
+        step = scheduler.next_step()
+        assert step is not None
+        steps.append(step)
+        advance(step)
+        if not labels.prefilling:
+            scheduler.remove(labels)
+    assert sum(other in step.decodes for step in steps) >= 13
+
+
 def test_a_new_group_has_the_next_step() -> None:
     scheduler = make(3, 8, row(9), row(9, "a", group="a"))
     scheduler.admit(everybody)
