@@ -109,3 +109,14 @@ def database(database_url: str) -> Iterator[Database]:
 def store(tmp_path: Path) -> Store:
     """An empty store in a folder."""
     return Store((tmp_path / "store").as_uri())
+
+
+@pytest.fixture
+def three_threads() -> Iterator[None]:
+    """Have torch share its work among so many that shares end amid rows."""
+    import torch  # not at the top: it reads the environment that is set there
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(threads)

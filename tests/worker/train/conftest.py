@@ -17,6 +17,7 @@ from models.nn.backbone import Backbone
 from models.nn.chat import Renderer
 from models.spec import FINAL, Said, TrainerMessage, TrainOrder
 from tests.tiny import make_tiny_base
+from worker.train import gang as module
 from worker.train.gang import Gang
 from worker.train.run import train
 from worker.train.turns import Interrupted
@@ -36,6 +37,13 @@ LOOP = {
     "learning_rate": 0.01,
     "micro_batch_tokens": 128,
     "dtype": "float32",
+}
+WIDE = {
+    "hidden_size": 256,
+    "intermediate_size": 512,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 288,  # more than the tokenizer's, so that the head too is one for C++
 }
 METHOD = {"type": "lora", "rank": 4, "dropout": 0.1}
 
@@ -186,3 +194,34 @@ def weights_hash(messages: list[Any]) -> str:
     """Return the hash of the tensors that a run ended with."""
     path = Path(messages[-1].adapter_folder) / "adapter_model.safetensors"
     return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.fixture(scope="session")
+def wide_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_base(tmp_path_factory.mktemp("wide"), **WIDE)
+
+
+@pytest.fixture
+def make_order(tmp_path, wide_folder):
+    made = []
+
+    def make(*, loop=None, **values):
+        made.append(values)
+        job = Job(tmp_path / f"job-{len(made)}", wide_folder)
+        return job.order(loop={"n_epochs": 1, "batch_size": 4, **(loop or {})}, **values)
+
+    return make
+
+
+@pytest.fixture
+def together(monkeypatch):
+    """How many jobs shared each stream."""
+    counts = []
+
+    def spy(shares):
+        counts.append(len(shares))
+        return score_together(shares)
+
+    score_together = module.score_together
+    monkeypatch.setattr(module, "score_together", spy)
+    return counts

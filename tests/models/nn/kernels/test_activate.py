@@ -18,14 +18,6 @@ def name(request):
     return request.param
 
 
-@pytest.fixture
-def three_threads():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(3)
-    yield
-    torch.set_num_threads(threads)
-
-
 def slopes(function, x, up):
     x = x.clone().requires_grad_()
     y = function(x)
