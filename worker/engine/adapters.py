@@ -18,7 +18,7 @@ from models.nn.terms import Terms
 from models.wire import AdapterRef
 from worker.engine.helper import Pace, use_one_core
 from worker.engine.metrics import Metrics
-from worker.engine.resident import Loader, Prepared, Resident
+from worker.engine.resident import LaidOut, Loader, Prepared, Resident
 
 FETCHES_AT_ONCE = 2
 Fetch = Callable[[str], Files]
@@ -46,7 +46,7 @@ class AdapterCache:
         metrics: Metrics,
         failed: Callable[[str, GraftworkError], None],
         evicted: Callable[[str], None],
-        lay_out: Callable[[str, Terms], int],
+        lay_out: Callable[[str, Terms], LaidOut],
     ) -> None:
         self._fetch = fetch
         self._loader = loader

@@ -89,7 +89,7 @@ class NativeRunner:
         )
 
     def _acting(self, step: Step, terms: Mapping[str, Terms]) -> Acting | None:
-        if any(chunk.sequence.in_tree for chunk in step.chunks):
+        if any(sequence.eager for sequence in step.sequences):
             return None
         if step.group is not None and terms[step.group].weights:
             return None

@@ -5,7 +5,7 @@ Shapes: p rows of a prefix, K key and value heads, h head dimension, n tokens, d
 
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import msgspec
 import torch
@@ -74,6 +74,17 @@ class Resident:
     """To be dropped as soon as no row uses it."""
 
 
+class LaidOut(NamedTuple):
+    """What was made of an adapter's terms for the C++ step, if there is one."""
+
+    bytes: int = 0
+    eager: bool = False
+    """Whether that step is there and does not compute what the adapter does."""
+
+
+NOT_LAID_OUT = LaidOut()
+
+
 @dataclass(frozen=True, slots=True)
 class Prepared:
     """A version that was read and checked, all but what a forward of the base has to say."""
@@ -82,8 +93,7 @@ class Prepared:
     artifact: Artifact
     terms: Terms
     form: Form
-    laid_out: int = 0
-    """Bytes of what was made of the terms for the C++ step."""
+    laid_out: LaidOut = NOT_LAID_OUT
 
     @property
     def acts(self) -> bool:
@@ -156,13 +166,14 @@ class Loader:
                 owner=adapter.digest if prepared.acts else None,
                 group=adapter.digest if alone else None,
                 rows=rows,
+                eager=prepared.laid_out.eager,
             ),
             form=form,
             class_labels=artifact.method.class_labels,
             prefix=prefix,
             demonstrations=demonstrations,
             bytes=terms.bytes
-            + prepared.laid_out
+            + prepared.laid_out.bytes
             + (prefix.bytes if prefix else 0)
             + sum(tensor.nbytes for tensor in kept),
         )

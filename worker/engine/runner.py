@@ -19,6 +19,7 @@ from worker.engine.graphs import Graphs
 from worker.engine.layout import Layout, bucket, lay_out
 from worker.engine.native import NativeRunner
 from worker.engine.outcome import Outcome, Places, drawing, pool_chunks, score_chunks
+from worker.engine.resident import NOT_LAID_OUT, LaidOut
 from worker.engine.sampler import likeliest
 from worker.engine.scheduler import Step
 
@@ -94,13 +95,12 @@ class Runner:
             )
             _Call(self._backbone, NOBODY, hidden_td).logits(list(range(count)))
 
-    def prepare(self, digest: str, terms: Terms) -> int:
-        """Lay an adapter out for its first step; return how many bytes that took.
-
-        Any thread may, beside the steps of others.
-        """
-        laid_out = self._native.prepare(digest, terms) if self._native is not None else None
-        return laid_out.arena.bytes if laid_out is not None else 0
+    def prepare(self, digest: str, terms: Terms) -> LaidOut:
+        """Lay an adapter out for its first step; any thread may, beside the steps of others."""
+        if self._native is None:
+            return NOT_LAID_OUT
+        laid_out = self._native.prepare(digest, terms)
+        return LaidOut(eager=True) if laid_out is None else LaidOut(laid_out.arena.bytes)
 
     def forget(self, digest: str | None = None) -> None:
         """Drop what is kept of an adapter, or of all: a step failed."""

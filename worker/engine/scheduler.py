@@ -83,7 +83,7 @@ class _Turn(NamedTuple):
     """Who may be in one step."""
 
     group: str | None
-    in_tree: bool
+    eager: bool
 
 
 class Scheduler:
@@ -94,9 +94,9 @@ class Scheduler:
     send, and a flood for one adapter delays the others by one turn, not by the flood.
 
     A step is for one group of sequences: all whose adapters share a batch, or those of one adapter
-    that does not. Nodes of trees are steps of their own, for the C++ step does not compute them: a
-    row beside them would be computed in another way than elsewhere. All these take turns, which
-    are remembered of those that come and go, as a row does between its prompt and its nodes.
+    that does not. What the C++ step does not compute, such as nodes of trees, are steps of their
+    own: a row beside them would be computed in another way than elsewhere. All these take turns,
+    which are remembered of those that come and go, as a row does between its prompt and its nodes.
     """
 
     def __init__(self, *, rows: int, prefill_tokens: int) -> None:
@@ -209,7 +209,7 @@ def _distinct(sequences: Iterable[Sequence]) -> Iterator[Sequence]:
 
 
 def _turn_of(sequence: Sequence) -> _Turn:
-    return _Turn(sequence.footing.group, sequence.in_tree)
+    return _Turn(sequence.footing.group, sequence.eager)
 
 
 def _slot_of(sequence: Sequence) -> int:

@@ -36,6 +36,8 @@ class Footing:
     """The digest of an adapter that shares no step with others."""
     rows: int = 0
     """Positions of the adapter's own that stand before the first token."""
+    eager: bool = False
+    """Whether the C++ step is there and does not compute what the adapter does."""
 
 
 @dataclass(eq=False, slots=True, kw_only=True)
@@ -85,6 +87,11 @@ class Sequence:
     def in_tree(self) -> bool:
         """Whether what is to be computed next are nodes of a tree."""
         return self.tree is not None and self.computed >= self.trunk
+
+    @property
+    def eager(self) -> bool:
+        """Whether the C++ step does not compute what comes next."""
+        return self.in_tree or self.footing.eager
 
     @property
     def left(self) -> int:

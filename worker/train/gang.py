@@ -13,7 +13,6 @@ from functools import partial
 import torch
 
 from core.errors import GraftworkError, InvalidData
-from models.nn.kernels.rows import SHARED_ROWS
 from models.spec import Broke, Failed
 from worker.train.course import Want, Work
 from worker.train.report import Channel
@@ -21,6 +20,8 @@ from worker.train.score import Score
 from worker.train.tasks import Share, score_together
 from worker.train.turns import Dropped, Interrupted, StepLost, Turn
 
+LEAD = 512
+"""Tokens that a job may have had more than another before it waits."""
 _OUT_OF_MEMORY = Failed(
     code="out_of_memory",
     message="The machine ran out of memory. Lower micro_batch_tokens or max_sequence_length, "
@@ -57,9 +58,9 @@ class Gang:
     """The jobs of this process. They take turns in beats, and share by tokens.
 
     In a beat, who has had the fewest tokens goes first. Micro-batches join one stream while it is
-    no higher than one of them allows (`Share.most_rows`), which bounds the memory too; whoever has
-    had `SHARED_ROWS` more than the one who has had the fewest waits, whatever the size of their
-    steps. A newcomer starts level with the one who has had the fewest.
+    no higher than one of them allows (`Share.most_rows`), which bounds the memory too; whoever is
+    `LEAD` ahead of the one who has had the fewest waits, whatever the size of their steps. A
+    newcomer starts level with the one who has had the fewest.
     """
 
     def __init__(self) -> None:
@@ -90,7 +91,7 @@ class Gang:
     def _choose(self) -> list[Member]:
         chosen, rows, most, fewest = [], 0, 0, self._fewest()
         for member in sorted(self.members, key=lambda member: member.served):
-            if member.served - fewest > SHARED_ROWS:
+            if member.served - fewest > LEAD:
                 break
             if (share := member.share) is not None:
                 most = max(most, share.most_rows)

@@ -8,7 +8,9 @@ import pytest
 from msgspec.structs import replace
 
 from models.nn.kernels.native import library, reason
+from models.nn.methods.ia3 import IA3
 from models.nn.methods.in_context import InContext
+from models.nn.shape import HEAD
 from models.wire import ClassifyReply, ClassifyRequest, GenerateRequest, Input
 from tests.worker.engine.conftest import Answer, TinyProblem, World, ask, order, store_kind
 from tests.worker.engine.suited import BFLOAT16, suited_world
@@ -92,3 +94,20 @@ def test_what_an_adapter_shows_changes_nothing_of_the_base(world: World, engine:
     expected = play(ask(engine, written(0, prompt=prompt)))
     found = play(ask(engine, written(0, prompt=prompt, tenant="one")))
     assert found.tokens == expected.tokens
+
+
+def test_an_adapter_that_the_step_does_not_compute_changes_nothing_beside_it(
+    world: World, engine: Engine
+) -> None:
+    problem = TinyProblem(world.renderer, world.backbone)
+    method = IA3(target_modules=(HEAD,), feedforward_modules=(HEAD,))
+    eager = store_kind(world, method, problem=problem, number=2).adapter
+    asked = [written(seed) for seed in range(3)]
+    others = [replace(written(seed), adapter=eager) for seed in range(2)]
+
+    async def together(beside: list[GenerateRequest]) -> list[Answer]:
+        return await asyncio.gather(*(ask(engine, request) for request in [*asked, *beside]))
+
+    alone, mixed = play(together([])), play(together(others))
+    assert [answer.tokens for answer in mixed[:3]] == [answer.tokens for answer in alone]
+    assert all(len(answer.tokens) == len(alone[0].tokens) for answer in mixed)

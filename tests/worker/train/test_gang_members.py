@@ -4,11 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from models.nn.kernels import rows as kernel
 from tests.worker.train.conftest import ROWS, Recording, values_of, weights_hash
 from tests.worker.train.gangs import JOBS, check_equal, run_together
 from worker.train import gang as module
-from worker.train.gang import Gang
+from worker.train.gang import LEAD, Gang
 from worker.train.run import train
 from worker.train.turns import Dropped
 
@@ -137,8 +136,8 @@ def test_turns_are_shared_by_tokens_and_not_by_jobs(make_order):
         gang.beat()
     had = [tokens_of(channel) for channel in channels]
     assert len(gang.members) == 3
-    assert min(had) > 2 * kernel.SHARED_ROWS
-    assert max(had) - min(had) <= 2 * kernel.SHARED_ROWS
+    assert min(had) > 2 * LEAD
+    assert max(had) - min(had) <= 2 * LEAD
     for member in gang.members:
         member.work.close()
 
@@ -156,6 +155,6 @@ def test_a_newcomer_neither_catches_up_nor_waits(make_order):
         gang.beat()
     gained = tokens_of(first) - before
     assert gained > 0
-    assert abs(tokens_of(late) - gained) <= kernel.SHARED_ROWS
+    assert abs(tokens_of(late) - gained) <= LEAD
     for member in gang.members:
         member.work.close()
