@@ -28,6 +28,7 @@ from models.nn.kernels.native import cross_entropy, project
 from models.nn.kernels.rows import OWN_ROWS, SHARED_ROWS
 from models.nn.leaves import ATTENTION_NAME, act_in, replace_leaves
 from models.nn.quantized import leave_files, loading_options
+from models.nn.rotation import fix_frequencies
 from models.nn.shape import BODY_PREFIX, HEAD, Shape
 
 FAMILIES = frozenset(
@@ -57,6 +58,7 @@ class Backbone:
         network.set_attn_implementation(ATTENTION_NAME)
         self.shape = Shape.of(network)
         replace_leaves(network, self.shape)
+        fix_frequencies(network)
         # No row is padding here: the token that others pad with has gradients like any other.
         network.get_input_embeddings().padding_idx = None
         self.network = network

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
+from models.nn.rotation import context_of
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -78,7 +80,7 @@ class Shape(BaseModel, frozen=True):
             kv_heads=config.num_key_value_heads,
             head_dim=head_dim,
             vocab=linears[HEAD][0],
-            context=config.max_position_embeddings,
+            context=context_of(config),
             tied=bool(config.tie_word_embeddings),
             linears=linears,
             norms=norms,

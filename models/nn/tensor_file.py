@@ -89,6 +89,7 @@ def cast_adjacent(tensors: Sequence[Tensor], dtype: torch.dtype) -> dict[int, Te
     }
 
 
+@torch.no_grad()
 def largest(tensors: Iterable[Tensor]) -> float:
     """Return the largest magnitude in tensors of any floating type; NaN if there is one, 0 if none.
 

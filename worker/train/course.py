@@ -228,7 +228,7 @@ def seeded(seed: int, *counters: int) -> torch.Generator:
 def diverged(step: int) -> InvalidRequest:
     """Return the error of a run whose numbers are no longer finite."""
     return InvalidRequest(
-        f"The loss or its gradient was no longer a finite number at step {step}. Lower the "
+        f"The loss, its gradient or the adapter was no longer finite at step {step}. Lower the "
         "learning rate, lengthen the warm-up, or look for odd rows in the data.",
         code="non_finite_loss",
         param="learning_rate_multiplier",

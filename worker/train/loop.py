@@ -13,6 +13,7 @@ from torch import Tensor
 from models.nn.artifact import save_artifact
 from models.nn.backbone import Backbone
 from models.nn.methods.base import Method
+from models.nn.tensor_file import largest
 from models.nn.terms import Terms
 from models.spec import CheckpointSaved, Metrics, Started
 from worker.train.checkpoint import Checkpoints, Progress, Snapshot, new_folder
@@ -184,6 +185,8 @@ class Loop:
         run, progress = self.run, self.progress
         target = self.checkpoints.folder / f"adapter-{progress.step:08}"
         if not target.exists():
+            if not isfinite(largest(run.tensors.values())):
+                raise diverged(progress.step)
             with new_folder(target) as scratch:
                 save_artifact(
                     scratch,

@@ -63,10 +63,36 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "smollm3": ("SmolLM3Config", {"no_rope_layers": [1, 0, 1]}),
 }
 
+_THETA = 10_000.0
+_LONG = {
+    "rope_type": "longrope",
+    "rope_theta": _THETA,
+    "short_factor": [1.0, 1.1, 1.2, 1.3],
+    "long_factor": [1.5, 2.5, 3.5, 4.5],
+}
+_DYNAMIC = {"rope_type": "dynamic", "rope_theta": _THETA, "factor": 4.0}
+_PLAIN = {"rope_type": "default", "rope_theta": _THETA}
+ROTATED: dict[str, tuple[str, dict[str, Any]]] = {
+    "phi3-longrope": (
+        "Phi3Config",
+        {"rope_parameters": _LONG, "original_max_position_embeddings": 32},
+    ),
+    "llama-dynamic": ("LlamaConfig", {"rope_parameters": _DYNAMIC}),
+    "gemma3-dynamic": (
+        "Gemma3TextConfig",
+        {
+            "head_dim": 16,
+            "layer_types": _MIXED_LAYERS,
+            "rope_parameters": {"sliding_attention": _PLAIN, "full_attention": _DYNAMIC},
+        },
+    ),
+}
+"""Those whose rotary frequencies transformers chooses anew in each forward."""
+
 
 def make_network(variant: str, *, seed: int = 0) -> Any:
     """Return a network none of whose weights is an identity, as those hide faults."""
-    name, values = VARIANTS[variant]
+    name, values = (VARIANTS | ROTATED)[variant]
     config = getattr(transformers, name)(**{**_COMMON, **values})
     config._attn_implementation = "eager"
     with torch.random.fork_rng():

@@ -11,6 +11,7 @@ from models.nn.artifact import load_artifact
 from tests.worker.train.conftest import ROWS, carry_out, values_of, weights_hash
 from worker.train import run as module
 from worker.train.gang import explain
+from worker.train.optim import Optimizer
 from worker.train.plan import epoch_order
 
 
@@ -184,6 +185,15 @@ def test_a_loss_that_is_no_number_ends_the_job(make_job):
     failed = carry_out(order)[-1]
     assert failed.code == "non_finite_loss"
     assert "Lower the learning rate" in failed.message
+
+
+def test_a_last_step_that_leaves_no_numbers_ends_the_job_likewise(make_job, monkeypatch):
+    step = Optimizer.step
+    monkeypatch.setattr(Optimizer, "step", lambda self, rate: step(self, 1e39))
+    loop = {"n_epochs": 1, "batch_size": len(ROWS)}
+    messages = carry_out(make_job().order(method={"type": "ia3"}, loop=loop))
+    assert names(messages) == ["Validated", "Started", "Metrics", "Failed"]
+    assert messages[-1].code == "non_finite_loss"
 
 
 def test_bad_rows_end_the_job_with_their_lines(make_job):
