@@ -114,7 +114,7 @@ class Store:
 
     def read_tree(self, digest: str) -> dict[str, str]:
         """Return a tree's manifest: file names to their hashes."""
-        manifest = b"".join(self._stream(_tree(digest, MANIFEST)))
+        manifest = self._read(_tree(digest, MANIFEST))
         if hashlib.sha256(manifest).hexdigest() != digest:
             raise Corrupt(f"Stored tree {digest[:12]} does not match its hash.")
         files: dict[str, str] = json.loads(manifest)

@@ -5,7 +5,7 @@ check files and make the terms; the engine's one torch thread only computes what
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Container, Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -18,6 +18,7 @@ from models.nn.terms import Terms
 from models.wire import AdapterRef
 from worker.engine.helper import Pace, use_one_core
 from worker.engine.metrics import Metrics
+from worker.engine.request import Request
 from worker.engine.resident import LaidOut, Loader, Prepared, Resident
 
 FETCHES_AT_ONCE = 2
@@ -31,9 +32,11 @@ log = structlog.get_logger(__name__)
 
 
 class AdapterCache:
-    """Least recently used versions leave first when `budget` bytes are passed; pinned ones stay.
+    """Least recently used versions leave first when `budget` bytes are passed; those in use stay.
 
-    A version that finds the budget full of pinned ones waits, loaded, until rows end.
+    A version that finds the budget full of these waits, loaded, until requests end. For its sake
+    those that were taken longest ago take no new requests: its turn comes whatever others are asked
+    for.
     """
 
     def __init__(
@@ -61,6 +64,9 @@ class AdapterCache:
         self._doomed: set[str] = set()
         """Those of them that were dropped meanwhile."""
         self._parked: dict[str, Resident] = {}
+        """Loaded ones that wait for room, in order."""
+        self._closed: set[str] = set()
+        """Those in use that make room for the first of them."""
         self.pace = Pace()
         self._hashing = ThreadPoolExecutor(
             FETCHES_AT_ONCE, thread_name_prefix="hash", initializer=self.pace.keep
@@ -69,42 +75,77 @@ class AdapterCache:
             FETCHES_AT_ONCE, thread_name_prefix="fetch", initializer=self._begin_helper
         )
 
-    def ready(self, adapter: AdapterRef) -> bool:
-        """Say whether a version is resident; if not, see to it that it will be."""
-        digest = adapter.digest
-        if digest in self._resident:
+    def ready(self, request: Request) -> bool:
+        """Say whether a request's version takes rows of it; if not, see to it that it will."""
+        adapter = request.adapter
+        if adapter is None:
             return True
+        digest = adapter.digest
+        if (resident := self._resident.get(digest)) is not None:
+            return digest not in self._closed or request in resident.holders
         under_way = len(self._fetching) + len(self._parked)
         if digest not in self._fetching | self._parked.keys() and under_way < FETCHES_AT_ONCE:
             self._fetching.add(digest)
             self._helpers.submit(self._fetch_in_helper, adapter)
         return False
 
-    def pin(self, digest: str) -> None:
-        """Keep a resident version until it is unpinned as often."""
-        self._resident[digest].pins += 1
-        self._resident.move_to_end(digest)
-
-    def unpin(self, digest: str) -> None:
-        """Let a version go once nobody else holds it, if it must or memory is short."""
+    def hold(self, request: Request) -> None:
+        """Keep a resident version, if the request has one, until that lets it go."""
+        if request.adapter is None:
+            return
+        digest = request.adapter.digest
         resident = self._resident[digest]
-        resident.pins -= 1
-        if resident.pins == 0 and resident.doomed:
+        if request not in resident.holders:
+            resident.holders.add(request)
+            resident.awaited = False
+            self._resident.move_to_end(digest)
+
+    def let_go(self, request: Request) -> None:
+        """Keep a version for a request no longer; one that does not hold it is fine."""
+        digest = request.adapter.digest if request.adapter else ""
+        resident = self._resident.get(digest)
+        if resident is None or request not in resident.holders:
+            return
+        resident.holders.remove(request)
+        if resident.doomed and not resident.holders:
             self._evict(digest)
-        any(self._settle(waiting) for waiting in list(self._parked))
+
+    def settle(self, wanted: Container[str]) -> bool:
+        """Let the next version in, or see to it that it will find room; say whether one came in.
+
+        `wanted` are those that requests wait for.
+        """
+        self._closed.clear()
+        while self._parked:
+            digest, arrival = next(iter(self._parked.items()))
+            held = [name for name in self._resident if self._is_held(name, wanted)]
+            lacking = arrival.bytes + self._bytes(held) - self._budget
+            if lacking <= 0:
+                idle = (name for name in list(self._resident) if name not in held)
+                while arrival.bytes + self._bytes(self._resident) > self._budget:
+                    self._evict(next(idle))
+                self._resident[digest] = self._parked.pop(digest)
+                return True
+            if digest in wanted:
+                self._close_oldest(lacking)
+                return False
+            del self._parked[digest]
+            self._evicted(digest)
+        return False
 
     def drop(self, digest: str) -> None:
-        """Free a version now, or when its last row ends; one that is not here is fine.
+        """Free a version now, or when its last request ends; one that is not here is fine.
 
-        One that is on its way has a row that waits for it: it comes, serves that row and goes.
+        One that is on its way has a request that waits for it: it comes, serves that and goes.
         """
         if digest in self._fetching:
             self._doomed.add(digest)
         elif digest in self._parked:
             self._parked[digest].doomed = True
         elif digest in self._resident:
-            self._resident[digest].doomed = True
-            if self._resident[digest].pins == 0:
+            resident = self._resident[digest]
+            resident.doomed = True
+            if not resident.holders:
                 self._evict(digest)
 
     def find(self, digest: str) -> Resident | None:
@@ -161,32 +202,30 @@ class AdapterCache:
             self._post(partial(self._arrive, adapter, work))
 
     def _take(self, digest: str, resident: Resident) -> None:
+        """Let a version that is ready wait for its room."""
         self._metrics.adapter_loads.inc()
+        if resident.bytes > self._budget:
+            message = f"This adapter needs {resident.bytes} bytes; the engine has {self._budget}."
+            self._fail(digest, InvalidRequest(message, code="adapter_too_large", param="model"))
+            return
         resident.doomed = digest in self._doomed
         self._parked[digest] = resident
         self._forget_fetch(digest)
-        self._settle(digest)
 
-    def _settle(self, digest: str) -> bool:
-        """Make room for a parked version and admit it, unless pinned ones fill the budget."""
-        arrival = self._parked[digest]
-        held = sum(resident.bytes for resident in self._resident.values())
-        idle = [name for name, resident in self._resident.items() if resident.pins == 0]
-        pinned = held - sum(self._resident[name].bytes for name in idle)
-        if arrival.bytes > self._budget:
-            del self._parked[digest]
-            message = f"This adapter needs {arrival.bytes} bytes; the engine has {self._budget}."
-            self._fail(digest, InvalidRequest(message, code="adapter_too_large", param="model"))
-            return False
-        if pinned + arrival.bytes > self._budget:
-            return False
-        for name in idle:
-            if held + arrival.bytes <= self._budget:
-                break
-            held -= self._resident[name].bytes
-            self._evict(name)
-        self._resident[digest] = self._parked.pop(digest)
-        return True
+    def _is_held(self, digest: str, wanted: Container[str]) -> bool:
+        """Say whether a version is in use, or came for a request that is yet to begin."""
+        resident = self._resident[digest]
+        return bool(resident.holders) or (resident.awaited and digest in wanted)
+
+    def _close_oldest(self, lacking: int) -> None:
+        """Let those that were held longest ago take no new requests, until so many bytes are."""
+        for digest, resident in self._resident.items():
+            if lacking > 0 and resident.holders:
+                self._closed.add(digest)
+                lacking -= resident.bytes
+
+    def _bytes(self, digests: Iterable[str]) -> int:
+        return sum(self._resident[digest].bytes for digest in digests)
 
     def _evict(self, digest: str) -> None:
         del self._resident[digest]

@@ -59,7 +59,7 @@ class Assembly:
                     "kind": resident.kind,
                     "bytes": resident.bytes,
                     "prefix_rows": resident.footing.rows,
-                    "pins": resident.pins,
+                    "pins": len(resident.holders),
                 }
                 for digest, resident in self.loop.adapters.residents()
             ],

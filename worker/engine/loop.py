@@ -79,6 +79,7 @@ class Loop:
         for sequence in request.sequences:
             self._release(sequence, clean=False)
         request.sequences.clear()
+        self.adapters.let_go(request)
 
     def fail(self, request: Request, error: GraftworkError) -> None:
         """End a request with an error."""
@@ -87,21 +88,19 @@ class Loop:
 
     def fail_adapter(self, digest: str, error: GraftworkError) -> None:
         """End every request that waits for an adapter that cannot be loaded."""
-        rows = [sequence.request for sequence in self.scheduler.waiting]
-        for request in dict.fromkeys([*self._unopened, *rows]):
+        for request in self._queue():
             if request.adapter is not None and request.adapter.digest == digest:
                 self.fail(request, error)
 
     def fail_all(self, error: GraftworkError) -> None:
         """End every request."""
-        rows = (*self.scheduler.running, *self.scheduler.waiting)
-        for request in dict.fromkeys([*self._unopened, *(row.request for row in rows)]):
+        running = [row.request for row in self.scheduler.running]
+        for request in dict.fromkeys([*running, *self._queue()]):
             self.fail(request, error)
 
     def step(self) -> bool:
         """Admit what can be, compute one step, deliver its lines; False if there was no work."""
-        self._open()
-        self._admit()
+        self._take_in()
         self._shared.look_up(self.scheduler.running)
         step = self.scheduler.next_step()
         self.adapters.pace.hurried = step is not None
@@ -114,11 +113,24 @@ class Loop:
         self._outbox.flush()
         return step is not None
 
+    def _queue(self) -> list[Request]:
+        """Return the requests of which something waits to begin, each once."""
+        rows = (row.request for row in self.scheduler.waiting)
+        return list(dict.fromkeys([*self._unopened, *rows]))
+
+    def _take_in(self) -> None:
+        """Give slots to what can have one, now that some versions may come in and others go."""
+        came = True
+        while came:
+            self._open()
+            self._admit()
+            adapters = (request.adapter for request in self._queue())
+            came = self.adapters.settle({one.digest for one in adapters if one is not None})
+
     def _open(self) -> None:
         """Give rows to requests whose adapter is here."""
         for request in list(self._unopened):
-            adapter = request.adapter
-            if adapter is None or self.adapters.ready(adapter):
+            if self.adapters.ready(request):
                 del self._unopened[request]
                 self._add_rows(request, partial(self._rows_of, request))
 
@@ -145,20 +157,17 @@ class Loop:
                 self.scheduler.add(row)
 
     def _admit(self) -> None:
-        ready = self.adapters.ready
-        for sequence in self.scheduler.admit(
-            lambda waiting: waiting.adapter is None or ready(waiting.adapter)
-        ):
+        for sequence in self.scheduler.admit(lambda row: self.adapters.ready(row.request)):
             self._start(sequence)
         for sequence, source in self.scheduler.compact(rows=bucket(len(self.scheduler.running))):
             length = sequence.footing.rows + sequence.computed
             self._blocks.move(source, sequence.slot or 0, length=length)
 
     def _start(self, sequence: Sequence) -> None:
-        """Pin the adapter, and begin behind what it has computed of the prompt already."""
+        """Hold the adapter, and begin behind what it has computed of the prompt already."""
         resident = self._resident(sequence.request)
-        if sequence.adapter is not None and resident is not None:
-            self.adapters.pin(sequence.adapter.digest)
+        if resident is not None:
+            self.adapters.hold(sequence.request)
             if (prefix := resident.prefix) is not None:
                 shared = list(prefix.token_ids)
                 if shared and sequence.prompt[: len(shared)] == shared:
@@ -267,6 +276,7 @@ class Loop:
             self._end(choice)
             if not choice.request.sequences:
                 self._writer.end(choice.request)
+                self.adapters.let_go(choice.request)
 
     def _close(self, excerpt: Excerpt) -> None:
         """Take what an input gave, and let the next one have its place."""
@@ -280,6 +290,7 @@ class Loop:
         self._add_rows(reading, reading.feed)
         if reading.ended and reading.plan is not None:
             self._outbox.put(reading, reading.plan.reply())
+            self.adapters.let_go(reading)
 
     def _end(self, sequence: Sequence) -> None:
         self._release(sequence, clean=True)
@@ -296,5 +307,3 @@ class Loop:
             return
         if not clean:
             self._blocks.wipe(slot, length=min(sequence.reach, self._blocks.context))
-        if sequence.adapter is not None:
-            self.adapters.unpin(sequence.adapter.digest)

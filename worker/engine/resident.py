@@ -4,7 +4,7 @@ Shapes: p rows of a prefix, K key and value heads, h head dimension, n tokens, d
 """
 
 from collections.abc import Generator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple, TypeVar
 
 import msgspec
@@ -24,6 +24,7 @@ from models.nn.tensor_file import cast_adjacent, largest
 from models.nn.terms import Pooling, Terms
 from models.wire import AdapterRef, Input
 from worker.engine.demonstrations import Demonstrations
+from worker.engine.request import Request
 from worker.engine.sequence import Footing
 
 ReturnT = TypeVar("ReturnT")
@@ -69,9 +70,12 @@ class Resident:
     """Keys and values of what stands before every sequence, and of tokens that most begin with."""
     demonstrations: Demonstrations | None
     bytes: int
-    pins: int = 0
+    holders: set[Request] = field(default_factory=set)
+    """Requests that began with it and have not ended."""
+    awaited: bool = True
+    """Whether the request that it was fetched for has not begun yet."""
     doomed: bool = False
-    """To be dropped as soon as no row uses it."""
+    """To be dropped as soon as no request holds it."""
 
 
 class LaidOut(NamedTuple):

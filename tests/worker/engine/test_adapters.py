@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from msgspec.structs import replace
 
 from core.errors import Corrupt, GraftworkError, InvalidRequest, NotFound
 from core.store import Files, Store
 from models.nn.artifact import load_artifact
 from models.nn.terms import Terms
-from models.wire import AdapterRef, GenerateRequest
+from models.wire import AdapterRef, EmbedRequest, GenerateRequest, Input
 from tests.worker.engine.conftest import World, ask, ask_all, order, put_adapter, until
 from worker.engine.engine import Engine
 
@@ -164,13 +165,83 @@ def test_one_that_is_dropped_while_it_waits_for_room_serves_and_goes(
     assert resident(engine) == []
 
 
-def spoilt(world: World, name: str, **options: Any) -> AdapterRef:
+def test_what_nobody_waits_for_any_more_keeps_no_room_from_others(
+    world: World, start_engine: Callable[..., Engine]
+) -> None:
+    first, second, third = (spoilt(world, "alike", seed=seed) for seed in range(3))
+    engine = start_engine(adapter_bytes=size_of(world, first))
+    loads = engine.metrics.adapter_loads
+
+    async def play() -> Any:
+        long = order(PROMPT, adapter=first, max_tokens=150, ignore_eos=True)
+        running = asyncio.create_task(ask(engine, long))
+        await until(lambda: loads._value.get() == 1)
+        leaving = asyncio.create_task(ask(engine, order(PROMPT, adapter=second)))
+        await until(lambda: loads._value.get() == 2)
+        waiting = asyncio.create_task(ask(engine, order(PROMPT, adapter=third)))
+        await until(lambda: loads._value.get() == 3)
+        assert not running.done()
+        leaving.cancel()
+        await running
+        return await asyncio.wait_for(waiting, 20)
+
+    assert asyncio.run(play()).reasons
+
+
+def test_the_turn_of_a_version_comes_whatever_others_are_asked_for(
+    world: World, start_engine: Callable[..., Engine]
+) -> None:
+    flooded, other = world.adapters[:2]
+    engine = start_engine(adapter_bytes=max(size_of(world, a) for a in (flooded, other)))
+    asked = order(PROMPT, adapter=flooded, max_tokens=40, ignore_eos=True)
+    answered: list[Any] = []
+
+    async def flood(begin: float) -> None:
+        await asyncio.sleep(begin)
+        while not answered:
+            await ask(engine, asked)
+
+    async def play() -> None:
+        floods = [asyncio.create_task(flood(0.05 * number)) for number in range(3)]
+        await until(lambda: engine.health()["rows"] >= 2)
+        answered.append(await asyncio.wait_for(ask(engine, order(PROMPT, adapter=other)), 20))
+        await asyncio.gather(*floods)
+
+    asyncio.run(play())
+    assert answered[0].reasons
+
+
+@pytest.mark.parametrize("kind", ["choices", "inputs"])
+def test_a_request_ends_with_the_version_that_it_began_with(
+    world: World, start_engine: Callable[..., Engine], kind: str
+) -> None:
+    """Also where all its rows end in one step while others of it wait."""
+    store = Store(world.settings.store)
+    engine = start_engine(store=store, rows=2)
+    adapter = spoilt(world, "leaving", seed=7)
+    writing = replace(order(PROMPT, max_tokens=12, n=6, ignore_eos=True), adapter=adapter)
+    reading = EmbedRequest(inputs=[Input(ids=PROMPT)] * 30, adapter=adapter)
+
+    async def play() -> Any:
+        answer = ask(engine, writing) if kind == "choices" else engine.embed(reading)
+        running = asyncio.create_task(answer)
+        await until(lambda: engine.health()["rows"] > 0)
+        engine.drop(adapter.digest)
+        store.delete_tree(adapter.digest)
+        return await running
+
+    given = asyncio.run(play())
+    assert len(given.reasons if kind == "choices" else given.vectors) in (6, 30)
+    assert resident(engine) == []
+
+
+def spoilt(world: World, name: str, *, seed: int = 1, **options: Any) -> AdapterRef:
     return put_adapter(
         world.store,
         world.settings.data_folder / f"{name}-{time.monotonic_ns()}",
         backbone=world.backbone,
         block={"type": "lora", "rank": 2},
-        seed=1,
+        seed=seed,
         **options,
     )
 
