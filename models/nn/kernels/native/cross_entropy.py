@@ -33,7 +33,8 @@ def keeps_rows_apart(hidden_nd: Tensor, weight: Weight) -> bool:
 def _takes(hidden_nd: Tensor, weight: Weight) -> bool:
     frozen = [weight.weight_oi, *([] if weight.bias_o is None else [weight.bias_o])]
     aligned = all(size % INPUT_STEP == 0 for size in weight.weight_oi.shape)
-    return aligned and takes(hidden_nd, *frozen) and (find().trains or may_round())
+    fits = aligned and hidden_nd.shape[1] == weight.weight_oi.shape[1]
+    return fits and takes(hidden_nd, *frozen) and (find().trains or may_round())
 
 
 class _CrossEntropy(torch.autograd.Function):

@@ -23,6 +23,7 @@ def takes(x_ti: Tensor, weight_oi: Tensor) -> bool:
         and x_ti.dtype is weight_oi.dtype is torch.float32
         and x_ti.is_cpu
         and x_ti.stride(1) == 1
+        and x_ti.shape[1] == weight_oi.shape[1] > 0
         and 1 in weight_oi.stride()
         and weight_oi.shape[0] % PANEL_WIDTH == 0
         and weight_oi.shape[1] % _INPUT_STEP == 0

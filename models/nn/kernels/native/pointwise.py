@@ -64,7 +64,8 @@ def takes_heads(heads_tgh: Tensor, cos_th: Tensor, sin_th: Tensor) -> bool:
     """Say whether these heads are turned here."""
     dimension = heads_tgh.shape[-1]
     rows = heads_tgh.stride(1) == dimension and cos_th.is_contiguous() and sin_th.is_contiguous()
-    return rows and takes(heads_tgh, cos_th, sin_th) and dimension % 32 == 0
+    alike = cos_th.shape == sin_th.shape == (len(heads_tgh), dimension)
+    return rows and alike and takes(heads_tgh, cos_th, sin_th) and dimension % 32 == 0
 
 
 def takes_gates(gate_up_tm: Tensor) -> bool:
@@ -74,7 +75,8 @@ def takes_gates(gate_up_tm: Tensor) -> bool:
 
 def _takes_norm(x_td: Tensor, gain: Tensor) -> bool:
     gains = gain.dtype in (torch.bfloat16, torch.float32) and gain.stride(-1) == 1
-    return gains and takes(x_td) and x_td.shape[-1] % 16 == 0
+    alike = x_td.shape[-1] == gain.shape[-1]
+    return gains and alike and takes(x_td) and x_td.shape[-1] % 16 == 0
 
 
 def _gain(gain: Tensor) -> tuple[Tensor, int, int]:

@@ -30,7 +30,7 @@ def project(x_ti: Tensor, *, weight: Weight, updates: Sequence[Update] = ()) -> 
     Updates with dropout are added in plain torch, and so are any that do not lie as the kernels
     read them, and the gradient of a weight that trains.
     """
-    if not (_takes(weight) and takes(x_ti)):
+    if not (_takes(weight) and takes(x_ti) and x_ti.shape[1] == weight.weight_oi.shape[1]):
         return PLAIN.project(x_ti, weight=weight, updates=updates)
     own: list[Update] = []
     others: list[Update] = []
