@@ -17,7 +17,11 @@ class ComputeSettings(BaseModel, frozen=True):
 
     threads: int = Field(default=0, ge=0, description="Torch threads at most; 0 means every core.")
     dtype: str = Field(default="auto", pattern="^(auto|float32|bfloat16)$")
-    device: str = "auto"
+    device: str = Field(
+        default="auto",
+        pattern="^(auto|cpu|cuda)$",
+        description="Which GPU of several, CUDA_VISIBLE_DEVICES says.",
+    )
 
 
 class WorkerSettings(BaseModel, frozen=True):

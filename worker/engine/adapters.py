@@ -110,27 +110,28 @@ class AdapterCache:
         if resident.doomed and not resident.holders:
             self._evict(digest)
 
-    def settle(self, wanted: Container[str]) -> bool:
+    def settle(self, find_wanted: Callable[[], Container[str]]) -> bool:
         """Let the next version in, or see to it that it will find room; say whether one came in.
 
-        `wanted` are those that requests wait for.
+        `find_wanted` returns those that requests wait for; nobody keeps what nobody wants any more.
         """
         self._closed.clear()
+        wanted = find_wanted() if self._parked else ()
         while self._parked:
             digest, arrival = next(iter(self._parked.items()))
+            if digest not in wanted:
+                del self._parked[digest]
+                self._evicted(digest)
+                continue
             held = [name for name in self._resident if self._is_held(name, wanted)]
-            lacking = arrival.bytes + self._bytes(held) - self._budget
-            if lacking <= 0:
-                idle = (name for name in list(self._resident) if name not in held)
-                while arrival.bytes + self._bytes(self._resident) > self._budget:
-                    self._evict(next(idle))
-                self._resident[digest] = self._parked.pop(digest)
-                return True
-            if digest in wanted:
-                self._close_oldest(lacking)
+            if arrival.bytes + self._bytes(held) > self._budget:
+                self._close_oldest(arrival.bytes + self._bytes(self._resident) - self._budget)
                 return False
-            del self._parked[digest]
-            self._evicted(digest)
+            idle = (name for name in list(self._resident) if name not in held)
+            while arrival.bytes + self._bytes(self._resident) > self._budget:
+                self._evict(next(idle))
+            self._resident[digest] = self._parked.pop(digest)
+            return True
         return False
 
     def drop(self, digest: str) -> None:
@@ -218,9 +219,12 @@ class AdapterCache:
         return bool(resident.holders) or (resident.awaited and digest in wanted)
 
     def _close_oldest(self, lacking: int) -> None:
-        """Let those that were held longest ago take no new requests, until so many bytes are."""
+        """Let those that were taken longest ago take no new requests, until so many bytes are.
+
+        Idle ones among them too: one that began anew would be in use when the last of them ends.
+        """
         for digest, resident in self._resident.items():
-            if lacking > 0 and resident.holders:
+            if lacking > 0 and (resident.holders or not resident.awaited):
                 self._closed.add(digest)
                 lacking -= resident.bytes
 

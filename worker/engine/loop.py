@@ -3,7 +3,8 @@
 import time
 from collections.abc import Callable
 from functools import partial
-from itertools import islice, takewhile
+from itertools import count, islice, takewhile
+from operator import attrgetter
 
 import structlog
 
@@ -53,6 +54,7 @@ class Loop:
         self.adapters = adapters(
             failed=self.fail_adapter, evicted=runner.forget, lay_out=runner.prepare
         )
+        self._numbers = count()
         self._unopened: dict[Request, None] = {}
         """Requests whose adapter is not here yet, in order."""
         self._blocks = blocks
@@ -71,6 +73,7 @@ class Loop:
 
     def add(self, request: Request) -> None:
         """Take a request; it gets rows once its adapter is here."""
+        request.number = next(self._numbers)
         self._unopened[request] = None
 
     def cancel(self, request: Request) -> None:
@@ -114,9 +117,9 @@ class Loop:
         return step is not None
 
     def _queue(self) -> list[Request]:
-        """Return the requests of which something waits to begin, each once."""
+        """Return the requests of which something waits to begin, each once, in order."""
         rows = (row.request for row in self.scheduler.waiting)
-        return list(dict.fromkeys([*self._unopened, *rows]))
+        return sorted({*self._unopened, *rows}, key=attrgetter("number"))
 
     def _take_in(self) -> None:
         """Give slots to what can have one, now that some versions may come in and others go."""
@@ -124,13 +127,19 @@ class Loop:
         while came:
             self._open()
             self._admit()
-            adapters = (request.adapter for request in self._queue())
-            came = self.adapters.settle({one.digest for one in adapters if one is not None})
+            came = self.adapters.settle(self._wanted)
+
+    def _wanted(self) -> set[str]:
+        adapters = (request.adapter for request in self._queue())
+        return {adapter.digest for adapter in adapters if adapter is not None}
 
     def _open(self) -> None:
-        """Give rows to requests whose adapter is here."""
-        for request in list(self._unopened):
-            if self.adapters.ready(request):
+        """Give rows to requests whose adapter is here; those that came first are asked for first.
+
+        That is also asked for requests whose version has left again while their rows waited.
+        """
+        for request in self._queue():
+            if self.adapters.ready(request) and request in self._unopened:
                 del self._unopened[request]
                 self._add_rows(request, partial(self._rows_of, request))
 

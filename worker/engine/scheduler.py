@@ -107,7 +107,7 @@ class Scheduler:
         self._free = list(range(rows))
         self._oldest_first = True
         self._turns: dict[_Turn, int] = {}
-        """When each had its last step, as long as its group has sequences."""
+        """When each had its last step, as long as that matters."""
         self._steps = 0
 
     def add(self, sequence: Sequence) -> None:
@@ -163,10 +163,19 @@ class Scheduler:
             yield sequence, source
 
     def _next_turn(self) -> _Turn:
-        """Return the turn that has waited longest, one of a new group before all others."""
+        """Return the turn that has waited longest, one of a new group before all others.
+
+        A group that has left is no new one before all others have had a step since its last.
+        """
         turns = dict.fromkeys(map(_turn_of, self.running), -1)
         groups = {turn.group for turn in turns}
-        had = {turn: step for turn, step in self._turns.items() if turn.group in groups}
+        known = (self._turns[turn] for turn in turns if turn in self._turns)
+        oldest = min(known, default=self._steps)
+        had = {
+            turn: step
+            for turn, step in self._turns.items()
+            if turn.group in groups or step > oldest
+        }
         self._turns = turns | had
         chosen = min(turns, key=self._turns.__getitem__)
         self._turns[chosen] = self._steps

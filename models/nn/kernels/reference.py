@@ -67,7 +67,9 @@ def rms_norm(x_td: Tensor, *, gain: Tensor, epsilon: float) -> Tensor:
     order of roundings is Llama's.
     """
     x32_td = x_td.float()
-    normed_td = x32_td * torch.rsqrt(x32_td.pow(2).mean(-1, keepdim=True) + epsilon)
+    square_t1 = x32_td.pow(2).mean(-1, keepdim=True)
+    square_t1 = square_t1 + (square_t1 - square_t1)  # of an infinity NaN, where 1 / root hides it
+    normed_td = x32_td * torch.rsqrt(square_t1 + epsilon)
     return normed_td.to(x_td.dtype) * gain.to(x_td.dtype)
 
 

@@ -15,7 +15,7 @@ from core.store import Files, Store
 from models.nn.artifact import load_artifact
 from models.nn.terms import Terms
 from models.wire import AdapterRef, EmbedRequest, GenerateRequest, Input
-from tests.worker.engine.conftest import World, ask, ask_all, order, put_adapter, until
+from tests.worker.engine.conftest import Answer, World, ask, ask_all, order, put_adapter, until
 from worker.engine.engine import Engine
 
 PROMPT = list(range(10, 30))
@@ -211,6 +211,66 @@ def test_the_turn_of_a_version_comes_whatever_others_are_asked_for(
     assert answered[0].reasons
 
 
+def test_a_large_version_comes_to_its_turn_among_many_small_ones(
+    world: World, start_engine: Callable[..., Engine]
+) -> None:
+    small = [spoilt(world, "small", seed=seed) for seed in range(3)]
+    large = spoilt(world, "large", rank=6)
+    budget = sum(size_of(world, one) for one in small)
+    assert size_of(world, large) == budget
+    engine = start_engine(adapter_bytes=budget)
+    answered: list[Any] = []
+
+    async def flood(adapter: AdapterRef, begin: float) -> None:
+        await asyncio.sleep(begin)
+        while not answered:
+            await ask(engine, order(PROMPT, adapter=adapter, max_tokens=30, ignore_eos=True))
+
+    async def play() -> None:
+        begins = [(one, 0.02 * number) for number, one in enumerate(small * 2)]
+        floods = [asyncio.create_task(flood(*each)) for each in begins]
+        await until(lambda: engine.health()["rows"] >= 4)
+        answered.append(await asyncio.wait_for(ask(engine, order(PROMPT, adapter=large)), 20))
+        await asyncio.gather(*floods)
+
+    asyncio.run(play())
+    assert answered[0].reasons
+
+
+def test_one_that_makes_room_still_serves_all_of_a_request_that_has_begun(
+    world: World, start_engine: Callable[..., Engine]
+) -> None:
+    first, second = (spoilt(world, "alike", seed=seed) for seed in range(2))
+    engine = start_engine(adapter_bytes=size_of(world, first), rows=2)
+
+    async def play() -> list[Answer]:
+        many = order(PROMPT, adapter=first, n=6, max_tokens=30, ignore_eos=True)
+        running = asyncio.create_task(ask(engine, many))
+        await until(lambda: engine.health()["rows"] > 0)
+        waiting = ask(engine, order(PROMPT, adapter=second))
+        return await asyncio.wait_for(asyncio.gather(running, waiting), 20)
+
+    answers = asyncio.run(play())
+    assert [len(answer.reasons) for answer in answers] == [6, 1]
+
+
+def test_a_request_that_is_broken_off_leaves_its_version_to_others(
+    world: World, start_engine: Callable[..., Engine]
+) -> None:
+    first, second = (spoilt(world, "alike", seed=seed) for seed in range(2))
+    engine = start_engine(adapter_bytes=size_of(world, first))
+
+    async def play() -> Answer:
+        long = order(PROMPT, adapter=first, max_tokens=150, ignore_eos=True)
+        running = asyncio.create_task(ask(engine, long))
+        await until(lambda: engine.health()["rows"] > 0)
+        running.cancel()
+        return await asyncio.wait_for(ask(engine, order(PROMPT, adapter=second)), 20)
+
+    assert asyncio.run(play()).reasons
+    assert resident(engine) == [second.digest]
+
+
 @pytest.mark.parametrize("kind", ["choices", "inputs"])
 def test_a_request_ends_with_the_version_that_it_began_with(
     world: World, start_engine: Callable[..., Engine], kind: str
@@ -235,12 +295,12 @@ def test_a_request_ends_with_the_version_that_it_began_with(
     assert resident(engine) == []
 
 
-def spoilt(world: World, name: str, *, seed: int = 1, **options: Any) -> AdapterRef:
+def spoilt(world: World, name: str, *, seed: int = 1, rank: int = 2, **options: Any) -> AdapterRef:
     return put_adapter(
         world.store,
         world.settings.data_folder / f"{name}-{time.monotonic_ns()}",
         backbone=world.backbone,
-        block={"type": "lora", "rank": 2},
+        block={"type": "lora", "rank": rank},
         seed=seed,
         **options,
     )

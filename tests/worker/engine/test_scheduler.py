@@ -240,6 +240,21 @@ def test_labels_one_after_another_leave_steps_to_others(group: str | None) -> No
     assert sum(other in step.decodes for step in steps) >= 13
 
 
+def test_groups_that_come_and_go_leave_steps_to_others() -> None:
+    stays = row(1)
+    scheduler = make(2, 8, stays)
+    scheduler.admit(everybody)
+    stays.computed = 1
+    steps = []
+    for number in range(30):
+        comes = row(1, group="ab"[number % 2])
+        scheduler.add(comes)
+        scheduler.admit(everybody)
+        steps.append(scheduler.next_step())
+        scheduler.remove(comes)
+    assert sum(step.group is None for step in steps if step) >= 10
+
+
 def test_a_new_group_has_the_next_step() -> None:
     scheduler = make(3, 8, row(9), row(9, "a", group="a"))
     scheduler.admit(everybody)

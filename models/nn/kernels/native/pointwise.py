@@ -28,7 +28,7 @@ def add_rms_norm(
     x_td: Tensor, y_td: Tensor, *, gain: Tensor, epsilon: float
 ) -> tuple[Tensor, Tensor]:
     """See `reference.add_rms_norm`; the sum is rounded before it is normed."""
-    if not (_takes_norm(x_td, gain) and takes(y_td)):
+    if not (_takes_norm(x_td, gain) and takes(y_td) and x_td.shape == y_td.shape):
         return PLAIN.add_rms_norm(x_td, y_td, gain=gain, epsilon=epsilon)
     both: tuple[Tensor, Tensor] = apply(_AddRmsNorm, x_td, y_td, gain, epsilon)
     return both
@@ -75,7 +75,7 @@ def takes_gates(gate_up_tm: Tensor) -> bool:
 
 def _takes_norm(x_td: Tensor, gain: Tensor) -> bool:
     gains = gain.dtype in (torch.bfloat16, torch.float32) and gain.stride(-1) == 1
-    alike = x_td.shape[-1] == gain.shape[-1]
+    alike = gain.shape in (x_td.shape[-1:], x_td.shape)
     return gains and alike and takes(x_td) and x_td.shape[-1] % 16 == 0
 
 

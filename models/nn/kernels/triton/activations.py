@@ -10,7 +10,7 @@ def activate(x: tl.tensor, name: tl.constexpr) -> tl.tensor:
     if name == "gelu":
         x = 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
     elif name == "relu":
-        x = tl.maximum(x, 0.0)
+        x = tl.where(x <= 0.0, 0.0, x)  # a maximum would turn NaN into 0
     elif name == "silu":
         x = x * tl.sigmoid(x)
     elif name == "tanh":
@@ -25,7 +25,7 @@ def slope(x: tl.tensor, name: tl.constexpr) -> tl.tensor:
         density = 0.3989422804014327 * tl.exp(-0.5 * x * x)
         x = 0.5 * (1.0 + tl.erf(x * 0.7071067811865476)) + x * density
     elif name == "relu":
-        x = tl.where(x > 0.0, 1.0, 0.0)
+        x = tl.where(x <= 0.0, 0.0, tl.where(x > 0.0, 1.0, x))  # NaN stays NaN
     elif name == "silu":
         share = tl.sigmoid(x)
         x = share * (1.0 + x * (1.0 - share))

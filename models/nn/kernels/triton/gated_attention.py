@@ -30,7 +30,8 @@ def gated_attention(
     """See `reference.gated_attention`, which keeps gradients where rows see different keys."""
     tensors = (output_thh, query_hth, keys_kph, values_kph, gate)
     trains = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-    if not is_supported(*tensors) or (trains and visible_tp is not None):
+    unsuited = (trains and visible_tp is not None) or not tiles.fits(query_hth)
+    if unsuited or not is_supported(*tensors):
         return reference.gated_attention(
             output_thh,
             query_hth,
@@ -88,6 +89,7 @@ class _GatedAttention(torch.autograd.Function):
             rows_a_tile=tiles.ROWS,
             keys_a_tile=tiles.KEYS,
             widest=tiles.width(size),
+            num_stages=tiles.stages(query_hth),
         )
         ctx.save_for_backward(query_hth, keys_kph, values_kph, gate_th, logs_ht)
         ctx.scale, ctx.gate_dimensions = scale, gate.dim()
@@ -110,6 +112,7 @@ class _GatedAttention(torch.autograd.Function):
             "rows_a_tile": tiles.ROWS,
             "keys_a_tile": tiles.KEYS,
             "widest": tiles.width(size),
+            "num_stages": tiles.stages(query_hth),
         }
         grid = (triton.cdiv(rows, tiles.ROWS), heads)
         tiles.backward_queries[grid](*inputs, grad_query, *places, *sizes, **options)

@@ -6,15 +6,33 @@ are summed, one key head.
 
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from models.nn.kernels.triton.rows import dot, load_tile, store_tile
 
 ROWS, KEYS, SLICE = 32, 32, 256
+_MOST_BYTES = 512
+"""Of a head's row. Tiles of wider ones need more shared memory than all GPUs have (100 KiB of
+compute capability 8.6): with one stage up to this, beyond it with any."""
 
 
 def width(size: int) -> int:
     """Return the width of a tile that holds a head."""
     return max(16, int(triton.next_power_of_2(size)))
+
+
+def fits(query_hth: Tensor) -> bool:
+    """Say whether tiles of these heads have room on every GPU."""
+    return _row_bytes(query_hth) <= _MOST_BYTES
+
+
+def stages(query_hth: Tensor) -> int:
+    """Return how many tiles of keys are loaded ahead."""
+    return 1 if _row_bytes(query_hth) == _MOST_BYTES else 3
+
+
+def _row_bytes(query_hth: Tensor) -> int:
+    return width(query_hth.shape[-1]) * query_hth.element_size()
 
 
 @triton.jit

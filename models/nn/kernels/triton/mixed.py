@@ -25,12 +25,12 @@ def narrow_mixed(
     activation: str = "none",
 ) -> Tensor:
     """Return `act(x @ downT + bias) * weight`, (t, r) in x's dtype; undefined in tiles of zeros."""
-    x_ti, weight_tr = readable(x_ti), readable(weight_tr)
+    x_ti, down_ri, weight_tr = readable(x_ti), readable(down_ri), readable(weight_tr)
     rows, ranks = weight_tr.shape
     inner_tr = torch.empty(rows, ranks, dtype=x_ti.dtype, device=x_ti.device)
     _narrow_mixed[triton.cdiv(rows, _ROWS), triton.cdiv(ranks, _RANKS)](
         x_ti,
-        readable(down_ri),
+        down_ri,
         down_ri if bias_r is None else bias_r,
         weight_tr,
         inner_tr,

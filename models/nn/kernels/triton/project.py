@@ -37,7 +37,7 @@ def project(x_ti: Tensor, *, weight: Weight, updates: Sequence[Update] = ()) -> 
 def join(factors: Sequence[Tensor]) -> Tensor:
     """Return all numbers of the factors, flat, factor by factor."""
     flat = [factor.reshape(-1) for factor in factors]
-    return flat[0] if len(flat) == 1 else torch.cat(flat)
+    return flat[0].contiguous() if len(flat) == 1 else torch.cat(flat)
 
 
 class _Project(torch.autograd.Function):

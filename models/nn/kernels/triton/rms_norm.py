@@ -130,7 +130,9 @@ def _forward(
         rounded_d = x_d.to(kind)
         tl.store(sums + row * width + parts_d, rounded_d, mask=held_d)
         x_d = rounded_d.to(tl.float32)
-    root = 1.0 / tl.sqrt(tl.sum(x_d * x_d, axis=0) / width + epsilon)
+    square = tl.sum(x_d * x_d, axis=0) / width
+    square += square - square  # of an infinity NaN, where 1 / root would hide it
+    root = 1.0 / tl.sqrt(square + epsilon)
     tl.store(roots + row, root)
     gain_d = tl.load(gain + row * gain_stride + parts_d, mask=held_d, other=0.0)
     product_d = (x_d * root).to(kind).to(tl.float32) * gain_d.to(kind).to(tl.float32)

@@ -28,6 +28,8 @@ CASES: dict[str, Callable[[], object]] = {
     ),
     "norm": lambda: rms_norm(ones(4, 64), gain=ones(32), epsilon=1e-5),
     "sum and norm": lambda: add_rms_norm(ones(4, 64), ones(4, 64), gain=ones(32), epsilon=1e-5),
+    "gains of other rows": lambda: rms_norm(ones(4, 64), gain=ones(3, 64), epsilon=1e-5),
+    "a narrow sum": lambda: add_rms_norm(ones(4, 64), ones(4, 32), gain=ones(64), epsilon=1e-5),
     "rotary angles": lambda: rotate(
         ones(4, 3, 32), cos_th=ones(3, 32), sin_th=ones(3, 32), rotated=2
     ),

@@ -27,6 +27,7 @@ seen: set[Any] = set()
 
 def compile_launch(kernel: Any, *arguments: Any, grid: Any, warmup: bool, **named: Any) -> None:
     """Compile what would be launched; an integer of 1 is a constant, as when it is launched."""
+    stages = named.pop("num_stages", 3)
     bound = kernel.signature.bind(*arguments, **named)
     constants = {param.name for param in kernel.params if param.is_constexpr}
     signature, fixed = {}, {}
@@ -43,12 +44,22 @@ def compile_launch(kernel: Any, *arguments: Any, grid: Any, warmup: bool, **name
     seen.add(key)
     target = GPUTarget("cuda", int(sys.argv[1]), 32)
     source = ASTSource(fn=kernel, signature=signature, constexprs=fixed)
-    made = triton.compile(source, target=target, options={"enable_fp_fusion": True})
-    sys.stdout.write(f"{kernel.__module__}:{kernel.__name__} {len(made.asm['cubin'])}\n")
+    options = {"enable_fp_fusion": True, "num_stages": stages}
+    made = triton.compile(source, target=target, options=options)
+    name, size, shared = kernel.__name__, len(made.asm["cubin"]), made.metadata.shared
+    sys.stdout.write(f"{kernel.__module__}:{name} {size} {shared}\n")
 
 
-def draw(*sizes: int) -> torch.Tensor:
-    return torch.randn(*sizes, dtype=torch.bfloat16, requires_grad=True)
+def draw(*sizes: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
+    return torch.randn(*sizes, dtype=dtype, requires_grad=True)
+
+
+def attend_with_wide_heads(rows: int) -> torch.Tensor:
+    """Take the most shared memory of all: float32, 128 dimensions a head."""
+    sizes = ((rows, 2, 128), (2, rows, 128), (1, 10, 128), (1, 10, 128), (2,))
+    output, query, keys, values, gate = (draw(*size, dtype=torch.float32) for size in sizes)
+    sides = {"keys_kph": keys, "values_kph": values, "scale": 0.1}
+    return gated_attention(output, query, gate=gate, **sides)
 
 
 def main() -> None:
@@ -64,6 +75,7 @@ def main() -> None:
     query, gate = draw(9, rows, 64), draw(9)
     sides = {"keys_kph": draw(3, 10, 64), "values_kph": draw(3, 10, 64), "scale": 0.125}
     outputs.append(gated_attention(draw(rows, 9, 64), query, gate=gate, **sides))
+    outputs.append(attend_with_wide_heads(rows))
     outputs += [rms_norm(x, gain=draw(hidden), epsilon=1e-5)]
     outputs += add_rms_norm(x, y, gain=draw(rows, hidden), epsilon=1e-5)
     angles = torch.randn(rows, 64).bfloat16()

@@ -13,6 +13,9 @@ from models.nn.kernels import triton as kernels
 HELPERS = {"activate", "slope", "dot", "load_tile", "store_tile", "weigh"}
 """Parts of kernels, which are compiled within them."""
 
+LEAST_SHARED_BYTES = 99 * 1024
+"""Shared memory of a program, where a GPU with tensor cores for bfloat16 has least of it."""
+
 
 def _kernels():
     """Every kernel of the package by `module:name`; the interpreter keeps the function."""
@@ -34,6 +37,7 @@ def test_every_kernel_compiles_for_a_gpu(tmp_path):
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    sizes = dict(line.split() for line in done.stdout.splitlines())
-    assert set(sizes) == set(_kernels())
-    assert all(int(size) > 0 for size in sizes.values())
+    made = [line.split() for line in done.stdout.splitlines()]
+    assert {name for name, _, _ in made} == set(_kernels())
+    assert all(int(size) > 0 for _, size, _ in made)
+    assert max(int(shared) for _, _, shared in made) <= LEAST_SHARED_BYTES

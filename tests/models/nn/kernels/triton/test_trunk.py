@@ -37,6 +37,15 @@ def test_norms_agree(dtype, sizes):
         )
 
 
+def test_a_norm_that_overflows_is_no_number():
+    x = draw(ROWS, HIDDEN, dtype=torch.float32, trains=False)
+    x[1] = 1e30
+    gain = _gain((HIDDEN,), torch.float32)
+    for form in (rms_norm, reference.rms_norm):
+        normed = form(x, gain=gain, epsilon=1e-5)
+        assert normed.isnan().all(1).tolist() == [False, True, False, False, False]
+
+
 def test_a_norm_or_a_sum_that_nobody_reads_gives_no_gradient():
     torch.manual_seed(0)
     x, y = (draw(ROWS, HIDDEN, dtype=torch.float32) for _ in range(2))
