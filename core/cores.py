@@ -44,8 +44,8 @@ def count(folder: Path, kind: Kind) -> int:
             age = now - path.stat().st_mtime
         except FileNotFoundError:
             continue
-        found += age <= FRESH_SECONDS
-        if age > FORGOTTEN_SECONDS:
+        found += abs(age) <= FRESH_SECONDS  # a clock that was set back makes files of the future
+        if abs(age) > FORGOTTEN_SECONDS:
             path.unlink(missing_ok=True)
     return found
 

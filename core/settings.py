@@ -111,7 +111,11 @@ class Settings(BaseSettings):
     @property
     def base_folder(self) -> Path:
         """Where the base model of this installation lies."""
-        return self.data_folder / "bases" / self.base
+        return self.folder_of(self.base)
+
+    def folder_of(self, base: str) -> Path:
+        """Return where a base model lies, if it is here."""
+        return self.data_folder / "bases" / base
 
     @property
     def socket_folder(self) -> Path:

@@ -46,7 +46,7 @@ class Member:
         """What the trainer calls it: each claim has a name of its own."""
         self.is_over = False
         self._settings = settings.worker
-        self._base_folder = settings.base_folder
+        self._base_folder = settings.folder_of(row.base)
         self._database = database
         self._store = store
         self._stopping = stopping

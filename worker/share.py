@@ -20,7 +20,6 @@ class Share:
         self._process = process
         self._folder = folder
         self._cores = available()
-        self._confined: list[int] = self._cores
         self._beat = Beat(folder, "trainer")
         self._over = Event()
         self._thread = Thread(target=self._watch, name="share", daemon=True)
@@ -47,10 +46,12 @@ class Share:
         return self._cores[engine_share(len(self._cores), trainers=trainers) :]
 
     def _confine(self, cores: list[int]) -> None:
-        """Let every thread of the trainer run on these cores only; new threads inherit that."""
-        if cores == self._confined or not hasattr(os, "sched_setaffinity"):
+        """Let every thread of the trainer run on these cores only; new threads inherit that.
+
+        One that is born meanwhile inherits what was before, until the next look.
+        """
+        if not hasattr(os, "sched_setaffinity"):
             return
         for thread in Path(f"/proc/{self._process}/task").iterdir():
             with suppress(ProcessLookupError):
                 os.sched_setaffinity(int(thread.name), cores)
-        self._confined = cores

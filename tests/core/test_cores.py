@@ -28,6 +28,9 @@ def test_who_has_fallen_silent_counts_no_more(tmp_path: Path) -> None:
         assert count(tmp_path, "engine") == 0
         assert path.exists() == is_there
     beat.beat()
+    os.utime(path, (time.time() + 3600,) * 2)  # the clock was set back
+    assert count(tmp_path, "engine") == 0
+    beat.beat()
     assert count(tmp_path, "engine") == 1
 
 

@@ -58,6 +58,16 @@ def test_all_threads_leave_the_engine_its_cores_while_it_works(
     assert count(tmp_path, "trainer") == 0
 
 
+def test_a_thread_that_was_missed_is_met_at_the_next_look(tmp_path: Path, process: int) -> None:
+    until(lambda: len(allowed(process)) == 2)
+    cores = available()
+    share = Share(process, folder=tmp_path)
+    until(lambda: count(tmp_path, "trainer") == 1)
+    os.sched_setaffinity(process, cores[-1:])
+    until(lambda: allowed(process) == [set(cores)] * 2)
+    share.end()
+
+
 def test_a_trainer_that_has_ended_is_no_error(tmp_path: Path) -> None:
     child = subprocess.Popen([sys.executable, "-c", ""])
     child.wait()

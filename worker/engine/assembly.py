@@ -101,6 +101,7 @@ def assemble(
         outbox=outbox,
         metrics=metrics,
         drafter=Drafter(runner) if settings.engine.drafts else None,
+        about_to_compute=threads.work,
         adapters=partial(
             AdapterCache,
             fetch=fetch,

@@ -250,8 +250,8 @@ class Engine:
             log.info("engine_ready", base=opened.manifest.id, dtype=str(opened.backbone.dtype))
             with torch.inference_mode():
                 while not self._closing:
-                    if worked := opened.loop.step():
-                        opened.threads.work()
+                    if not (worked := opened.loop.step()):
+                        opened.threads.rest()
                     self._inbox.run(wait=not worked)
                     if not worked:
                         self._inbox.gather(lambda: self._coming > 0)
@@ -263,6 +263,8 @@ class Engine:
             self._fail_all(_died())
             self._died()
         finally:
+            if self._opened is not None:
+                self._opened.threads.close()
             gc.unfreeze()
 
     def _fail_all(self, error: Unavailable) -> None:

@@ -3,8 +3,7 @@
 import time
 from collections.abc import Callable
 from functools import partial
-from itertools import count, islice, takewhile
-from operator import attrgetter
+from itertools import islice, takewhile
 
 import structlog
 
@@ -15,6 +14,7 @@ from worker.engine.blocks import Blocks
 from worker.engine.drafts import Drafter, count_right
 from worker.engine.generation import Generation
 from worker.engine.layout import bucket
+from worker.engine.line import Line
 from worker.engine.metrics import Metrics
 from worker.engine.outcome import Outcome
 from worker.engine.reader import Reader
@@ -49,14 +49,13 @@ class Loop:
         metrics: Metrics,
         adapters: Callable[..., AdapterCache],
         drafter: Drafter | None = None,
+        about_to_compute: Callable[[], None] = lambda: None,
     ) -> None:
         self.scheduler = scheduler
         self.adapters = adapters(
             failed=self.fail_adapter, evicted=runner.forget, lay_out=runner.prepare
         )
-        self._numbers = count()
-        self._unopened: dict[Request, None] = {}
-        """Requests whose adapter is not here yet, in order."""
+        self._line = Line(scheduler)
         self._blocks = blocks
         self._shared = shared
         self._runner = runner
@@ -65,20 +64,20 @@ class Loop:
         self._outbox = outbox
         self._metrics = metrics
         self._drafter = drafter
+        self._about_to_compute = about_to_compute
 
     @property
     def waiting(self) -> int:
         """How many rows wait for a slot or an adapter."""
-        return len(self.scheduler.waiting) + sum(request.rows for request in list(self._unopened))
+        return self._line.rows
 
     def add(self, request: Request) -> None:
         """Take a request; it gets rows once its adapter is here."""
-        request.number = next(self._numbers)
-        self._unopened[request] = None
+        self._line.add(request)
 
     def cancel(self, request: Request) -> None:
         """Forget a request; one that has ended already is fine."""
-        self._unopened.pop(request, None)
+        self._line.leave(request)
         for sequence in request.sequences:
             self._release(sequence, clean=False)
         request.sequences.clear()
@@ -91,14 +90,14 @@ class Loop:
 
     def fail_adapter(self, digest: str, error: GraftworkError) -> None:
         """End every request that waits for an adapter that cannot be loaded."""
-        for request in self._queue():
+        for request in self._line:
             if request.adapter is not None and request.adapter.digest == digest:
                 self.fail(request, error)
 
     def fail_all(self, error: GraftworkError) -> None:
         """End every request."""
         running = [row.request for row in self.scheduler.running]
-        for request in dict.fromkeys([*running, *self._queue()]):
+        for request in dict.fromkeys([*running, *self._line]):
             self.fail(request, error)
 
     def step(self) -> bool:
@@ -108,6 +107,7 @@ class Loop:
         step = self.scheduler.next_step()
         self.adapters.pace.hurried = step is not None
         if step is not None:
+            self._about_to_compute()
             began = time.perf_counter()
             if drafter := self._drafter:
                 step = drafter.extend(step, terms=self._terms(step))
@@ -116,31 +116,21 @@ class Loop:
         self._outbox.flush()
         return step is not None
 
-    def _queue(self) -> list[Request]:
-        """Return the requests of which something waits to begin, each once, in order."""
-        rows = (row.request for row in self.scheduler.waiting)
-        return sorted({*self._unopened, *rows}, key=attrgetter("number"))
-
     def _take_in(self) -> None:
         """Give slots to what can have one, now that some versions may come in and others go."""
         came = True
         while came:
             self._open()
             self._admit()
-            came = self.adapters.settle(self._wanted)
-
-    def _wanted(self) -> set[str]:
-        adapters = (request.adapter for request in self._queue())
-        return {adapter.digest for adapter in adapters if adapter is not None}
+            came = self.adapters.settle(self._line.wanted)
 
     def _open(self) -> None:
         """Give rows to requests whose adapter is here; those that came first are asked for first.
 
         That is also asked for requests whose version has left again while their rows waited.
         """
-        for request in self._queue():
-            if self.adapters.ready(request) and request in self._unopened:
-                del self._unopened[request]
+        for request in self._line:
+            if self.adapters.ready(request) and self._line.open(request):
                 self._add_rows(request, partial(self._rows_of, request))
 
     def _rows_of(self, request: Request) -> Rows:

@@ -24,7 +24,7 @@ class Request:
     tenant: str | None = None
     """Whose request it is: what was computed for one tenant serves no other, and none's nobody."""
     number: int = 0
-    """Its place among all that came."""
+    """Its place in line."""
     sequences: "list[Sequence]" = field(default_factory=list)
     """Rows that have not ended."""
     _events: asyncio.Queue[Event] = field(default_factory=asyncio.Queue)

@@ -1,7 +1,9 @@
 """How many threads the engine computes with: all cores, or its share beside trainers."""
 
 import time
+from contextlib import suppress
 from pathlib import Path
+from threading import Event, Thread
 
 import torch
 
@@ -9,31 +11,52 @@ from core.cores import EVERY_SECONDS, Beat, available, count, engine_share
 
 
 class Threads:
-    """Used by the torch thread alone: how many threads torch takes is a property of a thread."""
+    """Used by the torch thread alone: how many threads torch takes is a property of a thread.
+
+    Another thread says that there is work, however long a step of it takes.
+    """
 
     def __init__(self, folder: Path, *, most: int) -> None:
         """Use `most` threads at most; 0 means every core."""
         self._folder = folder
         self._cores = len(available())
         self._most = most or self._cores
-        self._beat = Beat(folder, "engine")
         self._looked = float("-inf")
         self._threads = self._most
+        self._working, self._over = Event(), Event()
         torch.set_num_threads(self._most)
+        Thread(target=self._announce, name="engine-beat", daemon=True).start()
 
     def work(self) -> None:
-        """Say that there is work, and take as many threads as are due for the next step."""
+        """Say that there is work from now on, and take as many threads as are due for a step."""
+        self._working.set()
         now = time.monotonic()
         if now - self._looked < EVERY_SECONDS:
             return
         self._looked = now
         try:
-            self._beat.beat()
             trainers = count(self._folder, "trainer")
         except OSError:
-            return  # a full disk is no reason to stop serving
+            return  # a broken disk is no reason to stop serving
         due = self._most if not trainers else engine_share(self._cores, trainers=trainers)
         due = min(due, self._most)
         if due != self._threads:
             self._threads = due
             torch.set_num_threads(due)
+
+    def rest(self) -> None:
+        """Say that there is no work."""
+        self._working.clear()
+
+    def close(self) -> None:
+        """Say nothing more."""
+        self._over.set()
+        self._working.set()
+
+    def _announce(self) -> None:
+        beat = Beat(self._folder, "engine")
+        while self._working.wait() and not self._over.wait(EVERY_SECONDS):
+            with suppress(OSError):  # so is a full one
+                beat.beat()
+        with suppress(OSError):
+            beat.end()

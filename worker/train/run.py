@@ -41,8 +41,13 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     while True:
         while (folder := pipe.next_folder(wait=not gang.members)) is not None:
-            order = msgspec.json.decode((folder / "job.json").read_bytes(), type=TrainOrder)
             channel = Channel(folder.name, pipe)
+            try:
+                content = (folder / "job.json").read_bytes()
+            except FileNotFoundError:
+                channel.close()  # dropped before its turn came, and its folder with it
+                continue
+            order = msgspec.json.decode(content, type=TrainOrder)
             gang.join(train(order, channel), channel)
         if not gang.members:
             return

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from core.cores import EVERY_SECONDS, Beat, count
+from core.cores import EVERY_SECONDS, FRESH_SECONDS, Beat, count
 from worker.engine import threads as module
 from worker.engine.threads import Threads
 
@@ -30,11 +30,21 @@ def test_threads_follow_who_else_computes(tmp_path: Path) -> None:
     threads, trainer = Threads(tmp_path, most=0), Beat(tmp_path, "trainer")
     assert torch.get_num_threads() == 4
     threads.work()
-    assert count(tmp_path, "engine") == 1
     trainer.beat()
     assert look_again(threads) == 2
     trainer.end()
     assert look_again(threads) == 4
+
+
+def test_an_engine_counts_as_long_as_it_has_work_however_long_a_step_takes(tmp_path: Path) -> None:
+    threads = Threads(tmp_path, most=0)
+    threads.work()
+    time.sleep(FRESH_SECONDS + 2 * EVERY_SECONDS)
+    assert count(tmp_path, "engine") == 1
+    threads.rest()
+    time.sleep(FRESH_SECONDS + 2 * EVERY_SECONDS)
+    assert count(tmp_path, "engine") == 0
+    threads.close()
 
 
 def test_what_an_operator_grants_is_the_most(tmp_path: Path) -> None:

@@ -112,6 +112,14 @@ def test_failures_are_messages(make_job, code, changes):
     assert bool(failed.problems) == (code == "invalid_training_file")
 
 
+def test_an_order_that_was_dropped_before_it_was_read_costs_the_others_nothing(make_job):
+    gone, job = make_job("gone"), make_job()
+    child = start(job)
+    tell(child, f"train {gone.folder}")
+    assert type(finish(child)[-1]).__name__ == "Succeeded"
+    assert child.returncode == 0
+
+
 def test_a_bug_is_told_from_a_failure(make_job):
     job = make_job()
     job.order()
