@@ -42,6 +42,28 @@ def test_a_gang_is_one_process_and_each_job_is_as_if_alone(site: Site, unbroken:
 
 
 @one_database
+def test_cancel_one_before_its_order_is_read(site: Site, unbroken: str) -> None:
+    rows = [post(site) for _ in range(3)]
+    gone = rows[1]
+    site.start_worker(**SELDOM)
+    orders = site.folder / "work"
+    wait_for(lambda: any(orders.glob(f"{gone.id}-*/job.json")), seconds=20)
+    with site.database.unit_of_work() as session:
+        job.cancel(session, gone.id, tenant=gone.tenant)
+    for row in (rows[0], rows[2]):
+        assert site.wait_for_state(row, "succeeded").attempts == 1
+        check_like_unbroken(site, row, unbroken=unbroken)
+
+
+@one_database
+def test_a_job_is_trained_on_its_own_base(site: Site, unbroken: str) -> None:
+    row = post(site)
+    site.start_worker(**SELDOM, GRAFTWORK_BASE="another")
+    site.wait_for_state(row, "succeeded")
+    check_like_unbroken(site, row, unbroken=unbroken)
+
+
+@one_database
 def test_kill_the_trainer_of_a_gang(site: Site, unbroken: str) -> None:
     worker = site.start_worker(**SELDOM)
     rows = post_gang(site)

@@ -42,6 +42,16 @@ def test_one_pass_gives_values_and_gradients_of_every_activation(dtype, activati
     _agree(y, z, _terms(20, dtype), activation)
 
 
+@pytest.mark.filterwarnings("ignore:invalid value")
+@pytest.mark.parametrize("activation", reference.ACTIVATIONS)
+def test_what_is_no_number_stays_none(activation):
+    down, bias, up = (one.detach() for one in _terms(20, torch.float32))
+    y = draw(ROWS, HIDDEN, dtype=torch.float32, trains=False)
+    bias[3] = torch.nan
+    terms = {"down_md": down, "down_bias_m": bias, "up_dm": up, "activation": activation}
+    assert bottleneck(y, y, weight=0.5, **terms).isnan().all()
+
+
 @pytest.mark.parametrize("middle", [1, 128, 130])
 def test_narrow_and_wide_bottlenecks_agree(middle):
     torch.manual_seed(0)

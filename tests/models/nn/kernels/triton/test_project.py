@@ -63,6 +63,19 @@ def test_gradients_of_many_rows_are_summed_slice_by_slice():
     )
 
 
+def test_a_single_column_may_lie_apart():
+    torch.manual_seed(0)
+    x, weight = draw(9, INPUTS, dtype=torch.float32), _weight(torch.float32)
+    up = draw(OUTPUTS, 4, dtype=torch.float32, trains=False)[:, :1]
+    down = draw(INPUTS, 3, dtype=torch.float32, trains=False).t()[:1]
+    update = Update((0, 9), (0, OUTPUTS), down, up, 1.5)
+    assert_agree(
+        lambda: project(x, weight=weight, updates=[update]),
+        lambda: reference.project(x, weight=weight, updates=[update]),
+        [x],
+    )
+
+
 def test_only_what_trains_gets_a_gradient():
     torch.manual_seed(0)
     dtype = torch.float32
