@@ -45,7 +45,7 @@ def count(folder: Path, kind: Kind) -> int:
         except FileNotFoundError:
             continue
         found += abs(age) <= FRESH_SECONDS  # a clock that was set back makes files of the future
-        if abs(age) > FORGOTTEN_SECONDS:
+        if age > FORGOTTEN_SECONDS:
             path.unlink(missing_ok=True)
     return found
 

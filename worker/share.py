@@ -20,6 +20,7 @@ class Share:
         self._process = process
         self._folder = folder
         self._cores = available()
+        self._was_confined = False
         self._beat = Beat(folder, "trainer")
         self._over = Event()
         self._thread = Thread(target=self._watch, name="share", daemon=True)
@@ -50,7 +51,8 @@ class Share:
 
         One that is born meanwhile inherits what was before, until the next look.
         """
-        if not hasattr(os, "sched_setaffinity"):
+        self._was_confined |= cores != self._cores
+        if not self._was_confined or not hasattr(os, "sched_setaffinity"):
             return
         for thread in Path(f"/proc/{self._process}/task").iterdir():
             with suppress(ProcessLookupError):

@@ -60,11 +60,13 @@ def test_all_threads_leave_the_engine_its_cores_while_it_works(
 
 def test_a_thread_that_was_missed_is_met_at_the_next_look(tmp_path: Path, process: int) -> None:
     until(lambda: len(allowed(process)) == 2)
-    cores = available()
+    cores, engine = set(available()), Beat(tmp_path, "engine")
     share = Share(process, folder=tmp_path)
-    until(lambda: count(tmp_path, "trainer") == 1)
-    os.sched_setaffinity(process, cores[-1:])
-    until(lambda: allowed(process) == [set(cores)] * 2)
+    engine.beat()
+    until(lambda: any(kept < cores for kept in allowed(process)) or len(cores) == 1)
+    until(lambda: allowed(process) == [cores] * 2)
+    os.sched_setaffinity(process, list(cores)[-1:])
+    until(lambda: allowed(process) == [cores] * 2)
     share.end()
 
 

@@ -66,7 +66,7 @@ class AdapterCache:
         self._parked: dict[str, Resident] = {}
         """Loaded ones that wait for room, in order."""
         self._closed: set[str] = set()
-        """Those in use that make room for the first of them."""
+        """Resident ones that begin nothing new, to make room for the first of them."""
         self.pace = Pace()
         self._hashing = ThreadPoolExecutor(
             FETCHES_AT_ONCE, thread_name_prefix="hash", initializer=self.pace.keep
@@ -111,28 +111,31 @@ class AdapterCache:
             self._evict(digest)
 
     def settle(self, find_wanted: Callable[[], Container[str]]) -> bool:
-        """Let the next version in, or see to it that it will find room; say whether one came in.
+        """Let the next version in, or see to it that it will find room; say if something may begin.
 
-        `find_wanted` returns those that requests wait for; nobody keeps what nobody wants any more.
+        `find_wanted` returns those that requests wait for. It says no only where another look at
+        what waits would find nothing new.
         """
         self._closed.clear()
-        wanted = find_wanted() if self._parked else ()
-        while self._parked:
-            digest, arrival = next(iter(self._parked.items()))
-            if digest not in wanted:
-                del self._parked[digest]
-                self._evicted(digest)
-                continue
-            held = [name for name in self._resident if self._is_held(name, wanted)]
-            if arrival.bytes + self._bytes(held) > self._budget:
-                self._close_oldest(arrival.bytes + self._bytes(self._resident) - self._budget)
-                return False
-            idle = (name for name in list(self._resident) if name not in held)
-            while arrival.bytes + self._bytes(self._resident) > self._budget:
-                self._evict(next(idle))
-            self._resident[digest] = self._parked.pop(digest)
+        if not self._parked:
+            return False
+        wanted = find_wanted()
+        digest, arrival = next(iter(self._parked.items()))
+        lacking = arrival.bytes + self._bytes(self._resident) - self._budget
+        if digest not in wanted and (arrival.doomed or lacking > 0):
+            del self._parked[digest]
+            self._evicted(digest)
             return True
-        return False
+        held = [name for name in self._resident if self._is_held(name, wanted)]
+        if arrival.bytes + self._bytes(held) > self._budget:
+            self._close_oldest(lacking, wanted)
+            return False
+        idle = (name for name in list(self._resident) if name not in held)
+        while arrival.bytes + self._bytes(self._resident) > self._budget:
+            self._evict(next(idle))
+        arrival.awaited = digest in wanted
+        self._resident[digest] = self._parked.pop(digest)
+        return True
 
     def drop(self, digest: str) -> None:
         """Free a version now, or when its last request ends; one that is not here is fine.
@@ -218,13 +221,13 @@ class AdapterCache:
         resident = self._resident[digest]
         return bool(resident.holders) or (resident.awaited and digest in wanted)
 
-    def _close_oldest(self, lacking: int) -> None:
+    def _close_oldest(self, lacking: int, wanted: Container[str]) -> None:
         """Let those that were taken longest ago take no new requests, until so many bytes are.
 
         Idle ones among them too: one that began anew would be in use when the last of them ends.
         """
         for digest, resident in self._resident.items():
-            if lacking > 0 and (resident.holders or not resident.awaited):
+            if lacking > 0 and (resident.holders or not self._is_held(digest, wanted)):
                 self._closed.add(digest)
                 lacking -= resident.bytes
 

@@ -118,11 +118,11 @@ class Loop:
 
     def _take_in(self) -> None:
         """Give slots to what can have one, now that some versions may come in and others go."""
-        came = True
-        while came:
+        more = True
+        while more:
             self._open()
             self._admit()
-            came = self.adapters.settle(self._line.wanted)
+            more = self.adapters.settle(self._line.wanted)
 
     def _open(self) -> None:
         """Give rows to requests whose adapter is here; those that came first are asked for first.

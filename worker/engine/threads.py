@@ -25,11 +25,13 @@ class Threads:
         self._threads = self._most
         self._working, self._over = Event(), Event()
         torch.set_num_threads(self._most)
-        Thread(target=self._announce, name="engine-beat", daemon=True).start()
+        self._announcer = Thread(target=self._announce, name="engine-beat", daemon=True)
 
     def work(self) -> None:
         """Say that there is work from now on, and take as many threads as are due for a step."""
         self._working.set()
+        if self._announcer.ident is None:
+            self._announcer.start()
         now = time.monotonic()
         if now - self._looked < EVERY_SECONDS:
             return
@@ -52,11 +54,14 @@ class Threads:
         """Say nothing more."""
         self._over.set()
         self._working.set()
+        if self._announcer.ident is not None:
+            self._announcer.join()
 
     def _announce(self) -> None:
         beat = Beat(self._folder, "engine")
-        while self._working.wait() and not self._over.wait(EVERY_SECONDS):
+        while self._working.wait() and not self._over.is_set():
             with suppress(OSError):  # so is a full one
                 beat.beat()
+            self._over.wait(EVERY_SECONDS)
         with suppress(OSError):
             beat.end()

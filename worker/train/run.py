@@ -25,7 +25,7 @@ from models.loop_request import refuse_replaced_weights
 from models.nn.artifact import load_training_tensors
 from models.nn.backbone import Backbone, pick_dtype
 from models.nn.methods.base import Method
-from models.spec import Stopped, Succeeded, TrainOrder, TrainSpec
+from models.spec import Broke, Stopped, Succeeded, TrainOrder, TrainSpec
 from worker.train.checkpoint import Checkpoints, Progress, Snapshot, load
 from worker.train.course import Work
 from worker.train.gang import Gang
@@ -45,7 +45,9 @@ def main() -> None:
             try:
                 content = (folder / "job.json").read_bytes()
             except FileNotFoundError:
-                channel.close()  # dropped before its turn came, and its folder with it
+                channel.say(
+                    Broke(reason="The order's folder is gone")
+                )  # heard unless it was dropped
                 continue
             order = msgspec.json.decode(content, type=TrainOrder)
             gang.join(train(order, channel), channel)

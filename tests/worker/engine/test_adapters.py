@@ -237,6 +237,42 @@ def test_a_large_version_comes_to_its_turn_among_many_small_ones(
     assert answered[0].reasons
 
 
+def test_what_was_closed_is_open_again_when_nobody_wants_the_room_any_more(
+    world: World, start_engine: Callable[..., Engine]
+) -> None:
+    """The engine has no other work then, so nothing would wake it for a second look."""
+    busy, idle = (spoilt(world, "small", seed=seed) for seed in range(2))
+    large = spoilt(world, "large", rank=4)
+    engine = start_engine(adapter_bytes=size_of(world, large))
+    ids(engine, idle)
+    assert engine._opened is not None
+    loop = engine._opened.loop
+    line, cache = loop._line, loop.adapters
+
+    def cancel() -> None:
+        leaving = [*cache._resident[busy.digest].holders]
+        leaving += [request for request in line if request.adapter == large]
+        for request in leaving:
+            loop.cancel(request)
+
+    async def play() -> Answer:
+        long = order(PROMPT, adapter=busy, max_tokens=180, ignore_eos=True)
+        left = [asyncio.create_task(ask(engine, long))]
+        await until(lambda: engine.health()["rows"] == 1)
+        left.append(asyncio.create_task(ask(engine, order(PROMPT, adapter=large))))
+        await until(lambda: idle.digest in cache._closed)
+        late = asyncio.create_task(ask(engine, order(PROMPT, adapter=idle)))
+        await until(lambda: engine.health()["waiting"] == 2)
+        assert not left[0].done()
+        engine._inbox.put(cancel)
+        answer = await asyncio.wait_for(late, 20)
+        for task in left:
+            task.cancel()
+        return answer
+
+    assert asyncio.run(play()).reasons
+
+
 def test_one_that_makes_room_still_serves_all_of_a_request_that_has_begun(
     world: World, start_engine: Callable[..., Engine]
 ) -> None:

@@ -116,8 +116,12 @@ def test_an_order_that_was_dropped_before_it_was_read_costs_the_others_nothing(m
     gone, job = make_job("gone"), make_job()
     child = start(job)
     tell(child, f"train {gone.folder}")
-    assert type(finish(child)[-1]).__name__ == "Succeeded"
-    assert child.returncode == 0
+    said = read_until(child, "Broke")
+    assert said.reason == "The order's folder is gone"
+    read_until(child, "Succeeded")
+    child.stdin.close()
+    child.stdout.close()
+    assert child.wait(30) == 0
 
 
 def test_a_bug_is_told_from_a_failure(make_job):

@@ -27,7 +27,7 @@ def fits(query_hth: Tensor) -> bool:
 
 
 def stages(query_hth: Tensor) -> int:
-    """Return how many tiles of keys are loaded ahead."""
+    """Return how many tiles of the inner loop are in shared memory at once."""
     return 1 if _row_bytes(query_hth) == _MOST_BYTES else 3
 
 

@@ -55,7 +55,7 @@ def draw(*sizes: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
 
 
 def attend_with_wide_heads(rows: int) -> torch.Tensor:
-    """Take the most shared memory of all: float32, 128 dimensions a head."""
+    """Take much shared memory: float32, 128 dimensions a head."""
     sizes = ((rows, 2, 128), (2, rows, 128), (1, 10, 128), (1, 10, 128), (2,))
     output, query, keys, values, gate = (draw(*size, dtype=torch.float32) for size in sizes)
     sides = {"keys_kph": keys, "values_kph": values, "scale": 0.1}
