@@ -8,10 +8,7 @@ positions up to that length, and no base with `longrope` has a longer context.
 """
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from torch import nn
+from typing import Any
 
 
 def context_of(config: Any) -> int:
@@ -24,14 +21,14 @@ def context_of(config: Any) -> int:
     return min([int(config.max_position_embeddings), *bounds])
 
 
-def fix_frequencies(network: "nn.Module") -> None:
+def fix_frequencies(network: Any) -> None:
     """Let the frequencies of a network be those that it was made with."""
     for module in network.modules():
         kind = getattr(module, "rope_type", None)
         if isinstance(kind, Mapping):
-            module.rope_type = dict.fromkeys(kind, "default")  # type: ignore[assignment]
+            module.rope_type = dict.fromkeys(kind, "default")
         elif kind is not None:
-            module.rope_type = "default"  # type: ignore[assignment]
+            module.rope_type = "default"
 
 
 def _rotations(config: Any) -> Iterator[Mapping[str, Any]]:

@@ -45,9 +45,8 @@ def main() -> None:
             try:
                 content = (folder / "job.json").read_bytes()
             except FileNotFoundError:
-                channel.say(
-                    Broke(reason="The order's folder is gone")
-                )  # heard unless it was dropped
+                # Who dropped the order, and its folder with it, does not listen.
+                channel.say(Broke(reason="The order's folder is gone"))
                 continue
             order = msgspec.json.decode(content, type=TrainOrder)
             gang.join(train(order, channel), channel)
