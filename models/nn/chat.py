@@ -140,20 +140,16 @@ class Renderer:
 
     def token_bytes(self, token_id: int) -> bytes:
         """Return the bytes that one token stands for, which need not be whole characters."""
-        if token_id in self._added:
-            return str(self._added[token_id].content).encode()
-        piece = self._backend.id_to_token(token_id)
-        if piece is None:
-            return b""
-        if self._is_byte_level:
-            return bytes(_BYTE_OF[character] for character in piece)
-        if byte := _BYTE_PIECE.fullmatch(piece):
-            return bytes.fromhex(byte[1])
-        return str(piece).replace("\u2581", " ").encode()
+        return self.spellings.get(token_id, b"")
 
     @cached_property
-    def _is_byte_level(self) -> bool:
-        return '"ByteLevel"' in json.dumps(json.loads(self._backend.to_str())["decoder"])
+    def spellings(self) -> dict[int, bytes]:
+        """The bytes of every token; it takes a part of a second to find them."""
+        decoder = json.dumps(json.loads(self._backend.to_str())["decoder"])
+        spell = _spell_bytes if '"ByteLevel"' in decoder else _spell_text
+        pieces = self._backend.get_vocab(with_added_tokens=False)
+        added = {index: str(token.content).encode() for index, token in self._added.items()}
+        return {index: spell(piece) for piece, index in pieces.items()} | added
 
     @cached_property
     def begin_ids(self) -> list[int]:
@@ -280,3 +276,18 @@ def _byte_alphabet() -> dict[str, int]:
 
 
 _BYTE_OF = _byte_alphabet()
+
+
+def _spell_bytes(piece: str) -> bytes:
+    """Return the bytes of a piece in that alphabet; one with another character is plain text."""
+    try:
+        return bytes([_BYTE_OF[character] for character in piece])
+    except KeyError:
+        return piece.encode()
+
+
+def _spell_text(piece: str) -> bytes:
+    """Return the bytes of a piece of SentencePiece's kind."""
+    if byte := _BYTE_PIECE.fullmatch(piece):
+        return bytes.fromhex(byte[1])
+    return piece.replace("\u2581", " ").encode()

@@ -109,6 +109,8 @@ class Loop:
         if step is not None:
             self._about_to_compute()
             began = time.perf_counter()
+            if self._runner.goes_by_slots(step):
+                self._compact()
             if drafter := self._drafter:
                 step = drafter.extend(step, terms=self._terms(step))
             self._run(step)
@@ -158,6 +160,9 @@ class Loop:
     def _admit(self) -> None:
         for sequence in self.scheduler.admit(lambda row: self.adapters.ready(row.request)):
             self._start(sequence)
+
+    def _compact(self) -> None:
+        """Bring rows together in the first slots."""
         for sequence, source in self.scheduler.compact(rows=bucket(len(self.scheduler.running))):
             length = sequence.footing.rows + sequence.computed
             self._blocks.move(source, sequence.slot or 0, length=length)

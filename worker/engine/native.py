@@ -4,13 +4,14 @@ They share the cache with the eager forward, so steps of both kinds may take tur
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 from models.nn.kernels.native import Library
 from models.nn.kernels.native.adapter import StepAdapter, prepare
 from models.nn.kernels.native.batch import Run
 from models.nn.kernels.native.model import Unsuited
-from models.nn.kernels.native.step import Form, NativeStep
+from models.nn.kernels.native.step import Form, Hidden, NativeStep
 from models.nn.shape import Shape
 from models.nn.terms import Terms
 from worker.engine.outcome import Outcome, Places, drawing, pool_chunks, reading, score_chunks
@@ -28,6 +29,34 @@ rows 9.7, 11.8 and 15.5; but over a base in 8 bits products bind there from the 
 """
 
 
+@dataclass(frozen=True, slots=True)
+class _Standing:
+    """A step in which rows decoded and nothing else: mostly the next one is the same, a token on.
+
+    Then what is laid out stays, which saves a third of the time that nobody multiplies.
+    """
+
+    decodes: tuple[Choice, ...]
+    rows: list[Choice]
+    """The same in the stream's order."""
+    slots: list[int | None]
+    greedy: bool
+    hidden: Hidden
+    outcome: Outcome
+
+    def goes_on(self, step: Step, *, greedy: bool) -> bool:
+        """Compute a step if it is of the same rows, for `outcome` to give what it gave before."""
+        if step.decodes != self.decodes or step.chunks or step.drafts or greedy != self.greedy:
+            return False
+        if [row.slot for row in self.rows] != self.slots:
+            return False
+        self.hidden.go_on(
+            [row.last_token for row in self.rows],
+            [row.footing.rows + row.computed for row in self.rows],
+        )
+        return True
+
+
 class NativeRunner:
     """Computes the steps it can; keeps adapters packed until they are forgotten."""
 
@@ -40,6 +69,7 @@ class NativeRunner:
         self._library = library
         self._adapters: dict[str, StepAdapter | None] = {}
         """By digest; None is what the step does not compute."""
+        self._standing: _Standing | None = None
 
     def prepare(self, digest: str, terms: Terms) -> StepAdapter | None:
         """Pack an adapter; any thread may, before its first step."""
@@ -54,6 +84,7 @@ class NativeRunner:
 
     def forget(self, digest: str | None = None) -> None:
         """Drop an adapter, or all."""
+        self._standing = None
         if digest is None:
             self._adapters.clear()
         else:
@@ -68,6 +99,10 @@ class NativeRunner:
         self, step: Step, *, terms: Mapping[str, Terms], greedy: bool = False
     ) -> Outcome | None:
         """Compute a step, or return None: something in it is not done here."""
+        standing = self._standing
+        if standing is not None and standing.goes_on(step, greedy=greedy):
+            return standing.outcome
+        self._standing = None
         acting = self._acting(step, terms)
         if acting is None:
             return None
@@ -81,12 +116,17 @@ class NativeRunner:
             read=reading(step, places),
             likeliest=wanted if greedy else (),
         )
-        return Outcome(
+        outcome = Outcome(
             partial(hidden.logits, wanted),
             partial(hidden.likeliest, wanted),
             score_chunks(hidden.logits, step, places),
-            pool_chunks(step, places, hidden.hidden_td),
+            pool_chunks(step, places, hidden.states),
         )
+        if not step.chunks and not step.drafts:
+            rows = [step.decodes[number] for number in order]
+            slots = [row.slot for row in rows]
+            self._standing = _Standing(step.decodes, rows, slots, greedy, hidden, outcome)
+        return outcome
 
     def _acting(self, step: Step, terms: Mapping[str, Terms]) -> Acting | None:
         if any(sequence.eager for sequence in step.sequences):

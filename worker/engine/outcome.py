@@ -16,6 +16,8 @@ from worker.engine.scheduler import Chunk, Step
 
 Logits = Callable[[list[int]], Tensor]
 """Computes (N, V) float32 for rows of the stream."""
+States = Callable[[], Tensor]
+"""Gives the hidden states (T, d); of a step that pools nothing nobody asks for them."""
 
 SCORED_AT_ONCE = 64
 """Rows whose logits are held at once to be scored; a vocabulary is wide."""
@@ -94,12 +96,12 @@ def _wanted(step: Step, places: Places) -> Iterator[_Wanted]:
             yield _Wanted(rows[0] + row - chunk.start, token, chunk.sequence.top, index)
 
 
-def pool_chunks(step: Step, places: Places, hidden_td: Tensor) -> list[tuple[Chunk, Tensor]]:
+def pool_chunks(step: Step, places: Places, states: States) -> list[tuple[Chunk, Tensor]]:
     """Return what every pooled chunk adds: the sum of its rows, or the prompt's last."""
     pooled = []
     for chunk, (first, last) in zip(step.chunks, places.chunks, strict=True):
         if chunk.sequence.pooling == "mean":
-            pooled.append((chunk, hidden_td[first:last].float().sum(0)))
+            pooled.append((chunk, states()[first:last].float().sum(0)))
         elif chunk.sequence.pooling == "last" and chunk.ends_prompt:
-            pooled.append((chunk, hidden_td[last - 1].float().clone()))
+            pooled.append((chunk, states()[last - 1].float().clone()))
     return pooled

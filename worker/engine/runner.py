@@ -74,8 +74,17 @@ class Runner:
             partial(call.logits, wanted),
             partial(call.likeliest, wanted),
             score_chunks(call.logits, step, places),
-            pool_chunks(step, places, hidden_td),
+            pool_chunks(step, places, lambda: hidden_td),
         )
+
+    def goes_by_slots(self, step: Step) -> bool:
+        """Say whether all slots up to the last decoding one are computed, holes included.
+
+        That is how torch does it; the C++ step takes rows from wherever they lie.
+        """
+        if self._native is None or step.group is not None:
+            return True
+        return any(choice.eager for choice in step.decodes)
 
     def spare(self, step: Step, *, terms: Mapping[str, Terms]) -> int:
         """Return how many rows more a step could have in about the same time."""

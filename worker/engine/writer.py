@@ -1,6 +1,5 @@
 """From what the network gives to the lines of a generation: drawing, text, the end of a row."""
 
-from functools import cache
 from typing import Literal
 
 from core.errors import InvalidRequest
@@ -32,7 +31,8 @@ class Writer:
         self._renderer = renderer
         self._outbox = outbox
         self._context = context
-        self._bytes_of = cache(renderer.token_bytes)
+        spellings = renderer.spellings  # found here, not while the first answer is told
+        self._bytes_of = lambda token: spellings.get(token, b"")
 
     def open(self, generation: Generation, resident: Resident | None) -> list[Choice]:
         """Return a row for every choice, now that the adapter is known.

@@ -3,10 +3,13 @@
 from array import array
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from models.nn.kernels.native import records
 from models.nn.kernels.native.adapter import StepAdapter
+
+_SPAN, _START = 5, 3
+"""Integers of a `Span`, and which of them is its first position."""
 
 
 class Run(NamedTuple):
@@ -28,32 +31,43 @@ class Batch:
 
         `read` names these in the stream's order.
         """
-        self.ids: list[int] = []
-        self._owners: list[StepAdapter | None] = []
-        self._held: list[Any] = []
+        tokens: list[int] = []
         slots: list[int] = []
         positions: list[int] = []
-        spans: list[int] = []  # five integers each, the fields of `Span`
+        spans: list[int] = []
+        self._owners: list[StepAdapter | None] = []
         for slot, start, ids, adapter, decodes in runs:
             count = len(ids)
-            spans += (slot, len(self.ids), count, start, decodes)
-            self.ids += ids
-            self._owners += [adapter] * count
+            spans += (slot, len(tokens), count, start, decodes)  # the fields of `Span`
+            tokens += ids
             slots += [slot] * count
             positions += range(start, start + count)
-        self.record = record = records.Batch(rows=len(self.ids), span_count=len(runs))
-        record.ids, record.slots = self._integers(self.ids), self._integers(slots)
-        record.positions, record.spans = self._integers(positions), self._integers(spans)
-        record.owners = self._addresses(self._owners)
-        record.groups, record.group_count = self._groups(
-            (run.adapter, len(run.ids)) for run in runs
-        )
+            self._owners += [adapter] * count
+        self.record = record = records.Batch(rows=len(tokens), span_count=len(runs))
+        self._held: dict[str, array[int]] = {}
+        self.ids = self._hold("ids", tokens)
+        self.positions = self._hold("positions", positions)
+        self._spans = self._hold("spans", spans)
+        self._hold("slots", slots)
+        self._hold_addresses("owners", self._owners)
+        self._hold_groups("group", ((run.adapter, len(run.ids)) for run in runs))
         self._read(range(record.rows) if read is None else read)
         acting = {run.adapter for run in runs if run.adapter is not None}
         record.most_ranks = max((owner.most_ranks for owner in acting), default=0)
         record.most_width = max((owner.most_width for owner in acting), default=0)
         record.scales_inputs = any(owner.scales_inputs for owner in acting)
         record.replaces_weights = any(owner.replaces_weights for owner in acting)
+
+    def go_on(self, ids: Sequence[int], starts: Sequence[int]) -> None:
+        """Take other tokens at other positions, one for each run; nothing is wanted then.
+
+        ValueError if runs are of several tokens.
+        """
+        if not len(self.ids) == self.record.span_count == len(ids) == len(starts):
+            raise ValueError("Rows that go on are one token for each run.")
+        self.ids[:] = array("q", ids)
+        self.positions[:] = self._spans[_START::_SPAN] = array("q", starts)
+        self.record.wanted = 0
 
     def want_logits(self, rows: Sequence[int], *, address: int) -> None:
         """Want (N, V) float32 of some rows, written where there is room for them."""
@@ -63,20 +77,18 @@ class Batch:
     def want_likeliest(self, rows: Sequence[int]) -> "array[int]":
         """Want the likeliest token of some rows; they are in what is returned then."""
         self._want(rows)
-        tokens = array("q", bytes(8 * len(rows)))
-        self._held.append(tokens)
-        self.record.logits, self.record.likeliest = None, tokens.buffer_info()[0]
-        return tokens
+        self.record.logits = None
+        return self._hold("likeliest", [0] * len(rows))
 
     def _read(self, rows: Sequence[int]) -> None:
         """Take the rows whose hidden states are read."""
         if any(later <= row for row, later in pairwise([-1, *rows, len(self.ids)])):
             raise ValueError("Rows to be read are those of the stream, in its order.")
-        record, self._known = self.record, frozenset(rows)
         owners = [self._owners[row] for row in rows]
-        record.read, record.read_rows = len(rows), self._integers(rows)
-        record.read_owners = self._addresses(owners)
-        record.read_groups, record.read_group_count = self._groups((owner, 1) for owner in owners)
+        self.record.read, self._known = len(rows), frozenset(rows)
+        self._hold("read_rows", rows)
+        self._hold_addresses("read_owners", owners)
+        self._hold_groups("read_group", ((owner, 1) for owner in owners))
 
     def _want(self, rows: Sequence[int]) -> None:
         """Take the rows whose logits are wanted; they are computed in the stream's order."""
@@ -84,24 +96,22 @@ class Batch:
             raise ValueError("Of rows whose states are not read there are no logits.")
         order = sorted(range(len(rows)), key=rows.__getitem__)
         in_order = [rows[place] for place in order]
-        record = self.record
-        record.wanted = len(rows)
-        record.wanted_rows, record.targets = self._integers(in_order), self._integers(order)
-        record.wanted_groups, record.wanted_group_count = self._groups(
-            (self._owners[row], 1) for row in in_order
-        )
+        self.record.wanted = len(rows)
+        self._hold("wanted_rows", in_order)
+        self._hold("targets", order)
+        self._hold_groups("wanted_group", ((self._owners[row], 1) for row in in_order))
 
-    def _integers(self, values: Iterable[int]) -> int:
-        """Return the address of an array."""
-        held = array("q", values)
-        self._held.append(held)
-        return held.buffer_info()[0]
+    def _hold(self, name: str, values: Iterable[int]) -> "array[int]":
+        """Keep integers for a field of the record to point to, instead of those before them."""
+        held = self._held[name] = array("q", values)
+        setattr(self.record, name, held.buffer_info()[0])
+        return held
 
-    def _addresses(self, owners: Iterable[StepAdapter | None]) -> int:
-        return self._integers(owner.address if owner else 0 for owner in owners)
+    def _hold_addresses(self, name: str, owners: Iterable[StepAdapter | None]) -> None:
+        self._hold(name, [owner.address if owner else 0 for owner in owners])
 
-    def _groups(self, parts: Iterable[tuple[StepAdapter | None, int]]) -> tuple[int, int]:
-        """Return address and length of the groups of adjacent rows that one adapter acts on."""
+    def _hold_groups(self, name: str, parts: Iterable[tuple[StepAdapter | None, int]]) -> None:
+        """Keep the groups of adjacent rows that one adapter acts on, and how many there are."""
         found: list[int] = []  # three integers each, the fields of `Group`
         first, before = 0, None
         for adapter, rows in parts:
@@ -110,4 +120,5 @@ class Batch:
             elif adapter is not None:
                 found += (adapter.address, first, first + rows)
             first, before = first + rows, adapter
-        return self._integers(found), len(found) // 3
+        self._hold(f"{name}s", found)
+        setattr(self.record, f"{name}_count", len(found) // 3)

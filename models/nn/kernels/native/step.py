@@ -28,10 +28,18 @@ class Hidden:
         self._batch = batch
         self._told = told
 
-    @property
-    def hidden_td(self) -> Tensor:
-        """The states (T, d) bfloat16; those of rows that are not read are anything."""
+    def states(self) -> Tensor:
+        """Return the states (T, d) bfloat16; those of rows that are not read are anything."""
         return self._states_td[: len(self._batch.ids)]
+
+    def go_on(self, ids: Sequence[int], starts: Sequence[int]) -> None:
+        """Compute the step's runs again, all of one token, with these tokens at these positions.
+
+        What else was wanted at once is wanted again. ValueError as of a step.
+        """
+        rows, _ = self._told
+        self._batch.go_on(ids, starts)
+        self._told = rows, self._step.compute(self._batch, likeliest=rows)
 
     def logits(self, rows: Sequence[int]) -> Tensor:
         """Return (N, V) float32 of these rows, which the next call overwrites, of any step too."""
@@ -80,12 +88,20 @@ class NativeStep:
         for run in runs:
             self._check(run)
         batch = Batch(runs, read=read)
-        if min(batch.ids) < 0 or max(batch.ids) >= self.model.record.vocabulary:
-            raise ValueError(f"Token ids are those below {self.model.record.vocabulary}.")
         batch.record.hidden = self._room_for(len(batch.ids))
+        found = self.compute(batch, likeliest=likeliest)
+        return Hidden(self, self._states_td, batch, (likeliest, found))
+
+    def compute(self, batch: Batch, *, likeliest: Sequence[int]) -> Sequence[int]:
+        """Compute the rows of a batch and the likeliest tokens of some of them."""
+        vocabulary, positions = self.model.record.vocabulary, self.model.record.positions
+        if min(batch.ids) < 0 or max(batch.ids) >= vocabulary:
+            raise ValueError(f"Token ids are those below {vocabulary}.")
+        if min(batch.positions) < 0 or max(batch.positions) >= positions:
+            raise ValueError(f"Slots have {positions} positions.")
         found = batch.want_likeliest(likeliest) if likeliest else ()
         self._run(ctypes.byref(self.model.record), ctypes.byref(batch.record))
-        return Hidden(self, self._states_td, batch, (likeliest, found))
+        return found
 
     def tell(self, batch: Batch) -> None:
         """Compute what a batch wants of its hidden states."""
@@ -110,9 +126,7 @@ class NativeStep:
         return self._address
 
     def _check(self, run: Run) -> None:
-        count = len(run.ids)
-        fits = run.start >= 0 and run.start + count <= self.model.record.positions
-        if not fits or not 0 <= run.slot < self.model.slots:
-            raise ValueError(f"Slot {run.slot} has no {count} positions from {run.start}.")
-        if not count:
+        if not 0 <= run.slot < self.model.slots:
+            raise ValueError(f"Slot {run.slot} is none of {self.model.slots}.")
+        if not run.ids:
             raise ValueError("A run has at least one token.")

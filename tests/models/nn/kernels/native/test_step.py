@@ -187,7 +187,7 @@ def test_likeliest_tokens_are_the_first_of_the_largest_logits(form: Form) -> Non
     expected: list[int] = hidden.logits(rows).argmax(-1).tolist()
     assert hidden.likeliest(rows) == expected
     assert max(expected) < 80
-    hidden.hidden_td[60] = torch.nan
+    hidden.states()[60] = torch.nan
     found = hidden.likeliest(rows)
     assert found[rows.index(60)] == -1
     assert [token for row, token in zip(rows, found, strict=True) if row != 60] == [
