@@ -1,7 +1,11 @@
+import json
+
 import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast
 
 from api.schemas.chat import Message
 from core.errors import InvalidRequest
@@ -308,6 +312,28 @@ def test_token_bytes_join_to_the_text(tokenizer):
     assert joined.strip() == text
     assert renderer.token_bytes(renderer.eos_id) == b"<|im_end|>"
     assert renderer.token_bytes(10**6) == b""
+
+
+def test_every_token_has_its_bytes(tokenizer):
+    """Those that are characters of their own decode to what they are spelled with."""
+    renderer = Renderer(tokenizer)
+    assert sorted(renderer.spellings) == list(range(len(tokenizer)))
+    for index, piece in enumerate(tokenizer.convert_ids_to_tokens(range(len(tokenizer)))):
+        if piece.isascii():
+            assert renderer.token_bytes(index) == piece.encode()
+
+
+def test_a_piece_beyond_the_byte_alphabet_is_plain_text(byte_tokenizer):
+    """As its decoder has it: a base with such pieces is served all the same."""
+    backend = json.loads(byte_tokenizer.backend_tokenizer.to_str())
+    backend["model"]["vocab"] |= {"caf\u4e00": len(byte_tokenizer)}
+    beside = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(backend)),
+        eos_token=byte_tokenizer.eos_token,
+    )
+    renderer = Renderer(beside)
+    (own,) = (index for index, piece in renderer.spellings.items() if piece[:3] == b"caf")
+    assert renderer.token_bytes(own).decode() == renderer.decode([own]) == "caf\u4e00"
 
 
 def test_the_digest_names_tokenizer_and_template(byte_tokenizer, tmp_path):

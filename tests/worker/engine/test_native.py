@@ -96,6 +96,29 @@ def test_pooled_states_are_those_of_the_network(
         torch.testing.assert_close(chunked, whole, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("compute", [BFLOAT16, ComputeSettings(dtype="float32")])
+def test_rows_move_together_only_where_slots_are_gone_through(
+    start_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch, compute: ComputeSettings
+) -> None:
+    """Of eight rows all but the last end soon; torch then computes one slot instead of eight."""
+    moved = []
+    move = Blocks.move
+
+    def noted(self: Blocks, source: int, target: int, **how: int) -> None:
+        moved.append((source, target))
+        move(self, source, target, **how)
+
+    monkeypatch.setattr(Blocks, "move", noted)
+    engine = start_engine(rows=8, compute=compute, drafts=False)
+    orders = [
+        order([9, 8, 7 + i], max_tokens=20 if i == 7 else 3, ignore_eos=True) for i in range(8)
+    ]
+    last = ask_all(engine, orders)[-1]
+    native = engine.health()["step"].startswith("C++")
+    assert moved == ([] if native else [(7, 0)])
+    assert last.texts == ask_all(engine, orders[-1:])[0].texts
+
+
 def test_steps_of_both_ways_take_turns(
     start_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
 ) -> None:

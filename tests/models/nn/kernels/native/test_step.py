@@ -9,7 +9,7 @@ from models.nn.backbone import Backbone
 from models.nn.kernels.native import library, reason
 from models.nn.kernels.native.batch import Run
 from models.nn.kernels.native.model import StepModel, Unsuited
-from models.nn.kernels.native.step import Form
+from models.nn.kernels.native.step import Form, Hidden
 from models.nn.quantized import unpack
 from models.nn.weight_only import hold_in_8_bits
 from tests.models.nn.families import make_backbone as make_family
@@ -155,6 +155,48 @@ def test_a_step_of_which_nothing_is_read_writes_the_cache_all_the_same(world: Wo
     expected = advance(world, [Row(0, IDS[:40])], [[0, 40]])[0][39:]
     world.step([Run(1, 0, IDS[:39])], read=[])
     assert torch.equal(world.logits([Run(1, 39, IDS[39:40])])[0], expected)
+
+
+@pytest.mark.parametrize("likeliest", [[], [2, 0, 1]])
+def test_rows_go_on_as_in_a_step_of_their_own(world: World, likeliest: list[int]) -> None:
+    """Also after others were computed, and more of them; what was wanted is wanted again."""
+    slots = (3, 0, 2)
+
+    def runs(place: int) -> list[Run]:
+        return [Run(slot, place, [IDS[place + slot]], decodes=True) for slot in slots]
+
+    def begin() -> Hidden:
+        world.step([Run(slot, 0, IDS[slot : slot + 20]) for slot in slots])
+        return world.step(runs(20), likeliest=likeliest)
+
+    begin()
+    expected = []
+    for place in (21, 22):
+        hidden = world.step(runs(place), likeliest=likeliest)
+        expected.append((hidden.likeliest([2, 0, 1]), hidden.logits([1, 0, 2]).clone()))
+    hidden = begin()
+    for place, (tokens, logits) in zip((21, 22), expected, strict=True):
+        world.step([Run(1, 0, IDS[:50])])
+        hidden.go_on([run.ids[0] for run in runs(place)], [place] * 3)
+        assert hidden.likeliest([2, 0, 1]) == tokens
+        assert torch.equal(hidden.logits([1, 0, 2]), logits)
+
+
+@pytest.mark.parametrize(
+    ("ids", "starts"), [([5], [1]), ([5, VOCAB], [1, 1]), ([5, 5], [1, 220]), ([5, 5], [1, -1])]
+)
+def test_rows_do_not_go_on_to_what_lies_outside(
+    world: World, ids: list[int], starts: list[int]
+) -> None:
+    hidden = world.step([Run(0, 0, [5]), Run(1, 0, [5])])
+    with pytest.raises(ValueError, match=r"Slot|[Tt]oken"):
+        hidden.go_on(ids, starts)
+
+
+def test_runs_of_several_tokens_do_not_go_on(world: World) -> None:
+    hidden = world.step([Run(0, 0, [5, 6]), Run(1, 0, [5])])
+    with pytest.raises(ValueError, match="one token"):
+        hidden.go_on([5, 5, 5], [2, 2, 1])
 
 
 def test_of_rows_that_are_not_read_there_are_no_logits(world: World) -> None:
