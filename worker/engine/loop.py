@@ -115,6 +115,8 @@ class Loop:
                 step = drafter.extend(step, terms=self._terms(step))
             self._run(step)
             self._metrics.step_seconds.observe(time.perf_counter() - began)
+        else:
+            self._runner.rest()
         self._outbox.flush()
         return step is not None
 

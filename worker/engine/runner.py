@@ -82,9 +82,12 @@ class Runner:
 
         That is how torch does it; the C++ step takes rows from wherever they lie.
         """
-        if self._native is None or step.group is not None:
-            return True
-        return any(choice.eager for choice in step.decodes)
+        return self._native is None or not self._native.may_compute(step)
+
+    def rest(self) -> None:
+        """Let go of what is kept of rows: there are none at the moment."""
+        if self._native is not None:
+            self._native.rest()
 
     def spare(self, step: Step, *, terms: Mapping[str, Terms]) -> int:
         """Return how many rows more a step could have in about the same time."""

@@ -8,8 +8,8 @@ from typing import NamedTuple
 from models.nn.kernels.native import records
 from models.nn.kernels.native.adapter import StepAdapter
 
-_SPAN, _START = 5, 3
-"""Integers of a `Span`, and which of them is its first position."""
+_SPAN_FIELDS, _SPAN_START = 5, 3
+"""Integers of a `Span`, and which of them is the position of its first row."""
 
 
 class Run(NamedTuple):
@@ -50,7 +50,7 @@ class Batch:
         self._spans = self._hold("spans", spans)
         self._hold("slots", slots)
         self._hold_addresses("owners", self._owners)
-        self._hold_groups("group", ((run.adapter, len(run.ids)) for run in runs))
+        self._hold_groups("groups", "group_count", ((run.adapter, len(run.ids)) for run in runs))
         self._read(range(record.rows) if read is None else read)
         acting = {run.adapter for run in runs if run.adapter is not None}
         record.most_ranks = max((owner.most_ranks for owner in acting), default=0)
@@ -66,7 +66,7 @@ class Batch:
         if not len(self.ids) == self.record.span_count == len(ids) == len(starts):
             raise ValueError("Rows that go on are one token for each run.")
         self.ids[:] = array("q", ids)
-        self.positions[:] = self._spans[_START::_SPAN] = array("q", starts)
+        self.positions[:] = self._spans[_SPAN_START::_SPAN_FIELDS] = array("q", starts)
         self.record.wanted = 0
 
     def want_logits(self, rows: Sequence[int], *, address: int) -> None:
@@ -88,7 +88,7 @@ class Batch:
         self.record.read, self._known = len(rows), frozenset(rows)
         self._hold("read_rows", rows)
         self._hold_addresses("read_owners", owners)
-        self._hold_groups("read_group", ((owner, 1) for owner in owners))
+        self._hold_groups("read_groups", "read_group_count", ((owner, 1) for owner in owners))
 
     def _want(self, rows: Sequence[int]) -> None:
         """Take the rows whose logits are wanted; they are computed in the stream's order."""
@@ -99,7 +99,9 @@ class Batch:
         self.record.wanted = len(rows)
         self._hold("wanted_rows", in_order)
         self._hold("targets", order)
-        self._hold_groups("wanted_group", ((self._owners[row], 1) for row in in_order))
+        self._hold_groups(
+            "wanted_groups", "wanted_group_count", ((self._owners[row], 1) for row in in_order)
+        )
 
     def _hold(self, name: str, values: Iterable[int]) -> "array[int]":
         """Keep integers for a field of the record to point to, instead of those before them."""
@@ -110,7 +112,9 @@ class Batch:
     def _hold_addresses(self, name: str, owners: Iterable[StepAdapter | None]) -> None:
         self._hold(name, [owner.address if owner else 0 for owner in owners])
 
-    def _hold_groups(self, name: str, parts: Iterable[tuple[StepAdapter | None, int]]) -> None:
+    def _hold_groups(
+        self, name: str, count: str, parts: Iterable[tuple[StepAdapter | None, int]]
+    ) -> None:
         """Keep the groups of adjacent rows that one adapter acts on, and how many there are."""
         found: list[int] = []  # three integers each, the fields of `Group`
         first, before = 0, None
@@ -120,5 +124,5 @@ class Batch:
             elif adapter is not None:
                 found += (adapter.address, first, first + rows)
             first, before = first + rows, adapter
-        self._hold(f"{name}s", found)
-        setattr(self.record, f"{name}_count", len(found) // 3)
+        self._hold(name, found)
+        setattr(self.record, count, len(found) // 3)

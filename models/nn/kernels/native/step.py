@@ -20,7 +20,10 @@ Told = tuple[Sequence[int], Sequence[int]]
 
 
 class Hidden:
-    """The final-normed hidden states of a step, from which tokens are told until the next one."""
+    """The final-normed hidden states of a step, from which tokens are told.
+
+    They last until the next step, or until their own rows go on.
+    """
 
     def __init__(self, step: "NativeStep", states_td: Tensor, batch: Batch, told: Told) -> None:
         self._step = step
@@ -35,7 +38,7 @@ class Hidden:
     def go_on(self, ids: Sequence[int], starts: Sequence[int]) -> None:
         """Compute the step's runs again, all of one token, with these tokens at these positions.
 
-        What else was wanted at once is wanted again. ValueError as of a step.
+        Likeliest tokens that were named with the step are found again. ValueError as of a step.
         """
         rows, _ = self._told
         self._batch.go_on(ids, starts)

@@ -226,10 +226,10 @@ def test_rows_that_are_read_have_the_bits_that_they_have_among_all(
         runs.append(Run(SLOTS - 1, 0, drawn_ids(70)))
         among_all = stepping.step(runs)
         expected = among_all.logits(range(len(rows) * 40 + 70)).clone()
-        states_td = among_all.hidden_td.clone()
+        states_td = among_all.states().clone()
         for read in ([0, 39, 41, 50, len(expected) - 1], [*range(3, 60)], [len(expected) - 40]):
             found = stepping.step(runs, read=read)
-            assert torch.equal(found.hidden_td[read], states_td[read]), chosen
+            assert torch.equal(found.states()[read], states_td[read]), chosen
             assert torch.equal(found.logits(read[::-1]), expected[read[::-1]]), chosen
 
 
