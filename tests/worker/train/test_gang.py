@@ -19,8 +19,6 @@ from worker.train.run import load_backbone
 DTYPES = ["auto", "float32"]
 """What a processor without products in bfloat16 trains in only if told to is not promised."""
 IA3 = {"type": "ia3"}
-LARGE = {"batch_size": 10, "micro_batch_tokens": 1024}
-"""Few of such steps fill a stream."""
 
 
 @pytest.fixture
@@ -121,7 +119,8 @@ def test_higher_streams_are_shared_where_no_product_knows_its_height(
     own = library() is not None and takes(torch.empty(1, dtype=precision))
     bound = Backbone.load(wide_folder, dtype=precision).shared_rows
     assert bound == (kernel.OWN_ROWS if own else kernel.SHARED_ROWS)
-    jobs = [{**job, "rows": ROWS, "loop": {**LARGE, "dtype": dtype}} for job in JOBS[:5]]
+    loop = {"batch_size": 10 * bound // kernel.OWN_ROWS, "micro_batch_tokens": 1024, "dtype": dtype}
+    jobs = [{**job, "rows": ROWS, "loop": loop} for job in JOBS[:5]]  # few of them fill a stream
     alone = [run_together([make_order(**job)])[0] for job in jobs]
     heights.clear()
     found = run_together([make_order(**job) for job in jobs])
