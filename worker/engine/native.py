@@ -84,8 +84,8 @@ class NativeRunner:
         return adapter
 
     def forget(self, digest: str | None = None) -> None:
-        """Drop an adapter, or all."""
-        self._standing = None
+        """Drop an adapter, or all, and the rows that they may act on."""
+        self.rest()
         if digest is None:
             self._adapters.clear()
         else:

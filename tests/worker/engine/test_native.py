@@ -114,7 +114,8 @@ def test_rows_move_together_only_where_slots_are_gone_through(
         order([9, 8, 7 + i], max_tokens=20 if i == 7 else 3, ignore_eos=True) for i in range(8)
     ]
     last = ask_all(engine, orders)[-1]
-    by_torch = not engine.health()["step"].startswith("C++")
+    by_torch = compute is not BFLOAT16
+    assert engine.health()["step"].startswith("C++") != by_torch
     assert bool(moved) == by_torch
     assert last.texts == ask_all(engine, orders[-1:])[0].texts
 
