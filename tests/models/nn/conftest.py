@@ -1,6 +1,7 @@
-"""Tokenizers with real merges, trained on the spot."""
+"""Numbers that are the same each time, and tokenizers with real merges, trained on the spot."""
 
 import pytest
+import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
@@ -9,6 +10,12 @@ TEXT = [
     "system user assistant\n\n  Hello there, how are you today?\n\nI am well, thank you.\n",
     "The answer is 42. What is the question?\n\n    indented text\n\tand tabs\n",
 ]
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Draw the same numbers whichever tests ran before in this process."""
+    torch.manual_seed(0)
 
 
 def _train(backend: Tokenizer, alphabet: list[str]) -> PreTrainedTokenizerFast:

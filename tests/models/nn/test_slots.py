@@ -66,7 +66,9 @@ def check(slots: Slots, needed: dict[str, Terms]) -> None:
         y_to = packed.linear(place, scaled_ti, scaled_ti @ weight_oi.T)
         for row, owner in enumerate(rows):
             term = needed[owner].linears.get(place) if owner else None
-            torch.testing.assert_close(y_to[row], expected(term, weight_oi, x_ti[row]))
+            wanted_o = expected(term, weight_oi, x_ti[row])
+            # Terms of some ten may cancel: another order of sums is seen in the fifth digit.
+            torch.testing.assert_close(y_to[row], wanted_o, rtol=1e-4, atol=1e-4)
     gain_td = packed.gain("n", torch.ones(4), rows=len(rows)).expand(len(rows), 4)
     x_td, y_td = torch.randn(len(rows), 4), torch.randn(len(rows), 4)
     changed_td = packed.hidden("h", x_td, y_td)
