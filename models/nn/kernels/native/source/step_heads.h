@@ -73,6 +73,9 @@ inline void fetch_cached(const State& state, index l, Range tasks, Stream& ahead
     }
 }
 
+// Whether a row stands behind the one before it in a slot, where the processor looks by itself.
+inline bool follows(const Batch& b, index row) { return row && b.slots[row] == b.slots[row - 1]; }
+
 template <class Isa>
 void project_heads(State& state, index l) {
     const auto output = [&](index panel) { return state.s.heads[panel]; };
@@ -82,7 +85,7 @@ void project_heads(State& state, index l) {
         for (index p = 0; p < panels; p += 2) {
             places[p / 2] = {state, l, output(first + p)};
             for (index row = rows.first; row < rows.last; ++row)
-                places[p / 2].expect(state, row);
+                if (!follows(state.b, row)) places[p / 2].expect(state, row);
         }
         return [&, places, panels](Piece& piece, index r, index row) {
             for (index p = 0; p < panels; p += 2)

@@ -71,10 +71,11 @@ void add_to_residual(State& state, index l, int sublayer, const Weight& weight,
     const bool narrow = state.any(
         [&](const Adapter& a) { return a.layers[l].bottlenecks[sublayer].width > 0; });
     const auto add = [&](Range rows, index first, index panels) {
-        for (index row = rows.first; row < rows.last; ++row)  // half of them are in another core
-            for (index p = 0; p < panels; ++p)
-                _m_prefetchw(state.s.residual.data() + row * state.m.hidden +
-                             (first + p) * panel_width);
+        if (!Cut::by_rows(state.b.rows, state.team.size))  // half of them are in another core
+            for (index row = rows.first; row < rows.last; ++row)
+                for (index p = 0; p < panels; ++p)
+                    _m_prefetchw(state.s.residual.data() + row * state.m.hidden +
+                                 (first + p) * panel_width);
         return [&, first, panels](Piece& piece, index r, index row) {
             for (index p = 0; p < panels; ++p) {
                 const index at = row * state.m.hidden + (first + p) * panel_width;

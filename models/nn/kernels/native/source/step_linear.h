@@ -113,7 +113,7 @@ struct Factor {
 template <class Isa, bool Far, class Meanwhile, class More>
 void multiply_weight(typename Isa::Shaped& shaped, const Weight& weight, const Factor& factor,
                      Meanwhile&& meanwhile, const More& more) {
-    const auto [x, rows, panels, sums, wide, widened, rounded] = factor;
+    const auto& [x, rows, panels, sums, wide, widened, rounded] = factor;
     const index count = panels.last - panels.first;
     const auto multiply = [&]<class Packed>(const OperandOf<bf16, Packed>& all) {
         if constexpr (Isa::works_aside) {
@@ -152,9 +152,12 @@ struct Cut {
     // Of a weight for some rows.
     template <class Isa>
     static Cut of(const Weight& weight, index rows, int threads) {
-        const bool many = rows >= threads * worth_sharing;
-        return {weight, at_once<Isa>(rows), threads, many ? threads : 1, block_rows<Isa>};
+        const int parts = by_rows(rows, threads) ? threads : 1;
+        return {weight, at_once<Isa>(rows), threads, parts, block_rows<Isa>};
     }
+
+    // Whether each thread computes whole rows of its own.
+    static bool by_rows(index rows, int threads) { return rows >= threads * worth_sharing; }
 
     const index units, pieces, parts;
 

@@ -88,9 +88,11 @@ class Product {
         Take take;
         Range summed;  // rows that wait for terms
         index next = summed.first;  // row to be taken
+        index due = 0;              // rows that wait to be finished together
     };
 
     static constexpr index few = 8;  // rows that get their terms together
+    static constexpr index bunch = 4;  // rows that are finished together, at least
 
     static Piece* pieces() {
         static thread_local Piece two[2];
@@ -212,7 +214,9 @@ class Product {
 
     void do_some() {
         if (!rest_ || rest_->next == rest_->block.last) return;
-        const index last = std::min(rest_->next + at_once_, rest_->block.last);
+        if ((rest_->due += at_once_) < bunch) return;
+        const index last = std::min(rest_->next + rest_->due, rest_->block.last);
+        rest_->due = 0;
         complete(last, few);
         take(last);
     }
@@ -229,7 +233,7 @@ class Product {
 
     // Scales, biases and terms of the rows before `last`, or of at least as many as `least`.
     void complete(index last, index least) {
-        auto& [piece, panels, block, terms, chains, take, summed, next] = *rest_;
+        auto& [piece, panels, block, terms, chains, take, summed, next, due] = *rest_;
         if (summed.first >= last) return;
         const Range now{summed.first, std::max(last, std::min(summed.first + least, block.last))};
         if (weight_.bias || weight_.matrix.scales)
@@ -260,7 +264,7 @@ class Product {
     bf16* wide_ = nullptr;   // room for the panels at work, if they are narrow and read again
     bool widened_ = false;   // whether they lie there already
     index asked_ = -1;  // the piece whose terms have been asked for
-    index at_once_ = 1;  // rows that are finished beside one step of a block
+    index at_once_ = 1;  // rows that fall due with one step of a block
     int turn_ = 0;
 };
 

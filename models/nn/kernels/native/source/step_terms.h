@@ -142,10 +142,8 @@ struct Terms {
         const auto ends = [&](const Group& group) { return group.last <= block.first; };
         const auto begins = [&](const Group& group) { return group.first < block.last; };
         const Group* first = std::partition_point(groups, groups + count, ends);
-        Terms own = *this;
-        own.groups = first;
-        own.count = std::partition_point(first, groups + count, begins) - first;
-        return own;
+        const index here = std::partition_point(first, groups + count, begins) - first;
+        return {first, here, replace, inner, place_of, tiles, apart};
     }
 
 #ifdef __AVX512BF16__
