@@ -10,6 +10,8 @@ from models.nn.slots import COLUMNS, Slots
 from models.nn.terms import HiddenTerm, LinearTerm, NormTerm, Terms
 
 PLACES = {"a": (5, 7), "b": (7, 5), "c": (4, 4)}
+DTYPE = torch.float64
+"""Terms of some ten may cancel, which leaves float32 five digits."""
 
 
 def make_terms(seed: int) -> Terms:
@@ -17,7 +19,7 @@ def make_terms(seed: int) -> Terms:
     chance, generator = random.Random(seed), torch.Generator().manual_seed(seed)
 
     def draw(*size: int) -> torch.Tensor:
-        return torch.randn(size, generator=generator)
+        return torch.randn(size, generator=generator, dtype=DTYPE)
 
     linears = {}
     for place, (outputs, inputs) in PLACES.items():
@@ -61,20 +63,21 @@ def check(slots: Slots, needed: dict[str, Terms]) -> None:
     slots_t = torch.tensor([places[row] if row else 0 for row in rows])
     packed = Packed(bank, slots_t)
     for place, (outputs, inputs) in PLACES.items():
-        weight_oi, x_ti = torch.randn(outputs, inputs), torch.randn(len(rows), inputs)
+        weight_oi = torch.randn(outputs, inputs, dtype=DTYPE)
+        x_ti = torch.randn(len(rows), inputs, dtype=DTYPE)
         scaled_ti = packed.linear_input(place, x_ti)
         y_to = packed.linear(place, scaled_ti, scaled_ti @ weight_oi.T)
         for row, owner in enumerate(rows):
             term = needed[owner].linears.get(place) if owner else None
-            wanted_o = expected(term, weight_oi, x_ti[row])
-            # Terms of some ten may cancel: another order of sums is seen in the fifth digit.
-            torch.testing.assert_close(y_to[row], wanted_o, rtol=1e-4, atol=1e-4)
-    gain_td = packed.gain("n", torch.ones(4), rows=len(rows)).expand(len(rows), 4)
-    x_td, y_td = torch.randn(len(rows), 4), torch.randn(len(rows), 4)
+            torch.testing.assert_close(y_to[row], expected(term, weight_oi, x_ti[row]))
+    gain_td = packed.gain("n", torch.ones(4, dtype=DTYPE), rows=len(rows)).expand(len(rows), 4)
+    x_td, y_td = torch.randn(2, len(rows), 4, dtype=DTYPE)
     changed_td = packed.hidden("h", x_td, y_td)
     for row, owner in enumerate(rows):
         norm = needed[owner].norms.get("n") if owner else None
-        torch.testing.assert_close(gain_td[row], torch.ones(4) if norm is None else norm.gain)
+        torch.testing.assert_close(
+            gain_td[row], torch.ones(4, dtype=DTYPE) if norm is None else norm.gain
+        )
         told = needed[owner].hiddens.get("h") if owner else None
         same = torch.allclose(changed_td[row], y_td[row])
         assert same is (told is None)
