@@ -5,7 +5,7 @@ check files and make the terms; the engine's one torch thread only computes what
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Container, Generator, Iterable
+from collections.abc import Callable, Container, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -60,6 +60,8 @@ class AdapterCache:
         self._evicted = evicted
         self._lay_out = lay_out
         self._resident: OrderedDict[str, Resident] = OrderedDict()
+        self.terms: Mapping[str, Terms] = _TermsOf(self._resident)
+        """Those of the versions that are resident at the moment, by digest."""
         self._fetching: set[str] = set()
         self._doomed: set[str] = set()
         """Those of them that were dropped meanwhile."""
@@ -156,10 +158,6 @@ class AdapterCache:
         """Return a version if it is resident."""
         return self._resident.get(digest)
 
-    def terms(self, digests: Iterable[str]) -> dict[str, Terms]:
-        """Return the terms of resident versions by digest."""
-        return {digest: self._resident[digest].terms for digest in digests}
-
     def residents(self) -> list[tuple[str, Resident]]:
         """Return what is in memory, least recently used first; safe from other threads."""
         return list(self._resident.items())
@@ -246,6 +244,20 @@ class AdapterCache:
         self._forget_fetch(digest)
         self._evicted(digest)
         self._failed(digest, error)
+
+
+class _TermsOf(Mapping[str, Terms]):
+    def __init__(self, residents: Mapping[str, Resident]) -> None:
+        self._residents = residents
+
+    def __getitem__(self, digest: str) -> Terms:
+        return self._residents[digest].terms
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._residents)
+
+    def __len__(self) -> int:
+        return len(self._residents)
 
 
 def _explain(adapter: AdapterRef, error: Exception) -> GraftworkError:

@@ -8,7 +8,6 @@ from itertools import islice, takewhile
 import structlog
 
 from core.errors import GraftworkError
-from models.nn.terms import Terms
 from worker.engine.adapters import AdapterCache
 from worker.engine.blocks import Blocks
 from worker.engine.drafts import Drafter, count_right
@@ -22,7 +21,7 @@ from worker.engine.reading import Reading
 from worker.engine.request import Outbox, Request
 from worker.engine.resident import Resident
 from worker.engine.runner import Runner
-from worker.engine.sampler import Drawn, sample
+from worker.engine.sampler import LIKELIEST, NO_NUMBER, Drawn, sample
 from worker.engine.scheduler import Draft, Scheduler, Step
 from worker.engine.sequence import Choice, Excerpt, Sequence
 from worker.engine.shared import SharedPrompts
@@ -112,7 +111,7 @@ class Loop:
             if self._runner.goes_by_slots(step):
                 self._compact()
             if drafter := self._drafter:
-                step = drafter.extend(step, terms=self._terms(step))
+                step = drafter.extend(step, terms=self.adapters.terms)
             self._run(step)
             self._metrics.step_seconds.observe(time.perf_counter() - began)
         else:
@@ -188,9 +187,6 @@ class Loop:
     def _resident(self, request: Request) -> Resident | None:
         return self.adapters.find(request.adapter.digest) if request.adapter else None
 
-    def _terms(self, step: Step) -> dict[str, Terms]:
-        return self.adapters.terms({row.adapter.digest for row in step.sequences if row.adapter})
-
     def _run(self, step: Step) -> None:
         """Compute a step; if it fails, each sequence alone, undrafted: only the faulty ones end."""
         try:
@@ -213,11 +209,11 @@ class Loop:
     def _compute(self, step: Step) -> tuple[Outcome, list[Drawn]]:
         """Return what a step gives without changing any sequence; so it can be tried again."""
         draws = self._writer.draws(step)
-        greedy = all(draw.is_likeliest for draw in draws)
-        outcome = self._runner.run(step, terms=self._terms(step), greedy=greedy)
+        greedy = all(draw is LIKELIEST for draw in draws)
+        outcome = self._runner.run(step, terms=self.adapters.terms, greedy=greedy)
         if greedy:
             tokens = outcome.likeliest() if draws else []
-            return outcome, [Drawn(max(token, 0), finite=token >= 0) for token in tokens]
+            return outcome, [Drawn(token) if token >= 0 else NO_NUMBER for token in tokens]
         return outcome, sample(outcome.logits(), draws=draws)
 
     def _apply(self, step: Step, outcome: Outcome, drawn: list[Drawn]) -> None:
@@ -239,13 +235,25 @@ class Loop:
                     self._close(row)
             elif isinstance(row, Choice) and row.slot is not None:
                 self._writer.echo(row, chunk, scores.get(chunk, []))
+        if step.drafts:
+            self._take_drafted(step, drawn)
+            return
+        taken = 0
+        for choice, one in zip(step.drawing(), drawn, strict=True):
+            if choice.slot is not None:
+                taken += 1
+                self._take(choice, one)
+        self._metrics.count_drawn(taken)
+
+    def _take_drafted(self, step: Step, drawn: list[Drawn]) -> None:
+        """Take what was drawn in a step with drafts."""
         rows = iter(drawn)
         told = [
             self._finite(choice, step, list(islice(rows, 1 + len(step.draft(choice).tokens))))
             for choice in step.drawing()
         ]
         for choice, own in zip(step.drawing(), told, strict=True):
-            self._take_drawn(choice, own, draft=step.draft(choice))
+            self._take_right(choice, own, draft=step.draft(choice))
 
     def _finite(self, choice: Choice, step: Step, drawn: list[Drawn]) -> list[Drawn]:
         """Return what was drawn before the first drafted row without numbers, which is wiped."""
@@ -260,7 +268,7 @@ class Loop:
             length = len(step.draft(choice).tokens) - kept
             self._blocks.wipe(choice.slot, start=choice.reach + kept, length=length)
 
-    def _take_drawn(self, choice: Choice, drawn: list[Drawn], *, draft: Draft) -> None:
+    def _take_right(self, choice: Choice, drawn: list[Drawn], *, draft: Draft) -> None:
         """Take what was drawn behind the last token, and behind drafted ones as far as right."""
         right = count_right(draft, drawn) if draft.tokens else 0
         wrong = len(draft.tokens) - right

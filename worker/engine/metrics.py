@@ -50,8 +50,8 @@ class Metrics:
         self._prompt.inc(computed)
         self._cached.inc(cached)
 
-    def count_drawn(self, tokens: int, *, accepted: int, rejected: int) -> None:
-        """Count the tokens that a row takes in a step, and what became of those drafted."""
+    def count_drawn(self, tokens: int, *, accepted: int = 0, rejected: int = 0) -> None:
+        """Count tokens that rows take in a step, and what became of those drafted."""
         self._completion.inc(tokens)
         if accepted or rejected:
             self._drafted.inc(accepted + rejected)

@@ -97,7 +97,7 @@ class NativeRunner:
 
     def may_compute(self, step: Step) -> bool:
         """Say whether a step is none that is torch's: of whole weights, or of an eager row."""
-        return step.group is None and not any(sequence.eager for sequence in step.sequences)
+        return step.group is None and not step.eager
 
     def spare(self, step: Step, *, terms: Mapping[str, Terms]) -> int:
         """See `Runner.spare`; none where the step is not computed here."""

@@ -7,6 +7,7 @@ on the rows beside it.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -32,18 +33,12 @@ class Draw:
     """How many alternatives to report; None reports no logprob at all."""
     banned: tuple[int, ...] = ()
 
-    @property
-    def is_likeliest(self) -> bool:
-        """Whether the largest logit decides, and nothing else is to be said of any."""
-        return self.temperature <= 0 and self.top_logprobs is None and not self.banned
-
 
 LIKELIEST = Draw(temperature=0.0, top_p=1.0, uniform=0.0)
-"""What most greedy rows want."""
+"""The largest logit decides, and nothing else is to be said of any."""
 
 
-@dataclass(frozen=True, slots=True)
-class Drawn:
+class Drawn(NamedTuple):
     """A token, its logprob before temperature and top-p, and the likeliest in its place."""
 
     token: int
@@ -51,6 +46,9 @@ class Drawn:
     top: tuple[tuple[int, float], ...] = ()
     finite: bool = True
     """Whether the row's logits were numbers at all; if not, the token means nothing."""
+
+
+NO_NUMBER = Drawn(0, finite=False)
 
 
 @dataclass(frozen=True, slots=True)

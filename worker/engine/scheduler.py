@@ -50,6 +50,8 @@ class Step:
     chunks: tuple[Chunk, ...]
     group: str | None = None
     """The adapter, by digest, that has this step to itself; None for all that share theirs."""
+    eager: bool = False
+    """Whether the C++ step does not compute what its rows are for."""
     drafts: Mapping[Choice, Draft] = field(default_factory=dict)
     """Of some of those that decode; each such token is one more row to draw from."""
 
@@ -75,8 +77,9 @@ class Step:
 
     def alone(self) -> Iterator["Step"]:
         """Yield the same work but for drafts, each sequence in a step of its own."""
-        yield from (Step((sequence,), (), self.group) for sequence in self.decodes)
-        yield from (Step((), (chunk,), self.group) for chunk in self.chunks)
+        kind = self.group, self.eager
+        yield from (Step((sequence,), (), *kind) for sequence in self.decodes)
+        yield from (Step((), (chunk,), *kind) for chunk in self.chunks)
 
 
 class _Turn(NamedTuple):
@@ -109,6 +112,8 @@ class Scheduler:
         self._turns: dict[_Turn, int] = {}
         """When each had its last step, as long as that matters."""
         self._steps = 0
+        self._standing: tuple[_Turn, Step] | None = None
+        """A step of all rows, where all decode: the next one too, until one comes or goes."""
 
     def add(self, sequence: Sequence) -> None:
         """Put a sequence at the end of the queue."""
@@ -125,6 +130,7 @@ class Scheduler:
             self.waiting.remove(sequence)
             sequence.slot = heapq.heappop(self._free)
             self.running.append(sequence)
+            self._standing = None
             admitted.append(sequence)
         return admitted
 
@@ -134,6 +140,7 @@ class Scheduler:
             self.waiting.remove(sequence)
             return
         self.running.remove(sequence)
+        self._standing = None
         heapq.heappush(self._free, sequence.slot)
         sequence.slot = None
 
@@ -144,11 +151,18 @@ class Scheduler:
         """
         if not self.running:
             return None
-        turn = self._next_turn()
+        if self._standing is not None:
+            turn, step = self._standing
+            self._choose([turn])
+            return step
+        turn = self._choose(map(_turn_of, self.running))
         members = [sequence for sequence in self.running if _turn_of(sequence) == turn]
         decodes = [s for s in members if isinstance(s, Choice) and not s.prefilling]
         prefilling = [sequence for sequence in members if sequence.prefilling]
-        return Step(tuple(decodes), tuple(self._chunks(prefilling)), turn.group)
+        step = Step(tuple(decodes), tuple(self._chunks(prefilling)), turn.group, turn.eager)
+        if len(decodes) == len(self.running):
+            self._standing = turn, step
+        return step
 
     def compact(self, *, rows: int) -> Iterator[tuple[Sequence, int]]:
         """Move running sequences from the highest slots into holes, until all lie below `rows`.
@@ -162,12 +176,12 @@ class Scheduler:
             sequence.slot = heapq.heapreplace(self._free, source)
             yield sequence, source
 
-    def _next_turn(self) -> _Turn:
-        """Return the turn that has waited longest, one of a new group before all others.
+    def _choose(self, running: Iterable[_Turn]) -> _Turn:
+        """Choose the turn that has waited longest, one of a new group before all others.
 
         A group that has left is no new one before all others have had a step since its last.
         """
-        turns = dict.fromkeys(map(_turn_of, self.running), -1)
+        turns = dict.fromkeys(running, -1)
         groups = {turn.group for turn in turns}
         known = (self._turns[turn] for turn in turns if turn in self._turns)
         oldest = min(known, default=self._steps)

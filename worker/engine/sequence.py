@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from worker.engine.generation import Generation
     from worker.engine.reading import Reading
     from worker.engine.request import Request
-    from worker.engine.sampler import Drawn
+    from worker.engine.sampler import Draw, Drawn
     from worker.engine.text import TextStream
     from worker.engine.tree import Tree
 
@@ -120,6 +120,10 @@ class Choice(Sequence):
     """How many tokens it may generate."""
     seed: int
     text: "TextStream"
+    draw: "Draw | None" = None
+    """How each of its tokens is drawn, if all of them are drawn alike."""
+    told_together: int = 1
+    """So many tokens are told at once."""
     echo: "TextStream | None" = None
     """Where the prompt's own tokens go, if they are given back with logprobs."""
     own: int = 0

@@ -4,6 +4,7 @@ from typing import Literal
 
 from core.errors import InvalidRequest
 from models.nn.chat import Renderer
+from models.spec import SamplingSpec
 from models.wire import GenerateDelta, GenerateEnd, GenerateStart
 from worker.engine.demonstrations import Prompt
 from worker.engine.generation import Generation
@@ -63,6 +64,8 @@ class Writer:
                 top=sampling.top_logprobs,
                 limit=limit,
                 seed=choice_seed(generation.seed, index),
+                draw=_draw_of_all(sampling),
+                told_together=_told_together(generation),
                 text=self._text(stop=sampling.stop, with_tokens=sampling.logprobs),
                 echo=self._text(stop=(), with_tokens=True) if echoed else None,
             )
@@ -81,13 +84,15 @@ class Writer:
 
     def draws(self, step: Step) -> list[Draw]:
         """Say how every token of a step is to be drawn, drafted ones behind their row's own."""
+        if not step.drafts:
+            return [choice.draw or self._draw(choice) for choice in step.drawing()]
         return [
             self._draw(choice, ahead=ahead)
             for choice in step.drawing()
             for ahead in range(1 + len(step.draft(choice).tokens))
         ]
 
-    def _draw(self, choice: Choice, *, ahead: int) -> Draw:
+    def _draw(self, choice: Choice, *, ahead: int = 0) -> Draw:
         sampling = choice.sampling
         greedy = sampling.temperature < COLDEST
         early = len(choice.generated) + ahead < sampling.min_tokens
@@ -115,12 +120,11 @@ class Writer:
     def take(self, choice: Choice, drawn: Drawn) -> bool:
         """Take a row's next token, tell its text, and say whether this was its last."""
         choice.generated.append(drawn.token)
-        choice.request.completion_tokens += 1
         ended = drawn.token in self._renderer.eos_ids and not choice.sampling.ignore_eos
         if not ended:
             choice.untold.append(drawn)
         full = len(choice.generated) >= choice.limit
-        if not ended and not full and len(choice.untold) < _told_together(choice.request):
+        if not ended and not full and len(choice.untold) < choice.told_together:
             return False
         pieces = [self._push(choice.text, choice.untold)]
         choice.untold = []
@@ -128,8 +132,10 @@ class Writer:
         if not stopped and (ended or full):
             pieces.append(choice.text.finish())
         reason: Reason | None = "stop" if ended or stopped else "length" if full else None
-        if reason is not None and choice.index == 0:
-            choice.request.cached_tokens = choice.cached
+        if reason is not None:
+            choice.request.completion_tokens += len(choice.generated)
+            if choice.index == 0:
+                choice.request.cached_tokens = choice.cached
         self._tell(choice, pieces, reason=reason)
         return reason is not None
 
@@ -158,6 +164,12 @@ class Writer:
 
     def _push(self, stream: TextStream, tokens: list[Drawn]) -> Piece:
         return stream.push(*tokens, invisible=self._renderer.eos_ids)
+
+
+def _draw_of_all(sampling: SamplingSpec) -> Draw | None:
+    """Return how each token of an answer is drawn, if all of them are drawn alike."""
+    greedy = sampling.temperature < COLDEST
+    return LIKELIEST if greedy and not sampling.min_tokens and not sampling.logprobs else None
 
 
 def _told_together(generation: Generation) -> int:

@@ -179,6 +179,31 @@ def test_compaction_moves_the_highest_rows_into_holes() -> None:
     assert [sequence.slot for sequence in scheduler.admit(everybody)] == [2]
 
 
+def test_rows_that_decode_have_one_step_until_somebody_comes_or_goes() -> None:
+    rows = [row(1), row(1), row(2, group="a"), row(2)]
+    scheduler = make(3, 8, *rows[:2])
+    scheduler.admit(everybody)
+    assert sizes(scheduler.next_step()) == [1, 1]
+    for sequence in rows[:2]:
+        sequence.computed = 1
+    steps = [scheduler.next_step() for _ in range(3)]
+    assert steps[0] is steps[1] is steps[2]
+    assert steps[0] == Step((rows[0], rows[1]), ())
+    scheduler.add(rows[2])
+    scheduler.admit(everybody)
+    steps = [scheduler.next_step() for _ in range(3)]
+    assert [step.group for step in steps if step] == ["a", None, "a"]
+    scheduler.remove(rows[2])
+    assert scheduler.next_step() == scheduler.next_step() == Step((rows[0], rows[1]), ())
+    scheduler.remove(rows[0])
+    assert scheduler.next_step() == Step((rows[1],), ())
+    scheduler.add(rows[3])
+    scheduler.admit(everybody)
+    step = scheduler.next_step()
+    assert step is not None
+    assert (step.decodes, sizes(step)) == ((rows[1],), [2])
+
+
 def test_steps_can_be_taken_apart() -> None:
     rows = [row(2), row(3)]
     scheduler = make(2, 8, *rows)
