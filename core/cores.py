@@ -7,6 +7,7 @@ counts. Nothing is left to clean up after a crash but a file that soon counts no
 import os
 import secrets
 import time
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -39,14 +40,14 @@ class Beat:
 def count(folder: Path, kind: Kind) -> int:
     """Return how many programs of a kind compute on this machine now."""
     now, found = time.time(), 0
-    for path in _here(folder).glob(f"{kind}-*"):
+    for path in _files(_here(folder), kind):
         try:
-            age = now - path.stat().st_mtime
+            age = now - os.stat(path).st_mtime
+            if age > FORGOTTEN_SECONDS:
+                os.unlink(path)
         except FileNotFoundError:
             continue
         found += abs(age) <= FRESH_SECONDS  # a clock that was set back makes files of the future
-        if age > FORGOTTEN_SECONDS:
-            path.unlink(missing_ok=True)
     return found
 
 
@@ -62,9 +63,23 @@ def engine_share(cores: int, *, trainers: int) -> int:
     return max(1, cores // (trainers + 1))
 
 
+def _files(folder: Path, kind: Kind) -> list[str]:
+    """Return the paths of the files of a kind; a plain listing, since busy programs ask for it."""
+    try:
+        with os.scandir(folder) as entries:
+            return [entry.path for entry in entries if entry.name.startswith(f"{kind}-")]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
 def _here(folder: Path) -> Path:
     """Return the folder of this machine: a data directory may be that of several."""
+    return folder / _machine()
+
+
+@cache
+def _machine() -> str:
     try:
-        return folder / _BOOT.read_text().strip()
+        return _BOOT.read_text().strip()
     except OSError:
-        return folder / "machine"
+        return "machine"

@@ -12,11 +12,12 @@ from models.nn.backbone import Backbone, pick_dtype
 from models.nn.chat import Renderer
 from models.nn.prepack import prepack
 from models.nn.weight_only import hold_in_8_bits
-from worker.engine.adapters import AdapterCache, Fetch, Post
+from worker.engine.adapters import AdapterCache, Fetch
 from worker.engine.admission import admit
 from worker.engine.blocks import Blocks
 from worker.engine.drafts import Drafter
 from worker.engine.graphs import graphs_for
+from worker.engine.inbox import Inbox
 from worker.engine.loop import Loop
 from worker.engine.metrics import Metrics
 from worker.engine.reader import Reader
@@ -67,7 +68,7 @@ class Assembly:
 
 
 def assemble(
-    settings: Settings, *, fetch: Fetch, post: Post, outbox: Outbox, metrics: Metrics
+    settings: Settings, *, fetch: Fetch, inbox: Inbox, outbox: Outbox, metrics: Metrics
 ) -> Assembly:
     """Verify and load the base, reserve its cache, and warm up."""
     compute, folder = settings.engine.compute, settings.base_folder
@@ -101,13 +102,14 @@ def assemble(
         outbox=outbox,
         metrics=metrics,
         drafter=Drafter(runner) if settings.engine.drafts else None,
+        called=inbox.called,
         about_to_compute=threads.work,
         adapters=partial(
             AdapterCache,
             fetch=fetch,
             loader=loader,
             budget=settings.engine.adapter_bytes,
-            post=post,
+            post=inbox.put,
             metrics=metrics,
         ),
     )

@@ -242,7 +242,7 @@ class Engine:
             self._opened = opened = assemble(
                 self._settings,
                 fetch=partial(self._store.read_files, without=(TRAINING_TENSORS,)),
-                post=self._inbox.put,
+                inbox=self._inbox,
                 outbox=self._outbox,
                 metrics=self.metrics,
             )

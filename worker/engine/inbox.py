@@ -1,5 +1,6 @@
 """What others post to the engine's thread, run between its steps."""
 
+import ctypes
 import queue
 import time
 from collections.abc import Callable
@@ -19,10 +20,13 @@ class Inbox:
 
     def __init__(self) -> None:
         self._posted: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self.called = ctypes.c_int32()
+        """1 as long as something was posted that has not been looked at."""
 
     def put(self, act: Callable[[], None]) -> None:
         """Have something done by the engine's thread."""
         self._posted.put(act)
+        self.called.value = 1  # in this order: whoever sees it finds what was posted
 
     def ask(self, work: Callable[[], ResultT]) -> Future[ResultT]:
         """Have something computed by the engine's thread, unless it is cancelled before."""
@@ -37,6 +41,7 @@ class Inbox:
         """
         if wait:
             self._posted.get()()
+        self.called.value = 0
         for _ in range(self._posted.qsize()):
             self._posted.get()()
 

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from ctypes import c_int32
 from functools import partial
 from itertools import islice, takewhile
 
@@ -21,10 +22,11 @@ from worker.engine.reading import Reading
 from worker.engine.request import Outbox, Request
 from worker.engine.resident import Resident
 from worker.engine.runner import Runner
-from worker.engine.sampler import LIKELIEST, NO_NUMBER, Drawn, sample
+from worker.engine.sampler import Drawn
 from worker.engine.scheduler import Draft, Scheduler, Step
 from worker.engine.sequence import Choice, Excerpt, Sequence
 from worker.engine.shared import SharedPrompts
+from worker.engine.stepper import Computed, Stepper
 from worker.engine.writer import Writer
 
 Rows = list[Choice] | list[Excerpt]
@@ -48,8 +50,10 @@ class Loop:
         metrics: Metrics,
         adapters: Callable[..., AdapterCache],
         drafter: Drafter | None = None,
+        called: c_int32,
         about_to_compute: Callable[[], None] = lambda: None,
     ) -> None:
+        """Take the parts; `called` is 1 while something waits for steps to end."""
         self.scheduler = scheduler
         self.adapters = adapters(
             failed=self.fail_adapter, evicted=runner.forget, lay_out=runner.prepare
@@ -62,8 +66,10 @@ class Loop:
         self._reader = reader
         self._outbox = outbox
         self._metrics = metrics
-        self._drafter = drafter
         self._about_to_compute = about_to_compute
+        self._stepper = Stepper(
+            runner, writer, terms=self.adapters.terms, drafter=drafter, called=called
+        )
 
     @property
     def waiting(self) -> int:
@@ -110,10 +116,8 @@ class Loop:
             began = time.perf_counter()
             if self._runner.goes_by_slots(step):
                 self._compact()
-            if drafter := self._drafter:
-                step = drafter.extend(step, terms=self.adapters.terms)
-            self._run(step)
-            self._metrics.step_seconds.observe(time.perf_counter() - began)
+            steps = self._run(self._stepper.extend(step))
+            self._metrics.count_steps(steps, seconds=time.perf_counter() - began)
         else:
             self._runner.rest()
         self._outbox.flush()
@@ -187,10 +191,13 @@ class Loop:
     def _resident(self, request: Request) -> Resident | None:
         return self.adapters.find(request.adapter.digest) if request.adapter else None
 
-    def _run(self, step: Step) -> None:
-        """Compute a step; if it fails, each sequence alone, undrafted: only the faulty ones end."""
+    def _run(self, step: Step) -> int:
+        """Compute a step, and return how many times that was done, tokens following each other.
+
+        If it fails, compute each sequence alone, undrafted: only the faulty ones end.
+        """
         try:
-            outcome, drawn = self._compute(step)
+            computed = self._stepper.compute(step)
         except Exception as error:
             self._runner.forget()
             for choice in step.drafts:
@@ -201,22 +208,22 @@ class Loop:
                 for part in step.alone():
                     if all(sequence.slot is not None for sequence in part.sequences):
                         self._run(part)
-                return
+                return 1
             self._fault(sequences[0].request, f"This request could not be computed: {error}.")
-            return
-        self._apply(step, outcome, drawn)
+            return 1
+        self._apply(step, computed)
+        return max(1, len(computed.drawn))
 
-    def _compute(self, step: Step) -> tuple[Outcome, list[Drawn]]:
-        """Return what a step gives without changing any sequence; so it can be tried again."""
-        draws = self._writer.draws(step)
-        greedy = all(draw is LIKELIEST for draw in draws)
-        outcome = self._runner.run(step, terms=self.adapters.terms, greedy=greedy)
-        if greedy:
-            tokens = outcome.likeliest() if draws else []
-            return outcome, [Drawn(token) if token >= 0 else NO_NUMBER for token in tokens]
-        return outcome, sample(outcome.logits(), draws=draws)
+    def _apply(self, step: Step, computed: Computed) -> None:
+        self._read(step, computed.outcome)
+        for drawn in computed.drawn:
+            if step.drafts:
+                self._take_drafted(step, drawn)
+            else:
+                self._take_all(step.drawing(), drawn)
 
-    def _apply(self, step: Step, outcome: Outcome, drawn: list[Drawn]) -> None:
+    def _read(self, step: Step, outcome: Outcome) -> None:
+        """Take what prompts gave as they were read."""
         for chunk in step.chunks:
             chunk.sequence.computed = chunk.stop
             cached = chunk.sequence.cached if chunk.ends_prompt else 0
@@ -235,11 +242,11 @@ class Loop:
                     self._close(row)
             elif isinstance(row, Choice) and row.slot is not None:
                 self._writer.echo(row, chunk, scores.get(chunk, []))
-        if step.drafts:
-            self._take_drafted(step, drawn)
-            return
+
+    def _take_all(self, choices: list[Choice], drawn: list[Drawn]) -> None:
+        """Take a token of each row that is still here: another one's fault may have ended it."""
         taken = 0
-        for choice, one in zip(step.drawing(), drawn, strict=True):
+        for choice, one in zip(choices, drawn, strict=True):
             if choice.slot is not None:
                 taken += 1
                 self._take(choice, one)

@@ -45,6 +45,11 @@ class Metrics:
         self.adapter_bytes.set(sum(resident["bytes"] for resident in residents))
         return generate_latest(self.registry)
 
+    def count_steps(self, steps: int, *, seconds: float) -> None:
+        """Count steps that followed each other, in so much time altogether."""
+        for _ in range(steps):
+            self.step_seconds.observe(seconds / steps)
+
     def count_prompt(self, computed: int, *, cached: int) -> None:
         """Count the tokens of a prompt that a step computes, and those that none had to."""
         self._prompt.inc(computed)

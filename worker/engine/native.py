@@ -4,14 +4,14 @@ They share the cache with the eager forward, so steps of both kinds may take tur
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from models.nn.kernels.native import Library
 from models.nn.kernels.native.adapter import StepAdapter, prepare
 from models.nn.kernels.native.batch import Run
 from models.nn.kernels.native.model import Unsuited
-from models.nn.kernels.native.step import Form, Hidden, NativeStep
+from models.nn.kernels.native.step import ONE_STEP, Form, Hidden, NativeStep, Until
 from models.nn.shape import Shape
 from models.nn.terms import Terms
 from worker.engine.outcome import Outcome, Places, drawing, pool_chunks, reading, score_chunks
@@ -49,13 +49,14 @@ class _Standing:
         same = step.decodes == self.decodes and not step.chunks and not step.drafts
         return same and greedy == self.greedy and self.slots == [row.slot for row in self.rows]
 
-    def go_on(self) -> Outcome:
-        """Compute it again, for the tokens that its rows have drawn since."""
-        self.hidden.go_on(
+    def go_on(self, until: Until) -> Outcome:
+        """Compute it again, for the tokens that its rows have drawn since, and further on."""
+        found = self.hidden.go_on(
             [row.last_token for row in self.rows],
             [row.footing.rows + row.computed for row in self.rows],
+            until=until if self.greedy else ONE_STEP,
         )
-        return self.outcome
+        return replace(self.outcome, likeliest=lambda: found)
 
 
 class NativeRunner:
@@ -105,11 +106,19 @@ class NativeRunner:
         return spare if spare > 0 and self._acting(step, terms) is not None else 0
 
     def run(
-        self, step: Step, *, terms: Mapping[str, Terms], greedy: bool = False
+        self,
+        step: Step,
+        *,
+        terms: Mapping[str, Terms],
+        greedy: bool = False,
+        until: Until = ONE_STEP,
     ) -> Outcome | None:
-        """Compute a step, or return None: something in it is not done here."""
+        """Compute a step, or return None: something in it is not done here.
+
+        What comes `until` something else is to be done may follow if the rows were the same before.
+        """
         if self._standing is not None and self._standing.is_like(step, greedy=greedy):
-            return self._standing.go_on()
+            return self._standing.go_on(until)
         self._standing = None
         acting = self._acting(step, terms)
         if acting is None:
@@ -126,7 +135,7 @@ class NativeRunner:
         )
         outcome = Outcome(
             partial(hidden.logits, wanted),
-            partial(hidden.likeliest, wanted),
+            lambda: [hidden.likeliest(wanted)],
             score_chunks(hidden.logits, step, places),
             pool_chunks(step, places, hidden.states),
         )

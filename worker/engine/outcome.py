@@ -4,7 +4,7 @@ Shapes: T rows of the stream, d hidden, N rows whose logits are wanted, V vocabu
 """
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import NamedTuple
@@ -29,8 +29,9 @@ class Outcome:
 
     logits: Callable[[], Tensor]
     """Computes those of the rows that draw, (N, V) float32."""
-    likeliest: Callable[[], list[int]]
-    """Or, cheaper, finds the first of the largest of each; -1 where not all are numbers."""
+    likeliest: Callable[[], Sequence[Sequence[int]]]
+    """Or, cheaper, finds the first of the largest of each; -1 where not all are numbers. There may
+    be several steps of them, one behind the other."""
     scores: list[tuple[Chunk, list[Drawn]]]
     """Of each chunk with something to score, that, in order."""
     pooled: list[tuple[Chunk, Tensor]]

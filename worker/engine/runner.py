@@ -12,6 +12,7 @@ from torch import Tensor
 
 from models.nn.backbone import Backbone
 from models.nn.executors import NOBODY, Executor, Packed
+from models.nn.kernels.native.step import ONE_STEP, Until
 from models.nn.terms import Terms
 from worker.engine.banks import Banks
 from worker.engine.blocks import Blocks, MixedAttention
@@ -45,13 +46,21 @@ class Runner:
         self._banks = Banks()
         self._graphs = graphs
 
-    def run(self, step: Step, *, terms: Mapping[str, Terms], greedy: bool = False) -> Outcome:
+    def run(
+        self,
+        step: Step,
+        *,
+        terms: Mapping[str, Terms],
+        greedy: bool = False,
+        until: Until = ONE_STEP,
+    ) -> Outcome:
         """Compute a step; `terms` holds, by digest, at least the adapters of its sequences.
 
-        If it is `greedy`, nothing but the likeliest tokens will be wanted to draw from.
+        If it is `greedy`, nothing but the likeliest tokens will be wanted to draw from, and the
+        steps that follow may be computed along, `until` something else is to be done.
         """
         if self._native is not None:
-            outcome = self._native.run(step, terms=terms, greedy=greedy)
+            outcome = self._native.run(step, terms=terms, greedy=greedy, until=until)
             if outcome is not None:
                 return outcome
         if step.drafts:
@@ -72,7 +81,7 @@ class Runner:
         wanted = drawing(step, places)
         return Outcome(
             partial(call.logits, wanted),
-            partial(call.likeliest, wanted),
+            lambda: [call.likeliest(wanted)],
             score_chunks(call.logits, step, places),
             pool_chunks(step, places, lambda: hidden_td),
         )

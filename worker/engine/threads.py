@@ -13,7 +13,8 @@ from core.cores import EVERY_SECONDS, Beat, available, count, engine_share
 class Threads:
     """Used by the torch thread alone: how many threads torch takes is a property of a thread.
 
-    Another thread says that there is work, however long a step of it takes.
+    Another thread says that there is work, however long a step of it takes, and looks who else
+    computes: files take milliseconds to find while steps keep everything out of the caches.
     """
 
     def __init__(self, folder: Path, *, most: int) -> None:
@@ -21,6 +22,7 @@ class Threads:
         self._folder = folder
         self._cores = len(available())
         self._most = most or self._cores
+        self._trainers = 0
         self._looked = float("-inf")
         self._threads = self._most
         self._working, self._over = Event(), Event()
@@ -32,14 +34,9 @@ class Threads:
         self._working.set()
         if self._announcer.ident is None:
             self._announcer.start()
-        now = time.monotonic()
-        if now - self._looked < EVERY_SECONDS:
-            return
-        self._looked = now
-        try:
-            trainers = count(self._folder, "trainer")
-        except OSError:
-            return  # a broken disk is no reason to stop serving
+        if time.monotonic() - self._looked >= EVERY_SECONDS:  # nobody has, in a pause
+            self._look()
+        trainers = self._trainers
         due = self._most if not trainers else engine_share(self._cores, trainers=trainers)
         due = min(due, self._most)
         if due != self._threads:
@@ -57,11 +54,17 @@ class Threads:
         if self._announcer.ident is not None:
             self._announcer.join()
 
+    def _look(self) -> None:
+        with suppress(OSError):  # a broken disk is no reason to stop serving
+            self._trainers = count(self._folder, "trainer")
+        self._looked = time.monotonic()
+
     def _announce(self) -> None:
         beat = Beat(self._folder, "engine")
         while self._working.wait() and not self._over.is_set():
-            with suppress(OSError):  # so is a full one
+            with suppress(OSError):  # nor is a full one
                 beat.beat()
-            self._over.wait(EVERY_SECONDS)
+            self._look()
+            self._over.wait(EVERY_SECONDS / 2)
         with suppress(OSError):
             beat.end()

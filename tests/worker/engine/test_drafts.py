@@ -242,7 +242,7 @@ def test_what_a_wrong_draft_leaves_behind_hurts_nobody(
     plain, quick = engines
     request = order(PROMPT, max_tokens=40, ignore_eos=True, logprobs=True, n=2)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(quick._opened.loop, "_drafter", None)  # type: ignore[union-attr]
+        patch.setattr(quick._opened.loop._stepper, "_drafter", None)  # type: ignore[union-attr]
         expected = ask_all(quick, [request])[0]
     assert WRONG not in expected.ids
     assert not spoilt

@@ -270,7 +270,7 @@ def not_a_number(case: Any) -> Any:
         logits_nv[index, 3] = torch.nan
         return logits_nv
 
-    return replace(outcome, logits=spoilt, likeliest=lambda: likeliest(spoilt()))
+    return replace(outcome, logits=spoilt, likeliest=lambda: [likeliest(spoilt())])
 
 
 @pytest.mark.parametrize("act", [fault, not_a_number])

@@ -57,3 +57,21 @@ def test_what_is_asked_is_answered_by_the_thread_that_runs() -> None:
     assert answer.result(0) == 7
     assert isinstance(failure.exception(0), ZeroDivisionError)
     assert cancelled.cancelled()
+
+
+def test_the_flag_is_up_while_something_waits() -> None:
+    inbox, seen = Inbox(), list[int]()
+
+    def look() -> None:
+        seen.append(inbox.called.value)
+
+    assert inbox.called.value == 0
+    inbox.put(look)
+    assert inbox.called.value == 1
+    inbox.put(lambda: inbox.put(look))
+    inbox.run(wait=True)
+    assert seen == [1]  # taken before the flag is lowered: the others still wait
+    assert inbox.called.value == 1
+    inbox.run(wait=False)
+    assert seen == [1, 0]
+    assert inbox.called.value == 0

@@ -173,6 +173,17 @@ class Batch(_Record):
     ]
 
 
+class Stretch(_Record):
+    """Steps one behind the other; it is that of `source/step_stretch.cpp`."""
+
+    _fields_ = [
+        ("most", c_int64),
+        *((name, c_void_p) for name in ("ids", "positions", "spans", "drawn", "ends")),
+        ("end_count", c_int64),
+        ("called", c_void_p),
+    ]
+
+
 def address(record: Structure | ctypes.Array[Any]) -> int:
     """Return where a record or an array of them lies; the caller keeps it alive."""
     return ctypes.addressof(record)

@@ -4,19 +4,36 @@ Shapes: T rows of the stream, N rows whose logits are wanted, d hidden, V vocabu
 """
 
 import ctypes
+from array import array
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from models.nn.kernels.native import Library
+from models.nn.kernels.native import Library, records
 from models.nn.kernels.native.batch import Batch, Run
 from models.nn.kernels.native.model import StepModel
 
 Form = Literal["avx2", "avx512", "amx", "emulated"]
 Told = tuple[Sequence[int], Sequence[int]]
 """Rows, and the likeliest token of each."""
+
+
+@dataclass(frozen=True, slots=True)
+class Until:
+    """How long steps follow each other by themselves, each with what the one before it drew."""
+
+    most: int = 1
+    """Steps."""
+    ends: "array[int]" = field(default_factory=lambda: array("q"))
+    """Tokens behind which no row goes on, nor any beside it."""
+    called: ctypes.c_int32 = field(default_factory=ctypes.c_int32)
+    """Not 0 once another thread wants them to end; they do after the step at work."""
+
+
+ONE_STEP = Until()
 
 
 class Hidden:
@@ -35,14 +52,22 @@ class Hidden:
         """Return the states (T, d) bfloat16; those of rows that are not read are anything."""
         return self._states_td[: len(self._batch.ids)]
 
-    def go_on(self, ids: Sequence[int], starts: Sequence[int]) -> None:
+    def go_on(
+        self, ids: Sequence[int], starts: Sequence[int], *, until: Until = ONE_STEP
+    ) -> list[Sequence[int]]:
         """Compute the step's runs again, all of one token, with these tokens at these positions.
 
-        Likeliest tokens that were named with the step are found again. ValueError as of a step.
+        Likeliest tokens that were named with the step are found again and, if they are those of all
+        rows, gone on with. Returns those of every step. ValueError as of a step.
         """
         rows, _ = self._told
         self._batch.go_on(ids, starts)
-        self._told = rows, self._step.compute(self._batch, likeliest=rows)
+        if not rows:
+            self._step.compute(self._batch, likeliest=())
+            return []
+        found = self._step.go_on(self._batch, likeliest=rows, until=until)
+        self._told = rows, found[-1]
+        return found
 
     def logits(self, rows: Sequence[int]) -> Tensor:
         """Return (N, V) float32 of these rows, which the next call overwrites, of any step too."""
@@ -70,6 +95,8 @@ class NativeStep:
         self.form = form
         self._run = getattr(library.handle, f"gw_step_{form}")
         self._logits = getattr(library.handle, f"gw_logits_{form}")
+        self._go_on = library.handle.gw_go_on
+        self._go_on.restype = ctypes.c_int64
         self._buffer = torch.empty(0)
         self._states_td = torch.empty(0)
         self._rows, self._address = 0, 0
@@ -97,14 +124,35 @@ class NativeStep:
 
     def compute(self, batch: Batch, *, likeliest: Sequence[int]) -> Sequence[int]:
         """Compute the rows of a batch and the likeliest tokens of some of them."""
-        vocabulary, positions = self.model.record.vocabulary, self.model.record.positions
-        if min(batch.ids) < 0 or max(batch.ids) >= vocabulary:
-            raise ValueError(f"Token ids are those below {vocabulary}.")
-        if min(batch.positions) < 0 or max(batch.positions) >= positions:
-            raise ValueError(f"Slots have {positions} positions.")
+        self._check_rows(batch)
         found = batch.want_likeliest(likeliest) if likeliest else ()
         self._run(ctypes.byref(self.model.record), ctypes.byref(batch.record))
         return found
+
+    def go_on(self, batch: Batch, *, likeliest: Sequence[int], until: Until) -> list[Sequence[int]]:
+        """Compute the rows of a batch, one of each run, and their successors: see `Hidden.go_on`.
+
+        Returns the likeliest tokens of some rows, which must be all where steps follow each other.
+        """
+        if until.most < 1 or (until.most > 1 and len(likeliest) < len(batch.ids)):
+            raise ValueError("Steps follow each other where all rows draw.")
+        self._check_rows(batch, further=until.most - 1)
+        batch.want_likeliest(likeliest)
+        drawn = array("q", bytes(8 * until.most * len(likeliest)))
+        stretch = records.Stretch(
+            most=until.most,
+            ids=batch.record.ids,
+            positions=batch.record.positions,
+            spans=batch.record.spans,
+            drawn=drawn.buffer_info()[0],
+            ends=until.ends.buffer_info()[0],
+            end_count=len(until.ends),
+            called=ctypes.addressof(until.called),
+        )
+        step = ctypes.cast(self._run, ctypes.c_void_p)
+        model, record = ctypes.byref(self.model.record), ctypes.byref(batch.record)
+        steps = self._go_on(step, model, record, ctypes.byref(stretch))
+        return [drawn[n * len(likeliest) :][: len(likeliest)] for n in range(steps)]
 
     def tell(self, batch: Batch) -> None:
         """Compute what a batch wants of its hidden states."""
@@ -127,6 +175,14 @@ class NativeStep:
             self._states_td = torch.empty(rows, self.model.record.hidden, dtype=torch.bfloat16)
             self._rows, self._address = rows, self._states_td.data_ptr()
         return self._address
+
+    def _check_rows(self, batch: Batch, *, further: int = 0) -> None:
+        """Raise ValueError for tokens and positions that there are not, so much further on too."""
+        vocabulary, positions = self.model.record.vocabulary, self.model.record.positions
+        if min(batch.ids) < 0 or max(batch.ids) >= vocabulary:
+            raise ValueError(f"Token ids are those below {vocabulary}.")
+        if min(batch.positions) < 0 or max(batch.positions) + further >= positions:
+            raise ValueError(f"Slots have {positions} positions.")
 
     def _check(self, run: Run) -> None:
         if not 0 <= run.slot < self.model.slots:

@@ -1,0 +1,122 @@
+"""Steps that follow each other in C++ while nobody reads along and nothing else is to be done."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import pytest
+
+from models.nn.kernels.native import library, reason
+from models.nn.kernels.native.step import NativeStep
+from models.wire import GenerateRequest
+from tests.worker.engine.conftest import World, ask, ask_all, order
+from tests.worker.engine.suited import BFLOAT16, suited_world
+from worker.engine.engine import Engine
+from worker.engine.writer import TOLD_TOGETHER
+
+pytestmark = pytest.mark.skipif(library() is None, reason=reason())
+
+Taken = list[int]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return suited_world(tmp_path_factory.mktemp("stretches"))
+
+
+@pytest.fixture
+def taken(monkeypatch: pytest.MonkeyPatch) -> Taken:
+    """Lists how many steps each call into C++ took for rows that went on."""
+    found: Taken = []
+    go_on = NativeStep.go_on
+
+    def noted(self: NativeStep, *batch: Any, **options: Any) -> Any:
+        steps = go_on(self, *batch, **options)
+        found.append(len(steps))
+        return steps
+
+    monkeypatch.setattr(NativeStep, "go_on", noted)
+    return found
+
+
+def asked(place: int, **sampling: Any) -> GenerateRequest:
+    prompt = [7 + (place * 31 + i * i) % 200 for i in range(5 + place)]
+    return order(prompt, **{"max_tokens": 30 + 7 * place, "ignore_eos": place % 2 == 0, **sampling})
+
+
+def whole(request: GenerateRequest) -> GenerateRequest:
+    return msgspec.structs.replace(request, stream=False)
+
+
+def test_answers_are_those_of_single_steps(
+    start_engine: Callable[..., Engine], taken: Taken
+) -> None:
+    engine = start_engine(compute=BFLOAT16, drafts=False)
+    requests = [asked(place) for place in range(6)]
+    streamed = ask_all(engine, requests)
+    assert set(taken) == {1}
+    taken.clear()
+    told = ask_all(engine, [whole(request) for request in requests])
+    assert max(taken) > 10
+    for one, other in zip(streamed, told, strict=True):
+        assert (one.texts, one.reasons, one.last) == (other.texts, other.reasons, other.last)
+    assert "graftwork_engine_step_seconds_count" in engine.metrics.render({}).decode()
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        asked(1),
+        whole(asked(1, stop=["never said"])),
+        whole(asked(1, temperature=1.0, seed=3)),
+        whole(asked(1, logprobs=True)),
+        whole(asked(1, min_tokens=36, ignore_eos=False)),
+    ],
+)
+def test_rows_beside_which_something_is_to_be_done_after_every_step(
+    start_engine: Callable[..., Engine], taken: Taken, other: GenerateRequest
+) -> None:
+    engine = start_engine(compute=BFLOAT16, drafts=False)
+    alone = ask_all(engine, [whole(asked(0))])[0]
+    assert max(taken) > 10
+    taken.clear()
+    assert ask_all(engine, [whole(asked(0, max_tokens=25)), other])[1].reasons
+    assert max(taken, default=1) == 1
+    assert ask_all(engine, [whole(asked(0)), other])[0].texts == alone.texts
+
+
+def test_where_drafts_are_looked_for_steps_are_single(
+    start_engine: Callable[..., Engine], taken: Taken
+) -> None:
+    engine = start_engine(compute=BFLOAT16)
+    assert ask_all(engine, [whole(asked(0))])[0].reasons
+    assert max(taken, default=1) == 1
+
+
+def test_a_long_answer_is_told_in_parts(start_engine: Callable[..., Engine], taken: Taken) -> None:
+    engine = start_engine(compute=BFLOAT16, drafts=False)
+    answer = ask_all(engine, [whole(asked(0, max_tokens=3 * TOLD_TOGETHER))])[0]
+    assert answer.last.completion_tokens == 3 * TOLD_TOGETHER
+    assert max(taken) <= TOLD_TOGETHER
+    assert sum(taken) > 2 * TOLD_TOGETHER
+
+
+def test_what_is_posted_has_its_turn_after_the_step_at_work(
+    start_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = start_engine(compute=BFLOAT16, drafts=False)
+    events: list[int | str] = []
+    go_on = NativeStep.go_on
+
+    def posted(self: NativeStep, *batch: Any, **options: Any) -> Any:
+        if not events:
+            engine._inbox.put(lambda: events.append("its turn"))
+        steps = go_on(self, *batch, **options)
+        events.append(len(steps))
+        return steps
+
+    monkeypatch.setattr(NativeStep, "go_on", posted)
+    assert asyncio.run(ask(engine, whole(asked(0)))).reasons
+    assert events[:2] == [1, "its turn"]
+    assert max(event for event in events[2:] if isinstance(event, int)) > 10
