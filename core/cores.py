@@ -74,12 +74,12 @@ def _files(folder: Path, kind: Kind) -> list[str]:
 
 def _here(folder: Path) -> Path:
     """Return the folder of this machine: a data directory may be that of several."""
-    return folder / _machine()
+    try:
+        return folder / _boot()
+    except OSError:
+        return folder / "machine"
 
 
 @cache
-def _machine() -> str:
-    try:
-        return _BOOT.read_text().strip()
-    except OSError:
-        return "machine"
+def _boot() -> str:
+    return _BOOT.read_text().strip()

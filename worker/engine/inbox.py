@@ -21,12 +21,12 @@ class Inbox:
     def __init__(self) -> None:
         self._posted: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self.called = ctypes.c_int32()
-        """1 as long as something was posted that has not been looked at."""
+        """1 from when something is posted until what has been posted is run."""
 
     def put(self, act: Callable[[], None]) -> None:
         """Have something done by the engine's thread."""
         self._posted.put(act)
-        self.called.value = 1  # in this order: whoever sees it finds what was posted
+        self.called.value = 1  # behind it, or `run` might lower the flag before it finds this
 
     def ask(self, work: Callable[[], ResultT]) -> Future[ResultT]:
         """Have something computed by the engine's thread, unless it is cancelled before."""

@@ -106,8 +106,12 @@ class Loop:
             self.fail(request, error)
 
     def step(self) -> bool:
-        """Admit what can be, compute one step, deliver its lines; False if there was no work."""
+        """Admit what can be, compute a step, deliver its lines; False if there was no work.
+
+        Others may follow it by themselves, so what is known before it is delivered before.
+        """
         self._take_in()
+        self._outbox.flush()
         self._shared.look_up(self.scheduler.running)
         step = self.scheduler.next_step()
         self.adapters.pace.hurried = step is not None
@@ -192,7 +196,7 @@ class Loop:
         return self.adapters.find(request.adapter.digest) if request.adapter else None
 
     def _run(self, step: Step) -> int:
-        """Compute a step, and return how many times that was done, tokens following each other.
+        """Compute a step, and return how many it became: others may have followed it.
 
         If it fails, compute each sequence alone, undrafted: only the faulty ones end.
         """

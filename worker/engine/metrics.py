@@ -31,7 +31,7 @@ class Metrics:
         )
         self.step_seconds = Histogram(
             "graftwork_engine_step_seconds",
-            "Time of one forward and its sampling.",
+            "Time of one forward and its sampling; the mean of those that follow each other.",
             buckets=_STEP_BUCKETS,
             registry=self.registry,
         )

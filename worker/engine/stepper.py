@@ -1,11 +1,10 @@
 """What is drawn in a step, and in those that follow it while there is nothing else to do."""
 
-import time
 from collections.abc import Mapping
 from ctypes import c_int32
 from typing import NamedTuple
 
-from models.nn.kernels.native.step import Until
+from models.nn.kernels.native.step import ONE_STEP, Until
 from models.nn.terms import Terms
 from worker.engine.drafts import Drafter
 from worker.engine.outcome import Outcome
@@ -15,11 +14,11 @@ from worker.engine.scheduler import Step
 from worker.engine.writer import Writer
 
 STRETCH_SECONDS = 0.5
-"""So long at most do steps follow each other without a look at anything else."""
+"""When they are over, no further step follows before a look at everything else."""
 
 
 class Computed(NamedTuple):
-    """What a step gave; `drawn` has a list for each time it was computed, a token on."""
+    """What a step gave, and those that followed it; `drawn` has a list for each that drew."""
 
     outcome: Outcome
     drawn: list[list[Drawn]]
@@ -43,8 +42,6 @@ class Stepper:
         self._terms = terms
         self._drafter = drafter
         self._called = called
-        self._seconds = STRETCH_SECONDS
-        """How long the last step took."""
 
     def extend(self, step: Step) -> Step:
         """Put drafts into a step, if there are any and it has room for them."""
@@ -52,26 +49,22 @@ class Stepper:
 
     def compute(self, step: Step) -> Computed:
         """Compute a step; if it has drafts, these are drawn behind, and it is computed once."""
-        began = time.perf_counter()
-        computed = self._compute(step)
-        self._seconds = (time.perf_counter() - began) / max(1, len(computed.drawn))
-        return computed
-
-    def _compute(self, step: Step) -> Computed:
         draws = self._writer.draws(step)
         if not all(draw is LIKELIEST for draw in draws):
             outcome = self._runner.run(step, terms=self._terms)
             return Computed(outcome, [sample(outcome.logits(), draws=draws)])
-        until = Until(self._most(step), self._writer.ends(step), self._called)
-        outcome = self._runner.run(step, terms=self._terms, greedy=True, until=until)
+        outcome = self._runner.run(step, terms=self._terms, greedy=True, until=self._until(step))
         found = outcome.likeliest() if draws else ()
         return Computed(outcome, [[_drawn(token) for token in tokens] for tokens in found])
 
-    def _most(self, step: Step) -> int:
-        """Return how many steps may follow each other before there is anything else to do."""
-        if step.chunks or self._drafts(step):
-            return 1
-        return max(1, min(int(STRETCH_SECONDS / self._seconds), self._writer.untold(step)))
+    def _until(self, step: Step) -> Until:
+        """Return how long steps may follow each other before there is anything else to do."""
+        if step.chunks or step.drafts or self._drafts(step):
+            return ONE_STEP
+        most = self._writer.tokens_until_told(step)
+        if most <= 1:
+            return ONE_STEP
+        return Until(most, STRETCH_SECONDS, self._writer.end_tokens(step), self._called)
 
     def _drafts(self, step: Step) -> bool:
         """Say whether drafts are looked for, which every token may change."""

@@ -11,9 +11,9 @@ from core.cores import EVERY_SECONDS, Beat, available, count, engine_share
 
 
 class Threads:
-    """Used by the torch thread alone: how many threads torch takes is a property of a thread.
+    """Used by the torch thread: how many threads torch takes is a property of a thread.
 
-    Another thread says that there is work, however long a step of it takes, and looks who else
+    One of its own says that there is work, however long a step of it takes, and looks who else
     computes: files take milliseconds to find while steps keep everything out of the caches.
     """
 
@@ -34,7 +34,7 @@ class Threads:
         self._working.set()
         if self._announcer.ident is None:
             self._announcer.start()
-        if time.monotonic() - self._looked >= EVERY_SECONDS:  # nobody has, in a pause
+        if time.monotonic() - self._looked >= EVERY_SECONDS:  # as after a pause
             self._look()
         trainers = self._trainers
         due = self._most if not trainers else engine_share(self._cores, trainers=trainers)
@@ -62,7 +62,7 @@ class Threads:
     def _announce(self) -> None:
         beat = Beat(self._folder, "engine")
         while self._working.wait() and not self._over.is_set():
-            with suppress(OSError):  # nor is a full one
+            with suppress(OSError):  # a full one neither
                 beat.beat()
             self._look()
             self._over.wait(EVERY_SECONDS / 2)

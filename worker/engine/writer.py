@@ -34,7 +34,6 @@ class Writer:
         self._outbox = outbox
         self._context = context
         spellings = renderer.spellings  # found here, not while the first answer is told
-        self._ends, self._no_ends = array("q", renderer.eos_ids), array("q")
         self._bytes_of = lambda token: spellings.get(token, b"")
 
     def open(self, generation: Generation, resident: Resident | None) -> list[Choice]:
@@ -108,17 +107,19 @@ class Writer:
             banned=tuple(self._renderer.eos_ids) if early else (),
         )
 
-    def untold(self, step: Step) -> int:
-        """Return how many tokens every row that decodes may draw before one is told or is full."""
+    def tokens_until_told(self, step: Step) -> int:
+        """Return how many tokens every row that decodes may draw until one is told or is full."""
+        if any(choice.told_together == 1 for choice in step.decodes):
+            return 1
         return min(
             min(choice.told_together - len(choice.untold), choice.limit - len(choice.generated))
             for choice in step.decodes
         )
 
-    def ends(self, step: Step) -> "array[int]":
+    def end_tokens(self, step: Step) -> "array[int]":
         """Return the tokens that end an answer of any row that decodes."""
         ignored = all(choice.sampling.ignore_eos for choice in step.decodes)
-        return self._no_ends if ignored else self._ends
+        return array("q", () if ignored else self._renderer.eos_ids)
 
     def echo(self, choice: Choice, chunk: Chunk, scored: list[Drawn]) -> None:
         """Give back a chunk of the request's own tokens; nothing is said to precede the first."""

@@ -7,17 +7,21 @@ from typing import Any
 import msgspec
 import pytest
 
+from core.errors import InvalidRequest
 from models.nn.kernels.native import library, reason
+from models.nn.kernels.native.batch import Batch
 from models.nn.kernels.native.step import NativeStep
-from models.wire import GenerateRequest
+from models.wire import ClassifyRequest, GenerateRequest, Input
 from tests.worker.engine.conftest import World, ask, ask_all, order
 from tests.worker.engine.suited import BFLOAT16, suited_world
 from worker.engine.engine import Engine
+from worker.engine.reading import Reading
+from worker.engine.request import Outbox
 from worker.engine.writer import TOLD_TOGETHER
 
 pytestmark = pytest.mark.skipif(library() is None, reason=reason())
 
-Taken = list[int]
+Taken = list[tuple[int, int]]
 
 
 @pytest.fixture(scope="module")
@@ -27,17 +31,21 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 @pytest.fixture
 def taken(monkeypatch: pytest.MonkeyPatch) -> Taken:
-    """Lists how many steps each call into C++ took for rows that went on."""
+    """Lists the rows and the steps of each call into C++ for rows that go on."""
     found: Taken = []
     go_on = NativeStep.go_on
 
-    def noted(self: NativeStep, *batch: Any, **options: Any) -> Any:
-        steps = go_on(self, *batch, **options)
-        found.append(len(steps))
+    def noted(self: NativeStep, batch: Batch, **options: Any) -> Any:
+        steps = go_on(self, batch, **options)
+        found.append((len(batch.ids), len(steps)))
         return steps
 
     monkeypatch.setattr(NativeStep, "go_on", noted)
     return found
+
+
+def most(taken: Taken) -> int:
+    return max((steps for _, steps in taken), default=1)
 
 
 def asked(place: int, **sampling: Any) -> GenerateRequest:
@@ -55,10 +63,10 @@ def test_answers_are_those_of_single_steps(
     engine = start_engine(compute=BFLOAT16, drafts=False)
     requests = [asked(place) for place in range(6)]
     streamed = ask_all(engine, requests)
-    assert set(taken) == {1}
+    assert {steps for _, steps in taken} == {1}
     taken.clear()
     told = ask_all(engine, [whole(request) for request in requests])
-    assert max(taken) > 10
+    assert most(taken) > 10
     for one, other in zip(streamed, told, strict=True):
         assert (one.texts, one.reasons, one.last) == (other.texts, other.reasons, other.last)
     assert "graftwork_engine_step_seconds_count" in engine.metrics.render({}).decode()
@@ -71,19 +79,20 @@ def test_answers_are_those_of_single_steps(
         whole(asked(1, stop=["never said"])),
         whole(asked(1, temperature=1.0, seed=3)),
         whole(asked(1, logprobs=True)),
-        whole(asked(1, min_tokens=36, ignore_eos=False)),
+        whole(asked(1, min_tokens=149, ignore_eos=False)),
     ],
 )
-def test_rows_beside_which_something_is_to_be_done_after_every_step(
+def test_beside_a_row_that_needs_something_after_every_step_steps_are_single(
     start_engine: Callable[..., Engine], taken: Taken, other: GenerateRequest
 ) -> None:
     engine = start_engine(compute=BFLOAT16, drafts=False)
-    alone = ask_all(engine, [whole(asked(0))])[0]
-    assert max(taken) > 10
+    first = whole(asked(0, max_tokens=150))
+    alone = ask_all(engine, [first])[0]
+    assert most(taken) > 10
     taken.clear()
-    assert ask_all(engine, [whole(asked(0, max_tokens=25)), other])[1].reasons
-    assert max(taken, default=1) == 1
-    assert ask_all(engine, [whole(asked(0)), other])[0].texts == alone.texts
+    other.sampling["max_tokens"] = 150
+    assert ask_all(engine, [first, other])[0].texts == alone.texts
+    assert {steps for rows, steps in taken if rows == 2} <= {1}
 
 
 def test_where_drafts_are_looked_for_steps_are_single(
@@ -91,15 +100,15 @@ def test_where_drafts_are_looked_for_steps_are_single(
 ) -> None:
     engine = start_engine(compute=BFLOAT16)
     assert ask_all(engine, [whole(asked(0))])[0].reasons
-    assert max(taken, default=1) == 1
+    assert most(taken) == 1
 
 
 def test_a_long_answer_is_told_in_parts(start_engine: Callable[..., Engine], taken: Taken) -> None:
     engine = start_engine(compute=BFLOAT16, drafts=False)
     answer = ask_all(engine, [whole(asked(0, max_tokens=3 * TOLD_TOGETHER))])[0]
     assert answer.last.completion_tokens == 3 * TOLD_TOGETHER
-    assert max(taken) <= TOLD_TOGETHER
-    assert sum(taken) > 2 * TOLD_TOGETHER
+    assert most(taken) <= TOLD_TOGETHER
+    assert sum(steps for _, steps in taken) > 2 * TOLD_TOGETHER
 
 
 def test_what_is_posted_has_its_turn_after_the_step_at_work(
@@ -119,4 +128,39 @@ def test_what_is_posted_has_its_turn_after_the_step_at_work(
     monkeypatch.setattr(NativeStep, "go_on", posted)
     assert asyncio.run(ask(engine, whole(asked(0)))).reasons
     assert events[:2] == [1, "its turn"]
+    assert max(event for event in events[2:] if isinstance(event, int)) > 10
+
+
+def test_what_is_refused_is_told_before_steps_go_on(
+    start_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A request that the engine's thread refuses waits for the step at work, not for a stretch."""
+    engine = start_engine(compute=BFLOAT16, drafts=False)
+    events: list[int | str] = []
+    go_on, flush = NativeStep.go_on, Outbox.flush
+
+    async def play() -> None:
+        unlabelled = ClassifyRequest(inputs=[Input(text="a b")])
+        reading = Reading(adapter=None, loop=asyncio.get_running_loop(), rows=1, order=unlabelled)
+
+        def arrives_amid(self: NativeStep, *batch: Any, **options: Any) -> Any:
+            if not events:
+                engine._inbox.put(lambda: engine._opened.loop.add(reading))  # type: ignore[union-attr]
+            steps = go_on(self, *batch, **options)
+            events.append(len(steps))
+            return steps
+
+        monkeypatch.setattr(NativeStep, "go_on", arrives_amid)
+        assert (await ask(engine, whole(asked(0)))).reasons
+        with pytest.raises(InvalidRequest, match="labels"):
+            await reading.result()
+
+    def told(self: Outbox) -> None:
+        waiting = [event for events in self._waiting.values() for _, event in events]
+        events.extend("told" for event in waiting if isinstance(event, InvalidRequest))
+        flush(self)
+
+    monkeypatch.setattr(Outbox, "flush", told)
+    asyncio.run(play())
+    assert events[:2] == [1, "told"]
     assert max(event for event in events[2:] if isinstance(event, int)) > 10

@@ -1,7 +1,10 @@
-"""The records of `source/step_types.h`, field by field; `batch.py` fills `Group` and `Span`."""
+"""The records of `source/step_types.h`, and a stretch of steps, field by field.
+
+`batch.py` fills `Group` and `Span`.
+"""
 
 import ctypes
-from ctypes import Structure, c_float, c_int32, c_int64, c_void_p
+from ctypes import Structure, c_double, c_float, c_int32, c_int64, c_void_p
 from typing import Any, ClassVar
 
 PLACES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -178,6 +181,7 @@ class Stretch(_Record):
 
     _fields_ = [
         ("most", c_int64),
+        ("seconds", c_double),
         *((name, c_void_p) for name in ("ids", "positions", "spans", "drawn", "ends")),
         ("end_count", c_int64),
         ("called", c_void_p),

@@ -4,6 +4,7 @@ Shapes: T rows of the stream, N rows whose logits are wanted, d hidden, V vocabu
 """
 
 import ctypes
+import math
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -27,6 +28,8 @@ class Until:
 
     most: int = 1
     """Steps."""
+    seconds: float = math.inf
+    """When they are over, no further step begins."""
     ends: "array[int]" = field(default_factory=lambda: array("q"))
     """Tokens behind which no row goes on, nor any beside it."""
     called: ctypes.c_int32 = field(default_factory=ctypes.c_int32)
@@ -57,8 +60,9 @@ class Hidden:
     ) -> list[Sequence[int]]:
         """Compute the step's runs again, all of one token, with these tokens at these positions.
 
-        Likeliest tokens that were named with the step are found again and, if they are those of all
-        rows, gone on with. Returns those of every step. ValueError as of a step.
+        Likeliest tokens that were named with the step are found again; `until` says how long steps
+        go on with them, more than once only if all rows were named. Returns those of every step, or
+        nothing if none were named. ValueError as of a step.
         """
         rows, _ = self._told
         self._batch.go_on(ids, starts)
@@ -141,6 +145,7 @@ class NativeStep:
         drawn = array("q", bytes(8 * until.most * len(likeliest)))
         stretch = records.Stretch(
             most=until.most,
+            seconds=until.seconds,
             ids=batch.record.ids,
             positions=batch.record.positions,
             spans=batch.record.spans,
@@ -152,7 +157,8 @@ class NativeStep:
         step = ctypes.cast(self._run, ctypes.c_void_p)
         model, record = ctypes.byref(self.model.record), ctypes.byref(batch.record)
         steps = self._go_on(step, model, record, ctypes.byref(stretch))
-        return [drawn[n * len(likeliest) :][: len(likeliest)] for n in range(steps)]
+        count = len(likeliest)
+        return [drawn[n * count : (n + 1) * count] for n in range(steps)]
 
     def tell(self, batch: Batch) -> None:
         """Compute what a batch wants of its hidden states."""

@@ -1,5 +1,7 @@
 // Steps one behind the other of which rows are one token each: the likeliest that one finds is what
 // the next one reads. For any x86-64: the step itself is a form's.
+#include <chrono>
+
 #include "step_types.h"
 
 namespace gw::stepping {
@@ -8,6 +10,7 @@ using Step = void (*)(const Model*, const Batch*);
 
 struct Stretch {  // `records.py` mirrors it
     index most;                  // steps
+    double seconds;              // from whose end on none is begun but the first
     index *ids, *positions;      // of the batch's rows
     Span* spans;                 // likewise
     index* drawn;                // (most, wanted): what is likeliest, step by step
@@ -17,6 +20,8 @@ struct Stretch {  // `records.py` mirrors it
 };
 
 namespace {
+
+using Clock = std::chrono::steady_clock;
 
 bool goes_on(const Stretch& stretch, const index* drawn, index count) {
     if (__atomic_load_n(stretch.called, __ATOMIC_RELAXED)) return false;
@@ -29,15 +34,17 @@ bool goes_on(const Stretch& stretch, const index* drawn, index count) {
 }  // namespace
 
 // Computes a batch, all of whose rows want their likeliest tokens, and goes on with these until
-// there are `most`, or a row has drawn an end or no number, or the caller is called. Returns how
-// many steps that took; at least one.
+// there are `most`, or time is over, or a row has drawn an end or no number, or the caller is called.
+// Returns how many steps that took; at least one.
 GW_API index gw_go_on(Step step, const Model* model, const Batch* batch, const Stretch* stretch) {
     const index count = batch->wanted;
+    const auto end = Clock::now() + std::chrono::duration<double>(stretch->seconds);
     for (index done = 0;; ++done) {
         step(model, batch);
         index* drawn = stretch->drawn + done * count;
         std::copy_n(batch->likeliest, count, drawn);
-        if (done + 1 == stretch->most || !goes_on(*stretch, drawn, count)) return done + 1;
+        const bool last = done + 1 == stretch->most || Clock::now() >= end;
+        if (last || !goes_on(*stretch, drawn, count)) return done + 1;
         for (index n = 0; n < count; ++n) {
             const index row = batch->wanted_rows[n];
             stretch->ids[row] = drawn[batch->targets[n]];

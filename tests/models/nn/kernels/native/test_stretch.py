@@ -67,7 +67,7 @@ def test_they_are_the_same_to_the_bit(form: Form) -> None:
     assert more != expected[:2]
 
 
-def test_they_end_behind_an_end_of_any_row_and_when_they_are_called() -> None:
+def test_they_end_behind_an_end_of_any_row_when_they_are_called_and_in_time() -> None:
     world = World.of(make_backbone())
     expected, _ = one_by_one(world)
     for row in range(3):
@@ -78,6 +78,8 @@ def test_they_end_behind_an_end_of_any_row_and_when_they_are_called() -> None:
         assert found == expected[: first + 1]
         hidden, ids = begin(world)
         assert go_on(hidden, ids, Until(STEPS, called=c_int32(1))) == expected[:1]
+        hidden, ids = begin(world)
+        assert go_on(hidden, ids, Until(STEPS, seconds=0.0)) == expected[:1]
 
 
 def test_they_end_where_a_row_has_no_numbers() -> None:
