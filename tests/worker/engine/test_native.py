@@ -5,6 +5,7 @@ import threading
 from collections.abc import Callable
 from typing import Any, Literal
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -15,6 +16,8 @@ from models.nn.forward import Part, forward
 from models.nn.head import pool
 from models.nn.kernels.native import library, reason
 from models.nn.kernels.native.adapter import prepare
+from models.nn.kernels.native.batch import Batch
+from models.nn.kernels.native.step import NativeStep
 from models.nn.methods import METHODS
 from models.nn.terms import Terms
 from models.wire import EmbedReply, EmbedRequest, Input
@@ -66,6 +69,37 @@ def test_rows_of_all_kinds_are_each_alone_to_the_bit(
         engine = start_engine(compute=BFLOAT16, **limits)
         for expected, got in zip(alone, ask_all(engine, orders, gap=0.002), strict=True):
             assert got.tokens == expected.tokens
+
+
+def test_whole_answers_of_kinds_in_one_batch_are_the_streamed_ones(
+    kinds: list[Kind], start_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Many tokens of theirs are computed in one call, where a stream has a call for each."""
+    engine = start_engine(rows=40, compute=BFLOAT16, drafts=False)
+    requests = [
+        order(range(9, 15 + place), adapter=kind.adapter, max_tokens=24 + place, ignore_eos=True)
+        for place, kind in enumerate(kinds)
+    ]
+    streamed = ask_all(engine, requests)
+    resident = engine._opened.loop.adapters.find  # type: ignore[union-attr]
+    footings = [resident(kind.adapter.digest).footing for kind in kinds]  # type: ignore[union-attr]
+    together = [place for place, one in enumerate(footings) if not (one.group or one.eager)]
+    assert len(together) > 8
+    steps = []
+    go_on = NativeStep.go_on
+
+    def noted(self: NativeStep, batch: Batch, **how: Any) -> Any:
+        found = go_on(self, batch, **how)
+        steps.append(len(found))
+        return found
+
+    monkeypatch.setattr(NativeStep, "go_on", noted)
+    whole = [msgspec.structs.replace(requests[place], stream=False) for place in together]
+    for place, told in zip(together, ask_all(engine, whole), strict=True):
+        expected = streamed[place]
+        assert told.texts == expected.texts
+        assert (told.reasons, told.last) == (expected.reasons, expected.last)
+    assert max(steps) > 10
 
 
 @pytest.mark.parametrize("pooling", ["last", "mean"])

@@ -61,7 +61,7 @@ def test_answers_are_those_of_single_steps(
     start_engine: Callable[..., Engine], taken: Taken
 ) -> None:
     engine = start_engine(compute=BFLOAT16, drafts=False)
-    requests = [asked(place) for place in range(6)]
+    requests = [*(asked(place) for place in range(6)), asked(2, n=2), asked(0, max_tokens=None)]
     streamed = ask_all(engine, requests)
     assert {steps for _, steps in taken} == {1}
     taken.clear()
