@@ -51,7 +51,7 @@ class Step:
     group: str | None = None
     """The adapter, by digest, that has this step to itself; None for all that share theirs."""
     eager: bool = False
-    """Whether the C++ step does not compute what its rows are for."""
+    """Whether it is of what the C++ step does not compute."""
     drafts: Mapping[Choice, Draft] = field(default_factory=dict)
     """Of some of those that decode; each such token is one more row to draw from."""
 
@@ -176,12 +176,12 @@ class Scheduler:
             sequence.slot = heapq.heapreplace(self._free, source)
             yield sequence, source
 
-    def _choose(self, running: Iterable[_Turn]) -> _Turn:
+    def _choose(self, present: Iterable[_Turn]) -> _Turn:
         """Choose the turn that has waited longest, one of a new group before all others.
 
         A group that has left is no new one before all others have had a step since its last.
         """
-        turns = dict.fromkeys(running, -1)
+        turns = dict.fromkeys(present, -1)
         groups = {turn.group for turn in turns}
         known = (self._turns[turn] for turn in turns if turn in self._turns)
         oldest = min(known, default=self._steps)

@@ -19,6 +19,8 @@ from models.nn.base import Base
 from models.nn.chat import Renderer
 from models.nn.forward import Part, forward
 from models.nn.head import pool
+from models.nn.kernels.native.batch import Batch
+from models.nn.kernels.native.step import NativeStep
 from models.nn.methods import METHODS, parse_method
 from models.nn.methods.base import Method
 from models.nn.problem import Pair
@@ -30,6 +32,7 @@ from worker.engine.engine import Engine
 
 BASE = "tiny"
 LABELS = ("no", "maybe", "yes")
+Taken = list[tuple[int, int]]
 BLOCKS = (
     {"type": "lora", "rank": 2},
     {"type": "lora", "rank": 4, "alpha": 8.0},
@@ -204,6 +207,21 @@ def start_engine(world: World) -> Iterator[Callable[..., Engine]]:
     yield start
     for engine in engines:
         engine.close()
+
+
+@pytest.fixture
+def taken(monkeypatch: pytest.MonkeyPatch) -> Taken:
+    """Lists the rows and the steps of each call into C++ for rows that go on."""
+    found: Taken = []
+    go_on = NativeStep.go_on
+
+    def noted(self: NativeStep, batch: Batch, **options: Any) -> Any:
+        steps = go_on(self, batch, **options)
+        found.append((len(batch.ids), len(steps)))
+        return steps
+
+    monkeypatch.setattr(NativeStep, "go_on", noted)
+    return found
 
 
 async def until(condition: Callable[[], bool], *, seconds: float = 30.0) -> None:

@@ -16,12 +16,19 @@ from models.nn.forward import Part, forward
 from models.nn.head import pool
 from models.nn.kernels.native import library, reason
 from models.nn.kernels.native.adapter import prepare
-from models.nn.kernels.native.batch import Batch
-from models.nn.kernels.native.step import NativeStep
 from models.nn.methods import METHODS
 from models.nn.terms import Terms
 from models.wire import EmbedReply, EmbedRequest, Input
-from tests.worker.engine.conftest import Kind, TinyProblem, World, ask, ask_all, order, store_kind
+from tests.worker.engine.conftest import (
+    Kind,
+    Taken,
+    TinyProblem,
+    World,
+    ask,
+    ask_all,
+    order,
+    store_kind,
+)
 from tests.worker.engine.suited import BFLOAT16, suited_world
 from worker.engine import native
 from worker.engine.admission import admit
@@ -72,7 +79,7 @@ def test_rows_of_all_kinds_are_each_alone_to_the_bit(
 
 
 def test_whole_answers_of_kinds_in_one_batch_are_the_streamed_ones(
-    kinds: list[Kind], start_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+    kinds: list[Kind], start_engine: Callable[..., Engine], taken: Taken
 ) -> None:
     """Many tokens of theirs are computed in one call, where a stream has a call for each."""
     engine = start_engine(rows=40, compute=BFLOAT16, drafts=False)
@@ -85,21 +92,13 @@ def test_whole_answers_of_kinds_in_one_batch_are_the_streamed_ones(
     footings = [resident(kind.adapter.digest).footing for kind in kinds]  # type: ignore[union-attr]
     together = [place for place, one in enumerate(footings) if not (one.group or one.eager)]
     assert len(together) > 8
-    steps = []
-    go_on = NativeStep.go_on
-
-    def noted(self: NativeStep, batch: Batch, **how: Any) -> Any:
-        found = go_on(self, batch, **how)
-        steps.append(len(found))
-        return found
-
-    monkeypatch.setattr(NativeStep, "go_on", noted)
+    taken.clear()
     whole = [msgspec.structs.replace(requests[place], stream=False) for place in together]
     for place, told in zip(together, ask_all(engine, whole), strict=True):
         expected = streamed[place]
         assert told.texts == expected.texts
         assert (told.reasons, told.last) == (expected.reasons, expected.last)
-    assert max(steps) > 10
+    assert max(steps for _, steps in taken) > 10
 
 
 @pytest.mark.parametrize("pooling", ["last", "mean"])
