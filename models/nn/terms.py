@@ -228,7 +228,10 @@ class Terms:
             keys_values=keys_values,
             prompt=None if prompt is None else prompt.to(base.device, dtype),
             head=None if head is None else head.to(dtype, base.device),
-            weights={name: weight.to(base.device, dtype) for name, weight in weights.items()},
+            weights={
+                name: casts.get(id(weight), weight).to(base.device, dtype)
+                for name, weight in weights.items()
+            },
         )
 
     @property

@@ -1,4 +1,6 @@
+import gc
 import math
+import weakref
 
 import pytest
 import torch
@@ -129,18 +131,47 @@ def test_casts_and_the_tensors_themselves_have_one_gradient(dtype):
     optimizer = Optimizer(tensors, method=LORA, loop=loop())
     for _ in range(2):  # micro-batches of one step
         casts = optimizer.casts(dtype)
-        assert {id(tensors["a"]), id(tensors["b"])} == set(casts)
-        a, b = (casts[id(tensors[name])] for name in "ab")
+        assert {id(tensor) for tensor in tensors.values()} == set(casts)
+        a, b, apart = (casts[id(tensor)] for tensor in tensors.values())
         assert (a.dtype, a.shape, b.shape) == (dtype, (2, 3), (4,))
         (a * 3.0).sum().backward()
         (tensors["b"] * 2.0).sum().backward()
-    assert optimizer.normalise(1).item() == pytest.approx((6 * 36 + 4 * 16) ** 0.5)
+        (apart * 0.5).sum().backward()
+        (tensors["apart"] * 0.25).sum().backward()
+    squares = 6 * 36 + 4 * 16 + 2**16 * 1.5**2
+    assert optimizer.normalise(1).item() == pytest.approx(squares**0.5)
     assert tensors["a"].grad.tolist() == [[6.0] * 3] * 2
     assert tensors["b"].grad.tolist() == [4.0] * 4
     optimizer.step(0.1)
-    assert optimizer.casts(dtype)[id(tensors["a"])] is a
+    casts = optimizer.casts(dtype)
+    assert casts[id(tensors["a"])] is a
+    assert casts[id(tensors["apart"])] is apart
     assert a[0, 0].item() == tensors["a"][0, 0].to(dtype).item() < 0.5
+    assert apart[0].item() == tensors["apart"][0].to(dtype).item() < 0.5
     assert not tensors["a"].grad.any()
+    assert tensors["apart"].grad is None
+    assert apart.grad is None
+
+
+def test_gradients_of_several_passes_are_summed_in_float32():
+    tensors = {"a": torch.zeros(2**16, requires_grad=True)}
+    optimizer = Optimizer(tensors, method=LORA, loop=loop(max_grad_norm=1e9))
+    for scale in (1.0, 2.0**-9):  # of which bfloat16 would lose the second
+        (optimizer.casts(torch.bfloat16)[id(tensors["a"])] * scale).sum().backward()
+    assert optimizer.normalise(1).item() == pytest.approx(2**8 * (1 + 2**-9), rel=1e-6)
+
+
+def test_nothing_is_kept_of_an_optimizer_that_is_gone():
+    tensors = {"a": torch.zeros(2**16, requires_grad=True)}
+    optimizer = Optimizer(tensors, method=LORA, loop=loop())
+    leaf = optimizer.casts(torch.bfloat16)[id(tensors["a"])]
+    leaf.sum().backward()
+    optimizer.normalise(1)
+    optimizer.step(0.1)
+    gone = weakref.ref(leaf)
+    del leaf, optimizer
+    gc.collect()
+    assert gone() is None
 
 
 def test_tensors_of_the_head_are_not_among_the_casts():

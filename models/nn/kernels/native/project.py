@@ -28,7 +28,7 @@ def project(x_ti: Tensor, *, weight: Weight, updates: Sequence[Update] = ()) -> 
     """See `reference.project`; a job's rows and gradients do not depend on other rows' bits.
 
     Updates with dropout are added in plain torch, and so are any that do not lie as the kernels
-    read them, and the gradient of a weight that trains.
+    read them, and in float32 the gradient of a weight that trains.
     """
     if not (_takes(weight) and takes(x_ti) and x_ti.shape[1] == weight.weight_oi.shape[1]):
         return PLAIN.project(x_ti, weight=weight, updates=updates)
@@ -193,6 +193,17 @@ class _Project(torch.autograd.Function):
             find().call("project_backward", *rest)
         else:
             find().call("project_floats_backward", ctx.rounds, *rest)
-        weight_grad_oi = grad_to.T @ x_ti if wanted[1] else None
+        weight_grad_oi = _weight_gradient(grad_to, x_ti) if wanted[1] else None
         bias_grad_o = grad_to.sum(0) if wanted[2] else None
         return result_ti, weight_grad_oi, bias_grad_o, None, *grads
+
+
+def _weight_gradient(grad_to: Tensor, x_ti: Tensor) -> Tensor:
+    """Return dyT x (o, i), summed in float32."""
+    if not find().trains:
+        return grad_to.T @ x_ti
+    outputs, inputs = grad_to.shape[1], x_ti.shape[1]
+    result_oi = grad_to.new_empty(outputs, inputs)
+    grad, given = (grad_to, grad_to.stride(0), outputs), (x_ti, x_ti.stride(0), inputs)
+    find().call("weight_gradient", *grad, *given, len(grad_to), result_oi)
+    return result_oi

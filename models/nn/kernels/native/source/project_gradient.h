@@ -45,21 +45,22 @@ void pull_back(const Layer& layer, const Rows& dy, const bf16* inner, Turns& tur
     });
 }
 
-// Inner values of an update, (rows, rank), as rows of ranks of `padded` numbers, and zeros behind.
-inline void turn(const Update& u, const bf16* inner, index padded, bf16* target) {
-    for (index rank = 0; rank < u.rank; rank += panel_width)
+// Columns of rows as rows of `padded` numbers: the rows', and zeros behind.
+inline void turn(const Rows& given, index columns, index padded, bf16* target) {
+    for (index column = 0; column < columns; column += panel_width)
         for (index top = 0; top < padded; top += 32) {
             const auto load = [&](index row) {
-                const bf16* source = inner + u.place + row * u.ld + rank;
-                return row < u.rows() ? _mm256_loadu_si256(reinterpret_cast<const __m256i*>(source))
-                                      : _mm256_setzero_si256();
+                const bf16* source = given.values + row * given.ld + column;
+                return row < given.count
+                           ? _mm256_loadu_si256(reinterpret_cast<const __m256i*>(source))
+                           : _mm256_setzero_si256();
             };
             __m512i pairs[16];
             for (index i = 0; i < 16; ++i)
                 pairs[i] = interleave(load(top + 2 * i), load(top + 2 * i + 1));
             transpose(pairs);
-            for (index r = 0; r < std::min(panel_width, u.rank - rank); ++r)
-                _mm512_storeu_si512(target + (rank + r) * padded + top, pairs[r]);
+            for (index n = 0; n < std::min(panel_width, columns - column); ++n)
+                _mm512_storeu_si512(target + (column + n) * padded + top, pairs[n]);
         }
 }
 
@@ -72,7 +73,7 @@ void gather(const Update& u, const bf16* inner, const Rows& given, Range panels,
     const index rows = padded_to(u.rows(), 32), stride = apart(rows);
     const index most = Isa::group(rows);
     bf16* turned = turned_room.room<bf16>(u.rank * rows);
-    turn(u, inner, rows, turned);
+    turn({inner + u.place, u.ld, u.rows()}, u.rank, rows, turned);
     bf16* columns = column_room.room<bf16>(most * stride);
     for_groups(panels, most, [&](index first, index count) {
         const index left = first * panel_width;
@@ -123,6 +124,36 @@ void project_backward(const Layer& layer, const Rows& dy, const Rows& x, const b
         if (dx) pull_back<Isa>(layer, dy, pulled, turns, dx);
         for (index i = 0; i < layer.count; ++i)
             gather_matrices<Isa>(layer.updates[i], layer, x, dy, inner, pulled, which, workers);
+    }
+}
+
+// The gradient of the weight, dyT x (outputs, inputs); both are a multiple of a panel's width.
+template <class Isa>
+void gather_weight(const Rows& dy, index outputs, const Rows& x, index inputs, bf16* gradient) {
+    static thread_local Scratch turned_room;
+    const index rows = padded_to(dy.count, 32), stride = apart(rows), most = Isa::group(rows);
+    bf16* turned = turned_room.room<bf16>(outputs * rows);
+    Turns turns({0, inputs / panel_width}, most, omp_get_max_threads());
+#pragma omp parallel
+    {
+        static thread_local Scratch column_room;
+        bf16* columns = column_room.room<bf16>(most * stride);
+        const Range own =
+            share(outputs / panel_width, omp_get_thread_num(), omp_get_num_threads());
+        const index left = own.first * panel_width;
+        turn({dy.values + left, dy.ld, dy.count}, own.count() * panel_width, rows,
+             turned + left * rows);
+        const Rounded out(gradient, outputs * inputs);
+#pragma omp barrier
+        turns.take([&](Range panels, Range) {
+            const index first = panels.first * panel_width;
+            pack_across(x.values + first, x.ld, panels.count() * panel_width, x.count, rows, stride,
+                        columns);
+            multiply_all<Isa>(outputs, Operand{turned, rows, columns, rows, stride}, panels.count(),
+                              [&](index output, index input, auto... sums) {
+                                  out.put(output * inputs + first + input, sums...);
+                              });
+        });
     }
 }
 

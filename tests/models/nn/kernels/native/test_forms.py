@@ -14,7 +14,7 @@ CALLS = re.compile(r'\.call\(\s*"(\w+)"')
 
 
 ABSENT = {
-    "avx2": {"project_forward", "project_backward"},
+    "avx2": {"project_forward", "project_backward", "weight_gradient"},
     "avx512": {
         *("multiply", "multiply_rounded", "project_floats_forward", "project_floats_backward"),
         *("swiglu_short_forward", "swiglu_short_again", "swiglu_short_backward", "rotate_short"),

@@ -89,6 +89,29 @@ def test_one_row_is_right() -> None:
     assert_close_to_exact(native, plain, (drawn(1, INPUTS, seed=1), *matrices(rectangles)))
 
 
+@pytest.mark.parametrize(("rows", "outputs", "inputs"), [(1, 48, 96), (70, 176, 32), (33, 96, 544)])
+def test_a_weight_that_trains_has_the_right_gradient(rows: int, outputs: int, inputs: int) -> None:
+    def apply(form, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return form.project(x, weight=Weight(weight, bias))
+
+    native, plain = (partial(apply, form) for form in (project, reference))
+    weight, bias = drawn(outputs, inputs, seed=2, scale=0.2), drawn(outputs, seed=3)
+    given = (drawn(rows, inputs, seed=1), weight, bias)
+    assert_close_to_exact(native, plain, given)
+    assert_threads_change_nothing(native, given)
+
+
+def test_rows_that_lie_apart_give_a_weight_the_same_gradient() -> None:
+    x, grad = drawn(9, 64, seed=1), drawn(9, 32, seed=4)
+    found = []
+    for apart in (False, True):
+        weight = drawn(32, 64, seed=2).requires_grad_()
+        rows, upstream = (torch.cat([t, t], 1)[:, : t.shape[1]] if apart else t for t in (x, grad))
+        project.project(rows, weight=Weight(weight)).backward(upstream)
+        found.append(weight.grad)
+    assert torch.equal(*found)
+
+
 def test_a_job_does_not_depend_on_its_company() -> None:
     x, grad = drawn(33, INPUTS, seed=1), drawn(33, OUTPUTS, seed=4)
     given = matrices(THREE_JOBS)

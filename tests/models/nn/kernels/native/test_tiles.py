@@ -59,6 +59,15 @@ def test_products_with_updates(rows: int) -> None:
     assert_close_to_exact(partial(apply, project), partial(apply, reference), inputs)
 
 
+@pytest.mark.parametrize(("rows", "outputs"), [(1, 48), (70, 176)])
+def test_a_weight_that_trains(rows: int, outputs: int) -> None:
+    def apply(form, x: Tensor, weight: Tensor) -> Tensor:
+        return form.project(x, weight=Weight(weight))
+
+    inputs = (drawn(rows, 64, seed=1), drawn(outputs, 64, seed=2, scale=0.2))
+    assert_close_to_exact(partial(apply, project), partial(apply, reference), inputs)
+
+
 @pytest.mark.usefixtures("two_threads")
 @pytest.mark.parametrize(("outputs", "inputs"), [(544, 32), (32, 544)])
 def test_what_no_cache_holds_has_the_same_bits(outputs: int, inputs: int) -> None:
