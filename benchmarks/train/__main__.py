@@ -14,6 +14,7 @@ from pathlib import Path
 from benchmarks import record
 from benchmarks.sides import JSON, ROOT, environment
 from benchmarks.train.parts import EXTRA, PARTS
+from benchmarks.train.rows import SEED
 from benchmarks.train.sizes import FULL_SIZE, QUICK_SIZE
 from benchmarks.train.stage import Stage
 from core.settings import Settings
@@ -33,6 +34,7 @@ def main() -> None:
             scratch=scratch,
             size=QUICK_SIZE if options.quick else FULL_SIZE,
             variables=environment(threads=options.threads),
+            seed=options.seed,
         )
         for name in [*options.only, *(EXTRA if options.profile else ())]:
             print(f"== {name}", flush=True)
@@ -46,6 +48,7 @@ def main() -> None:
         "data": "shipped rows" if options.data is None else options.data.name,
         "base": Settings().base,
         "threads": stage.variables["OMP_NUM_THREADS"],
+        "seed": options.seed,
         **record.gather(),
         "parts": found,
         "failures": stage.failures,
@@ -67,6 +70,7 @@ def read_options(arguments: list[str] | None = None) -> argparse.Namespace:
         "--profile", action="store_true", help="and where time goes, and what more work costs"
     )
     parser.add_argument("--threads", type=int, help="of every side; default: every core")
+    parser.add_argument("--seed", type=int, default=SEED, help="of rows, their order and starts")
     parser.add_argument("--only", type=_names, default=list(PARTS), help=", ".join(PARTS))
     parser.add_argument("--name", default="train", help="of the result file")
     parser.add_argument("--out", type=Path, default=record.RESULTS)

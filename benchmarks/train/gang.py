@@ -13,7 +13,7 @@ from benchmarks import record
 from benchmarks.equality import Bound, check_curves, check_same
 from benchmarks.sides import JSON, ROOT, Side, SideFailed
 from benchmarks.train.compare import Bench, Layout, Subject
-from benchmarks.train.rows import RowSet, Work, chat_work
+from benchmarks.train.rows import SEED, RowSet, Work, chat_work
 
 JOBS = 8
 STEPS = 40
@@ -35,15 +35,19 @@ OFF = {"GRAFTWORK_WORKER__GANG": "1"}
 """What makes a worker train its jobs one after another."""
 
 
-def make_jobs(rows: RowSet, *, jobs: int, steps: int, folder: Path) -> list[Work]:
-    """Give each job short rows of its own: the shorter half of a set, dealt out in turn."""
+def make_jobs(rows: RowSet, *, jobs: int, steps: int, folder: Path, seed: int = SEED) -> list[Work]:
+    """Give each job short rows of its own: the shorter half of a set, dealt out in turn.
+
+    The seed is how many rounds are left out first.
+    """
     by_length = sorted(range(len(rows.lines)), key=rows.lengths.__getitem__)
     short = by_length[: max(len(by_length) // 2, ROWS_PER_STEP * steps)]
     works = []
     for number in range(jobs):
-        own = [short[(number + jobs * at) % len(short)] for at in range(ROWS_PER_STEP * steps)]
+        dealt = range(seed, seed + ROWS_PER_STEP * steps)
+        own = [short[(number + jobs * at) % len(short)] for at in dealt]
         batches = [own[at : at + ROWS_PER_STEP] for at in range(0, len(own), ROWS_PER_STEP)]
-        works.append(chat_work(rows, batches, folder=folder / str(number)))
+        works.append(chat_work(rows, batches, folder=folder / str(number), seed=seed))
     return works
 
 

@@ -4,7 +4,6 @@ from contextlib import ExitStack
 
 from benchmarks.sides import JSON
 from benchmarks.train.compare import Subject, speed
-from benchmarks.train.gang import make_jobs
 from benchmarks.train.kinds import LORA
 from benchmarks.train.rows import Work
 from benchmarks.train.stage import Stage
@@ -60,9 +59,7 @@ def grow(stage: Stage) -> JSON:
 
 def _grow_gang(stage: Stage) -> dict[int, float]:
     """Return seconds from queued to published of gangs of few short jobs."""
-    works = make_jobs(
-        stage.first_set, jobs=max(JOBS), steps=JOB_STEPS, folder=stage.scratch / "grown"
-    )
+    works = stage.jobs(max(JOBS), steps=JOB_STEPS, folder="grown")
     seconds = {}
     with ExitStack() as stack:
         bench = stack.enter_context(stage.bench())

@@ -8,7 +8,7 @@ from subprocess import CalledProcessError
 from benchmarks.environments import make_environment
 from benchmarks.sides import JSON, environment
 from benchmarks.train.compare import Bench, Layout, Subject
-from benchmarks.train.gang import JOBS, STEPS, compare_gang, make_jobs
+from benchmarks.train.gang import JOBS, STEPS, compare_gang
 from benchmarks.train.growth import grow, profile_steps
 from benchmarks.train.kinds import (
     ADAPTERS_ENVIRONMENT,
@@ -116,7 +116,7 @@ def _measure_kind(stage: Stage, bench: Bench, subject: Subject, found: dict[str,
 
 def measure_gang(stage: Stage) -> JSON:
     """Small jobs from queued to published: as a gang, alone, and as peft scripts."""
-    works = make_jobs(stage.first_set, jobs=JOBS, steps=STEPS, folder=stage.scratch / "jobs")
+    works = stage.jobs(JOBS, steps=STEPS, folder="jobs")
     variables = stage.line_variables
     with ExitStack() as stack:
         bench = stack.enter_context(stage.bench())

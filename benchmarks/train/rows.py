@@ -21,6 +21,8 @@ from worker.train.rows import render_example
 SETS = ("banking77", "e2e_nlg")
 FILES = ("train_chat.jsonl", "train.jsonl")
 MOST_ROWS = 2000
+SEED = 7
+"""Unless the command line gives another one."""
 
 _THINGS = (
     "kettle", "lamp", "rope", "paint brush", "garden hose", "pillow", "bread knife", "door handle",
@@ -66,7 +68,7 @@ class Work:
     rows_per_step: int
     tokens: tuple[int, ...]
     max_length: int
-    seed: int = 7
+    seed: int
 
     @property
     def steps(self) -> int:
@@ -136,8 +138,13 @@ def grouped_batches(
     return [batches[(2 * at + 1) * len(batches) // (2 * steps)] for at in range(steps)]
 
 
-def chat_work(rows: RowSet, batches: Sequence[Sequence[int]], *, folder: Path) -> Work:
-    """Write chosen batches of a set for both sides; labels are where its answers are."""
+def chat_work(
+    rows: RowSet, batches: Sequence[Sequence[int]], *, folder: Path, seed: int = SEED
+) -> Work:
+    """Write chosen batches of a set for both sides; labels are where its answers are.
+
+    The seed is that of the jobs: of the tensors that they start from.
+    """
     chosen = [row for batch in batches for row in batch]
     return _write(
         rows.name,
@@ -145,14 +152,26 @@ def chat_work(rows: RowSet, batches: Sequence[Sequence[int]], *, folder: Path) -
         [rows.examples[row] for row in chosen],
         rows_per_step=len(batches[0]),
         folder=folder,
+        seed=seed,
     )
 
 
 def full_work(
-    rows: RowSet, *, renderer: Renderer, length: int, rows_per_step: int, steps: int, folder: Path
+    rows: RowSet,
+    *,
+    renderer: Renderer,
+    length: int,
+    rows_per_step: int,
+    steps: int,
+    folder: Path,
+    seed: int = SEED,
 ) -> Work:
-    """Write rows of exactly `length` tokens, all labelled but the first, made of a set's texts."""
-    texts = _texts_of(rows, renderer=renderer, length=length, count=rows_per_step * steps)
+    """Write rows of exactly `length` tokens, all labelled but the first, made of a set's texts.
+
+    They begin with a text that the seed draws.
+    """
+    count = rows_per_step * steps
+    texts = _texts_of(rows, renderer=renderer, length=length, count=count, seed=seed)
     examples = []
     for text in texts:
         example = renderer.text_example(text)
@@ -164,16 +183,17 @@ def full_work(
         rows_per_step=rows_per_step,
         folder=folder,
         max_length=length,
+        seed=seed,
     )
 
 
-def _texts_of(rows: RowSet, *, renderer: Renderer, length: int, count: int) -> list[str]:
+def _texts_of(rows: RowSet, *, renderer: Renderer, length: int, count: int, seed: int) -> list[str]:
     """Join rows' own words until each text has more than `length` tokens."""
     pieces = [
         " ".join(turn["content"] for turn in json.loads(line)["messages"]) for line in rows.lines
     ]
     texts: list[str] = []
-    at = 0
+    at = random.Random(seed).randrange(len(pieces))
     while len(texts) < count:
         text = ""
         while len(renderer.encode(text)) <= length:
@@ -190,8 +210,8 @@ def _write(
     *,
     rows_per_step: int,
     folder: Path,
+    seed: int,
     max_length: int = 1024,
-    seed: int = 7,
 ) -> Work:
     """Write rows, which are in the order of training, so that our own order of them is that one."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,9 @@ from pathlib import Path
 from benchmarks.failures import Failures
 from benchmarks.sides import Side
 from benchmarks.train.compare import Bench
+from benchmarks.train.gang import make_jobs
 from benchmarks.train.rows import (
+    SEED,
     RowSet,
     Work,
     chat_work,
@@ -20,8 +22,6 @@ from benchmarks.train.rows import (
 from benchmarks.train.sizes import Size
 from models.nn.chat import Renderer
 
-SEED = 7
-
 
 @dataclass
 class Stage:
@@ -32,6 +32,7 @@ class Stage:
     scratch: Path
     size: Size
     variables: dict[str, str]
+    seed: int = SEED
     failures: Failures = field(default_factory=Failures)
 
     @cached_property
@@ -89,8 +90,9 @@ class Stage:
         """Return steps of a set, batched as the peer groups them; fewer if it has not so many."""
         count = rows_per_step or self.size.rows_per_step
         steps = min(steps, len(rows.lines) // count)
-        batches = grouped_batches(rows.lengths, rows_per_step=count, steps=steps, seed=SEED)
-        return chat_work(rows, batches, folder=self.scratch / f"chat-{steps}x{count}")
+        batches = grouped_batches(rows.lengths, rows_per_step=count, steps=steps, seed=self.seed)
+        folder = self.scratch / f"chat-{steps}x{count}"
+        return chat_work(rows, batches, folder=folder, seed=self.seed)
 
     def full(self, rows: int, length: int) -> Work:
         """Return steps of rows of one length, every token a label."""
@@ -101,4 +103,11 @@ class Stage:
             rows_per_step=rows,
             steps=self.size.fixed_steps,
             folder=self.scratch / "fixed",
+            seed=self.seed,
+        )
+
+    def jobs(self, count: int, *, steps: int, folder: str) -> list[Work]:
+        """Return small jobs over the first set."""
+        return make_jobs(
+            self.first_set, jobs=count, steps=steps, folder=self.scratch / folder, seed=self.seed
         )

@@ -89,7 +89,7 @@ def adamw(
     )
     twice = [(move.rounded, move.values) for move in others if move.rounded is not None]
     if twice:
-        torch._foreach_copy_(*map(list, zip(*twice, strict=True)))
+        torch._foreach_copy_([rounded for rounded, _ in twice], [values for _, values in twice])
 
 
 def norm(gradients: Sequence[Tensor]) -> Tensor:

@@ -89,6 +89,20 @@ def test_jobs_have_short_rows_of_their_own(rows: RowSet, tmp_path: Path) -> None
     assert not files[0] & files[1]
 
 
+def test_a_seed_draws_other_rows_for_the_jobs_that_have_it(
+    rows: RowSet, base: Path, tmp_path: Path
+) -> None:
+    renderer, found = Renderer.load(base), []
+    for seed in (7, 8):
+        folder = tmp_path / str(seed)
+        given = {"rows_per_step": 2, "steps": 3, "folder": folder, "seed": seed}
+        full = full_work(rows, renderer=renderer, length=64, **given)
+        found.append([full, *make_jobs(rows, jobs=2, steps=5, folder=folder, seed=seed)])
+        assert {work.seed for work in found[-1]} == {seed}
+    for first, second in zip(*found, strict=True):
+        assert Path(first.token_file).read_text() != Path(second.token_file).read_text()
+
+
 def test_sets_are_those_of_a_folder_or_our_own(tmp_path: Path) -> None:
     assert list(find_sets(None, scratch=tmp_path)) == ["support_mail", "shelves"]
     for name in ("a", "b", "banking77"):
