@@ -38,6 +38,8 @@ class Artifact:
     method: Method
     tensors: dict[str, Tensor]
     provenance: dict[str, Any]
+    largest: float
+    """The largest magnitude in the tensors."""
 
 
 def save_artifact(
@@ -98,8 +100,8 @@ def read_artifact(files: Files, *, shape: Shape) -> Artifact:
         tensors = method.unpack(stored, shape)
     else:
         method, tensors = _from_peft(_read_json(files, PEFT_CONFIG), stored, shape)
-    _check(tensors, expected=method.served(shape))
-    return Artifact(method, tensors, provenance)
+    found = _check(tensors, expected=method.served(shape))
+    return Artifact(method, tensors, provenance, largest=found)
 
 
 def read_provenance(files: Files) -> dict[str, Any]:
@@ -192,7 +194,8 @@ def _pack(tensors: Mapping[str, Tensor]) -> bytes:
     return packed
 
 
-def _check(tensors: Mapping[str, Tensor], *, expected: Mapping[str, tuple[int, ...]]) -> None:
+def _check(tensors: Mapping[str, Tensor], *, expected: Mapping[str, tuple[int, ...]]) -> float:
+    """Return the largest magnitude; `Corrupt` for other names, dimensions or infinite values."""
     if differing := sorted(expected.keys() ^ tensors.keys()):
         state = "missing" if differing[0] in expected else "not expected"
         raise Corrupt(f"Tensor {differing[0]!r} is {state}; {len(differing)} names differ.")
@@ -201,9 +204,10 @@ def _check(tensors: Mapping[str, Tensor], *, expected: Mapping[str, tuple[int, .
             raise Corrupt(
                 f"Tensor {name!r} has dimensions {tuple(tensor.shape)}, not {expected[name]}."
             )
-    if not isfinite(largest(tensors.values())):
+    if not isfinite(found := largest(tensors.values())):
         name = next(name for name, tensor in tensors.items() if not isfinite(largest([tensor])))
         raise Corrupt(f"Tensor {name!r} holds values that are not finite.")
+    return found
 
 
 def _json(content: dict[str, Any]) -> bytes:

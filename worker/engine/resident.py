@@ -3,7 +3,7 @@
 Shapes: p rows of a prefix, K key and value heads, h head dimension, n tokens, d hidden.
 """
 
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple, TypeVar
 
@@ -137,7 +137,8 @@ class Loader:
         artifact = read_artifact(files, shape=self.backbone.shape)
         casts = cast_adjacent(list(artifact.tensors.values()), self.base.dtype)
         terms = Terms.of(artifact.method, artifact.tensors, self.base, casts=casts)
-        _require_bounded(adapter, _largest(terms))
+        stored = (*artifact.tensors.values(), *casts.values())
+        _require_bounded(adapter, _largest(terms, stored=stored, bound=artifact.largest))
         return Prepared(adapter, artifact, terms, _read_form(artifact, default=self.form))
 
     @torch.inference_mode()
@@ -237,9 +238,14 @@ def _require_bounded(adapter: AdapterRef, magnitude: float) -> None:
         )
 
 
-def _largest(terms: Terms) -> float:
-    """Return the largest magnitude of any tensor or scale; NaN if there is one."""
+def _largest(terms: Terms, *, stored: Iterable[Tensor] = (), bound: float = 0.0) -> float:
+    """Return the largest magnitude of any tensor or scale; NaN if there is one.
+
+    Of tensors that are `stored` ones, in whatever type, it is known not to be above `bound`.
+    """
+    known = {id(tensor) for tensor in stored}
+    own = [tensor for tensor in terms.tensors() if id(tensor) not in known]
     scales = [term.scale for term in terms.linears.values()]
     scales += [term.scale for term in terms.hiddens.values()]
-    found = [largest(terms.tensors()), *scales]
+    found = [largest(own), bound, *scales]
     return largest([torch.tensor(found, dtype=torch.float64)])
