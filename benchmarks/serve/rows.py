@@ -8,6 +8,9 @@ from typing import Any
 from models.wire import AdapterRef, GenerateDelta, GenerateError, GenerateRequest
 from worker.engine.engine import Engine
 
+NEVER_SAID = "\ue000"
+"""A stop string is looked for in every step, so that each token is told as it is drawn."""
+
 
 @dataclass
 class Row:
@@ -47,7 +50,10 @@ async def fill(
     with_ids: bool = False,
     stream: bool = True,
 ) -> None:
-    """Ask for greedy tokens and put down what comes; raises if the request fails."""
+    """Ask for greedy tokens and put down what comes; raises if the request fails.
+
+    Those of a stream come one by one, however many rows there are.
+    """
     request = GenerateRequest(
         prompt_ids=ids,
         stream=stream,
@@ -57,6 +63,7 @@ async def fill(
             "max_tokens": tokens,
             "ignore_eos": True,
             "logprobs": with_ids,
+            "stop": [NEVER_SAID] if stream else [],
         },
     )
     async for line in engine.generate(request):

@@ -225,6 +225,7 @@ class Loop:
                 self._take_drafted(step, drawn)
             else:
                 self._take_all(step.drawing(), drawn)
+        self._writer.tell_readers(step.drawing())
 
     def _read(self, step: Step, outcome: Outcome) -> None:
         """Take what prompts gave as they were read."""

@@ -33,6 +33,11 @@ class Draw:
     """How many alternatives to report; None reports no logprob at all."""
     banned: tuple[int, ...] = ()
 
+    @property
+    def takes_likeliest(self) -> bool:
+        """Whether the largest logit decides, unless it is banned, and nothing is said of any."""
+        return self.temperature == 0 and self.top_logprobs is None
+
 
 LIKELIEST = Draw(temperature=0.0, top_p=1.0, uniform=0.0)
 """The largest logit decides, and nothing else is to be said of any."""

@@ -9,7 +9,7 @@ from models.nn.terms import Terms
 from worker.engine.drafts import Drafter
 from worker.engine.outcome import Outcome
 from worker.engine.runner import Runner
-from worker.engine.sampler import LIKELIEST, NO_NUMBER, Drawn, sample
+from worker.engine.sampler import NO_NUMBER, Drawn, sample
 from worker.engine.scheduler import Step
 from worker.engine.writer import Writer
 
@@ -50,21 +50,28 @@ class Stepper:
     def compute(self, step: Step) -> Computed:
         """Compute a step; if it has drafts, these are drawn behind, and it is computed once."""
         draws = self._writer.draws(step)
-        if not all(draw is LIKELIEST for draw in draws):
+        if not all(draw.takes_likeliest for draw in draws):
             outcome = self._runner.run(step, terms=self._terms)
             return Computed(outcome, [sample(outcome.logits(), draws=draws)])
         outcome = self._runner.run(step, terms=self._terms, greedy=True, until=self._until(step))
         found = outcome.likeliest() if draws else ()
-        return Computed(outcome, [[_drawn(token) for token in tokens] for tokens in found])
+        drawn = [[_drawn(token) for token in tokens] for tokens in found]
+        if len(found) > 1:
+            draws = self._writer.draws(step, ahead=len(found) - 1)
+        # no further step follows one in which an end was drawn, so what is banned is in the last
+        if found and any(one in draw.banned for one, draw in zip(found[-1], draws, strict=True)):
+            drawn[-1] = sample(outcome.logits(), draws=draws)
+        return Computed(outcome, drawn)
 
     def _until(self, step: Step) -> Until:
         """Return how long steps may follow each other before there is anything else to do."""
         if step.chunks or step.drafts or self._drafts(step):
             return ONE_STEP
         most = self._writer.tokens_until_told(step)
-        if most <= 1:
+        seconds = min(STRETCH_SECONDS, self._writer.seconds_until_told(step))
+        if most <= 1 or seconds <= 0:
             return ONE_STEP
-        return Until(most, STRETCH_SECONDS, self._writer.end_tokens(step), self._called)
+        return Until(most, seconds, self._writer.end_tokens(step), self._called)
 
     def _drafts(self, step: Step) -> bool:
         """Say whether drafts are looked for, which every token may change."""

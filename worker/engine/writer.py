@@ -1,6 +1,9 @@
 """From what the network gives to the lines of a generation: drawing, text, the end of a row."""
 
 from array import array
+from collections.abc import Sequence
+from math import inf
+from time import monotonic
 from typing import Literal
 
 from core.errors import InvalidRequest
@@ -23,6 +26,13 @@ COLDEST = 1e-4
 TOLD_TOGETHER = 64
 """Tokens of a row that are told at once where nobody reads along: a long answer is not silent."""
 
+READER_SECONDS, MOST_SECONDS = 0.002, 0.06
+"""How long those who read along are told nothing, by their number, and at most.
+
+What is told to one of many takes some tenths of a millisecond from the cores that compute, here, in
+the api and, on one machine, in its reader: a tenth of the time at this pace.
+"""
+
 Reason = Literal["stop", "length"]
 
 
@@ -33,6 +43,8 @@ class Writer:
         self._renderer = renderer
         self._outbox = outbox
         self._context = context
+        self._told_at = -inf
+        """When readers were told last."""
         spellings = renderer.spellings  # found here, not while the first answer is told
         self._bytes_of = lambda token: spellings.get(token, b"")
 
@@ -83,10 +95,13 @@ class Writer:
             text = self._renderer.decode(choice.prompt[choice.own :])
             self._outbox.put(generation, GenerateDelta(index=choice.index, text=text))
 
-    def draws(self, step: Step) -> list[Draw]:
-        """Say how every token of a step is to be drawn, drafted ones behind their row's own."""
+    def draws(self, step: Step, *, ahead: int = 0) -> list[Draw]:
+        """Say how every token of a step is to be drawn, drafted ones behind their row's own.
+
+        Or of one so many steps ahead, if these rows go on.
+        """
         if not step.drafts:
-            return [choice.draw or self._draw(choice) for choice in step.drawing()]
+            return [choice.draw or self._draw(choice, ahead=ahead) for choice in step.drawing()]
         return [
             self._draw(choice, ahead=ahead)
             for choice in step.drawing()
@@ -96,7 +111,7 @@ class Writer:
     def _draw(self, choice: Choice, *, ahead: int = 0) -> Draw:
         sampling = choice.sampling
         greedy = sampling.temperature < COLDEST
-        early = len(choice.generated) + ahead < sampling.min_tokens
+        early = _is_early(choice, ahead=ahead)
         if greedy and not early and not sampling.logprobs:
             return LIKELIEST
         return Draw(
@@ -107,8 +122,18 @@ class Writer:
             banned=tuple(self._renderer.eos_ids) if early else (),
         )
 
+    def seconds_until_told(self, step: Step) -> float:
+        """Return for how long nobody who reads along a row that decodes is told anything."""
+        readers = sum(choice.request.stream for choice in step.decodes)
+        if not readers:
+            return inf
+        return self._told_at + _quiet_seconds(readers) - monotonic()
+
     def tokens_until_told(self, step: Step) -> int:
-        """Return how many tokens every row that decodes may draw until one is told or is full."""
+        """Return how many tokens every row that decodes may draw until one is told or is full.
+
+        Readers may be told before; see `seconds_until_told`.
+        """
         if any(choice.told_together == 1 for choice in step.decodes):
             return 1
         return min(
@@ -117,8 +142,8 @@ class Writer:
         )
 
     def end_tokens(self, step: Step) -> "array[int]":
-        """Return the tokens that end an answer of any row that decodes."""
-        ignored = all(choice.sampling.ignore_eos for choice in step.decodes)
+        """Return the tokens that end an answer of any row that decodes, or that it may not draw."""
+        ignored = all(row.sampling.ignore_eos and not _is_early(row) for row in step.decodes)
         return array("q", () if ignored else self._renderer.eos_ids)
 
     def echo(self, choice: Choice, chunk: Chunk, scored: list[Drawn]) -> None:
@@ -133,16 +158,20 @@ class Writer:
         self._tell(choice, pieces, reason=None)
 
     def take(self, choice: Choice, drawn: Drawn) -> bool:
-        """Take a row's next token, tell its text, and say whether this was its last."""
+        """Take a row's next token, and say whether this was its last.
+
+        Its text is told now if it is the last, or the first that a reader gets; else with others.
+        """
         choice.generated.append(drawn.token)
         ended = drawn.token in self._renderer.eos_ids and not choice.sampling.ignore_eos
         if not ended:
             choice.untold.append(drawn)
         full = len(choice.generated) >= choice.limit
-        if not ended and not full and len(choice.untold) < choice.told_together:
+        awaited = choice.request.stream and len(choice.generated) == 1
+        held = len(choice.untold) < choice.told_together and not awaited
+        if held and not ended and not full:
             return False
-        pieces = [self._push(choice.text, choice.untold)]
-        choice.untold = []
+        pieces = [self._push_untold(choice)]
         stopped = choice.text.stopped
         if not stopped and (ended or full):
             pieces.append(choice.text.finish())
@@ -153,6 +182,16 @@ class Writer:
                 choice.request.cached_tokens = choice.cached
         self._tell(choice, pieces, reason=reason)
         return reason is not None
+
+    def tell_readers(self, choices: Sequence[Choice]) -> None:
+        """Tell those who read along what was drawn for them, unless they were told just now."""
+        readers = [one for one in choices if one.request.stream and one.slot is not None]
+        now = monotonic()
+        if now - self._told_at < _quiet_seconds(len(readers)):
+            return
+        for choice in readers:
+            self._tell(choice, [self._push_untold(choice)], reason=None)
+            self._told_at = now
 
     def end(self, generation: Generation) -> None:
         """Say that all choices have ended."""
@@ -177,6 +216,10 @@ class Writer:
     def _text(self, *, stop: tuple[str, ...], with_tokens: bool) -> TextStream:
         return TextStream(bytes_of=self._bytes_of, stop=stop, with_tokens=with_tokens)
 
+    def _push_untold(self, choice: Choice) -> Piece:
+        untold, choice.untold = choice.untold, []
+        return self._push(choice.text, untold)
+
     def _push(self, stream: TextStream, tokens: list[Drawn]) -> Piece:
         return stream.push(*tokens, invisible=self._renderer.eos_ids)
 
@@ -189,7 +232,16 @@ def _draw_of_all(sampling: SamplingSpec) -> Draw | None:
 
 def _told_together(generation: Generation) -> int:
     """Return how many tokens of a row wait to be told; stop strings are looked for at once."""
-    return 1 if generation.stream or generation.sampling.stop else TOLD_TOGETHER
+    return 1 if generation.sampling.stop else TOLD_TOGETHER
+
+
+def _is_early(choice: Choice, *, ahead: int = 0) -> bool:
+    """Say whether the row may not end yet, so many tokens ahead."""
+    return len(choice.generated) + ahead < choice.sampling.min_tokens
+
+
+def _quiet_seconds(readers: int) -> float:
+    return min(READER_SECONDS * readers, MOST_SECONDS)
 
 
 def _echoed(prompt: Prompt) -> list[Scored]:

@@ -28,6 +28,7 @@ from models.nn.terms import Pooling
 from models.wire import AdapterRef, GenerateDelta, GenerateRequest, GenerateStart, TokenChoice
 from tests.models.nn.families import random_tensors
 from tests.tiny import make_tiny_base
+from worker.engine import writer
 from worker.engine.engine import Engine
 
 BASE = "tiny"
@@ -222,6 +223,12 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> Taken:
 
     monkeypatch.setattr(NativeStep, "go_on", noted)
     return found
+
+
+@pytest.fixture
+def told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Has readers told every token as it is drawn, however many they are."""
+    monkeypatch.setattr(writer, "READER_SECONDS", 0.0)
 
 
 async def until(condition: Callable[[], bool], *, seconds: float = 30.0) -> None:

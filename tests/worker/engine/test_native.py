@@ -78,6 +78,7 @@ def test_rows_of_all_kinds_are_each_alone_to_the_bit(
             assert got.tokens == expected.tokens
 
 
+@pytest.mark.usefixtures("told_at_once")
 def test_whole_answers_of_kinds_in_one_batch_are_the_streamed_ones(
     kinds: list[Kind], start_engine: Callable[..., Engine], taken: Taken
 ) -> None:

@@ -39,6 +39,7 @@ def whole(request: GenerateRequest) -> GenerateRequest:
     return msgspec.structs.replace(request, stream=False)
 
 
+@pytest.mark.usefixtures("told_at_once")
 def test_answers_are_those_of_single_steps(
     start_engine: Callable[..., Engine], taken: Taken
 ) -> None:
@@ -60,6 +61,7 @@ def test_answers_are_those_of_single_steps(
     assert counted() - before >= sum(steps for _, steps in taken)
 
 
+@pytest.mark.usefixtures("told_at_once")
 @pytest.mark.parametrize(
     "other",
     [
@@ -67,7 +69,6 @@ def test_answers_are_those_of_single_steps(
         whole(asked(1, max_tokens=150, stop=["never said"])),
         whole(asked(1, max_tokens=150, temperature=1.0, seed=3)),
         whole(asked(1, max_tokens=150, logprobs=True)),
-        whole(asked(1, max_tokens=150, min_tokens=149, ignore_eos=False)),
     ],
 )
 def test_beside_a_row_that_needs_something_after_every_step_steps_are_single(
@@ -80,6 +81,37 @@ def test_beside_a_row_that_needs_something_after_every_step_steps_are_single(
     taken.clear()
     assert ask_all(engine, [first, other])[0].texts == alone.texts
     assert {steps for rows, steps in taken if rows == 2} <= {1}
+
+
+@pytest.mark.parametrize("least", [7, 40, 60])
+def test_an_end_that_may_not_be_drawn_yet_is_replaced(
+    start_engine: Callable[..., Engine],
+    taken: Taken,
+    monkeypatch: pytest.MonkeyPatch,
+    least: int,
+) -> None:
+    """The commonest token is declared the end; with logprobs tokens are drawn from logits."""
+    engine = start_engine(compute=BFLOAT16, drafts=False)
+
+    def orders(**more: Any) -> list[GenerateRequest]:
+        given = {"max_tokens": 60, **more}
+        return [
+            whole(asked(0, **{"min_tokens": least, **given})),
+            whole(asked(1, **{"min_tokens": least, **given})),
+            whole(asked(2, **given)),
+        ]
+
+    free = ask_all(engine, orders(logprobs=True, min_tokens=0))
+    ids = [one for answer in free[:2] for one in answer.ids[:least]]
+    end = max(set(ids), key=ids.count)
+    monkeypatch.setattr(engine._opened.renderer, "eos_ids", frozenset({end}), raising=False)  # type: ignore[union-attr]
+    expected = ask_all(engine, orders(logprobs=True))
+    taken.clear()
+    found = ask_all(engine, orders())
+    assert most(taken) > 1
+    for one, other in zip(expected, found, strict=True):
+        assert (one.texts, one.reasons, one.last) == (other.texts, other.reasons, other.last)
+    assert all(end not in answer.ids[:least] for answer in expected[:2])
 
 
 def test_where_drafts_are_looked_for_steps_are_single(
