@@ -49,7 +49,7 @@ def adamw(
     moves: Sequence[Move], *, rate: float, weight_decay: float, divisor: Tensor | None = None
 ) -> None:
     """Take a step by gradients over `divisor`, () float32; gradients may be written into."""
-    others = []
+    others: list[Move] = []
     for move in moves:
         moments = move.moments
         if not native.takes(move.values, move.gradient, move.rounded):
@@ -68,15 +68,22 @@ def adamw(
             epsilon=EPSILON,
             divisor=1.0 if divisor is None else divisor.item(),
         )
-    if not others:
-        return
+    whole = [move for move in others if move.gradient.dtype is move.values.dtype]
+    narrow = [move for move in others if move.gradient.dtype is not move.values.dtype]
+    for same in ([whole] if whole else []) + [[move] for move in narrow]:  # one wide copy at a time
+        _move_by_torch(same, rate=rate, weight_decay=weight_decay, divisor=divisor)
+
+
+def _move_by_torch(
+    moves: Sequence[Move], *, rate: float, weight_decay: float, divisor: Tensor | None
+) -> None:
     by_torch(
-        [move.values for move in others],
-        [move.gradient.to(move.values.dtype) for move in others],
-        [move.moments.exp_avg for move in others],
-        [move.moments.exp_avg_sq for move in others],
+        [move.values for move in moves],
+        [move.gradient.to(move.values.dtype) for move in moves],
+        [move.moments.exp_avg for move in moves],
+        [move.moments.exp_avg_sq for move in moves],
         [],
-        [move.moments.step for move in others],
+        [move.moments.step for move in moves],
         fused=True,
         grad_scale=divisor,
         amsgrad=False,
@@ -87,7 +94,7 @@ def adamw(
         eps=EPSILON,
         maximize=False,
     )
-    twice = [(move.rounded, move.values) for move in others if move.rounded is not None]
+    twice = [(move.rounded, move.values) for move in moves if move.rounded is not None]
     if twice:
         torch._foreach_copy_([rounded for rounded, _ in twice], [values for _, values in twice])
 

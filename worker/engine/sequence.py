@@ -4,6 +4,7 @@ import hashlib
 import struct
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
+from math import inf
 from typing import TYPE_CHECKING, Literal
 
 from models.spec import SamplingSpec
@@ -130,6 +131,8 @@ class Choice(Sequence):
     """Where the request's own tokens begin, after demonstrations."""
     generated: list[int] = field(default_factory=list)
     untold: "list[Drawn]" = field(default_factory=list)
+    told_at: float = -inf
+    """When it was told something last, by the monotonic clock."""
     """Tokens that are not in its text yet."""
 
     @property

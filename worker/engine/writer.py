@@ -43,8 +43,6 @@ class Writer:
         self._renderer = renderer
         self._outbox = outbox
         self._context = context
-        self._told_at = -inf
-        """When readers were told last."""
         spellings = renderer.spellings  # found here, not while the first answer is told
         self._bytes_of = lambda token: spellings.get(token, b"")
 
@@ -124,10 +122,8 @@ class Writer:
 
     def seconds_until_told(self, step: Step) -> float:
         """Return for how long nobody who reads along a row that decodes is told anything."""
-        readers = sum(choice.request.stream for choice in step.decodes)
-        if not readers:
-            return inf
-        return self._told_at + _quiet_seconds(readers) - monotonic()
+        readers = [choice for choice in step.decodes if choice.request.stream]
+        return _told_again(readers) - monotonic()
 
     def tokens_until_told(self, step: Step) -> int:
         """Return how many tokens every row that decodes may draw until one is told or is full.
@@ -171,6 +167,7 @@ class Writer:
         held = len(choice.untold) < choice.told_together and not awaited
         if held and not ended and not full:
             return False
+        choice.told_at = monotonic()
         pieces = [self._push_untold(choice)]
         stopped = choice.text.stopped
         if not stopped and (ended or full):
@@ -184,14 +181,14 @@ class Writer:
         return reason is not None
 
     def tell_readers(self, choices: Sequence[Choice]) -> None:
-        """Tell those who read along what was drawn for them, unless they were told just now."""
+        """Tell those who read along what was drawn for them, unless all were told just now."""
         readers = [one for one in choices if one.request.stream and one.slot is not None]
         now = monotonic()
-        if now - self._told_at < _quiet_seconds(len(readers)):
+        if now < _told_again(readers):
             return
         for choice in readers:
+            choice.told_at = now
             self._tell(choice, [self._push_untold(choice)], reason=None)
-            self._told_at = now
 
     def end(self, generation: Generation) -> None:
         """Say that all choices have ended."""
@@ -240,8 +237,10 @@ def _is_early(choice: Choice, *, ahead: int = 0) -> bool:
     return len(choice.generated) + ahead < choice.sampling.min_tokens
 
 
-def _quiet_seconds(readers: int) -> float:
-    return min(READER_SECONDS * readers, MOST_SECONDS)
+def _told_again(readers: Sequence[Choice]) -> float:
+    """Return when those who read along rows of one step are to be told something."""
+    told_at = min((choice.told_at for choice in readers), default=inf)
+    return told_at + min(READER_SECONDS * len(readers), MOST_SECONDS)
 
 
 def _echoed(prompt: Prompt) -> list[Scored]:

@@ -2,17 +2,28 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
+from math import inf
+from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 
 from models.nn.kernels.native import library, reason
+from models.nn.methods import parse_method
 from models.wire import GenerateDelta, GenerateRequest
-from tests.worker.engine.conftest import Taken, World, ask_all, order
+from tests.worker.engine.conftest import (
+    Taken,
+    TinyProblem,
+    World,
+    ask_all,
+    order,
+    store_kind,
+)
 from tests.worker.engine.suited import BFLOAT16, suited_world
 from worker.engine import writer
 from worker.engine.engine import Engine
-from worker.engine.writer import MOST_SECONDS, READER_SECONDS, TOLD_TOGETHER, _quiet_seconds
+from worker.engine.writer import MOST_SECONDS, READER_SECONDS, TOLD_TOGETHER, _told_again
 
 TOKENS = 2 * TOLD_TOGETHER + 9
 SAMPLINGS: list[dict[str, Any]] = [
@@ -21,6 +32,8 @@ SAMPLINGS: list[dict[str, Any]] = [
     {"temperature": 1.0, "seed": 5},
     {"n": 3},
     {"ignore_eos": False},
+    {"logprobs": False},
+    {"logprobs": False, "ignore_eos": False, "n": 2},
 ]
 
 
@@ -40,11 +53,12 @@ def asked(**sampling: Any) -> GenerateRequest:
     return order(range(9, 20), **given)
 
 
-def deltas(engine: Engine, request: GenerateRequest) -> list[GenerateDelta]:
-    async def read() -> list[GenerateDelta]:
-        return [line async for line in engine.generate(request) if isinstance(line, GenerateDelta)]
+async def told(engine: Engine, request: GenerateRequest) -> list[GenerateDelta]:
+    return [line async for line in engine.generate(request) if isinstance(line, GenerateDelta)]
 
-    return asyncio.run(read())
+
+def deltas(engine: Engine, request: GenerateRequest) -> list[GenerateDelta]:
+    return asyncio.run(told(engine, request))
 
 
 def counts(told: Sequence[GenerateDelta]) -> list[int]:
@@ -105,6 +119,27 @@ def test_steps_follow_each_other_until_readers_are_told(
 
 
 def test_a_pause_is_as_long_as_readers_are_many_up_to_a_bound() -> None:
-    assert _quiet_seconds(0) == 0
-    assert _quiet_seconds(3) == 3 * READER_SECONDS
-    assert _quiet_seconds(10_000) == MOST_SECONDS
+    readers: list[Any] = [SimpleNamespace(told_at=5.0 + place) for place in range(10_000)]
+    assert _told_again([]) == inf
+    assert _told_again(readers[:1]) == 5.0 + READER_SECONDS
+    assert _told_again(readers[2:5]) == 7.0 + 3 * READER_SECONDS
+    assert _told_again(readers) == 5.0 + MOST_SECONDS
+
+
+def test_readers_who_are_told_often_do_not_keep_others_waiting(
+    world: World, start_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows of whole weights have turns of their own."""
+    engine = start_engine(rows=9, compute=BFLOAT16, drafts=False)
+    monkeypatch.setattr(writer, "READER_SECONDS", 0.004)
+    problem = TinyProblem(world.renderer, world.backbone)
+    whole = store_kind(world, parse_method({"type": "full"}), problem=problem, number=0)
+    alone = msgspec.structs.replace(asked(max_tokens=200), adapter=whole.adapter)
+    crowd = [asked(max_tokens=TOKENS) for _ in range(8)]
+
+    async def read() -> list[list[GenerateDelta]]:
+        return await asyncio.gather(*(told(engine, one) for one in [alone, *crowd]))
+
+    asyncio.run(told(engine, alone))  # the adapter is here
+    for one in asyncio.run(read()):
+        assert max(counts(one)) < TOLD_TOGETHER

@@ -200,7 +200,7 @@ class _Project(torch.autograd.Function):
 
 def _weight_gradient(grad_to: Tensor, x_ti: Tensor) -> Tensor:
     """Return dyT x (o, i), summed in float32."""
-    if not find().trains:
+    if not (find().trains and len(grad_to)):
         return grad_to.T @ x_ti
     outputs, inputs = grad_to.shape[1], x_ti.shape[1]
     result_oi = grad_to.new_empty(outputs, inputs)
