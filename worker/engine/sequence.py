@@ -131,9 +131,9 @@ class Choice(Sequence):
     """Where the request's own tokens begin, after demonstrations."""
     generated: list[int] = field(default_factory=list)
     untold: "list[Drawn]" = field(default_factory=list)
+    """Tokens that are not in its text yet."""
     told_at: float = -inf
     """When it was told something last, by the monotonic clock."""
-    """Tokens that are not in its text yet."""
 
     @property
     def sampling(self) -> SamplingSpec:
