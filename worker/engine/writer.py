@@ -101,9 +101,9 @@ class Writer:
         if not step.drafts:
             return [choice.draw or self._draw(choice, ahead=ahead) for choice in step.drawing()]
         return [
-            self._draw(choice, ahead=ahead)
+            self._draw(choice, ahead=drafted)
             for choice in step.drawing()
-            for ahead in range(1 + len(step.draft(choice).tokens))
+            for drafted in range(1 + len(step.draft(choice).tokens))
         ]
 
     def _draw(self, choice: Choice, *, ahead: int = 0) -> Draw:
