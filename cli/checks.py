@@ -206,7 +206,7 @@ def check_base(settings: Settings) -> Finding:
     try:
         manifest = verify(settings.base_folder)
     except GraftworkError as error:
-        return Finding("wrong", error.message, f"graftwork pull {settings.base} --force")
+        return Finding("wrong", error.message, f"graftwork pull {settings.base}")
     return Finding("ok", f"{manifest.id} verified ({manifest.digest[:12]})")
 
 

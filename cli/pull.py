@@ -1,6 +1,5 @@
 """`graftwork pull`: put a base model into the data directory, verified."""
 
-import shutil
 from pathlib import Path
 from typing import Annotated
 
@@ -37,17 +36,15 @@ def pull(
     settings.data_folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     if source is not None and folder.exists() and not force:
         fail(f"{folder} is there; adapters fit only the base that they grew on. --force replaces.")
-    if source is None and force:
-        for place in (folder, settings.cache_folder / "bases" / name):
-            shutil.rmtree(place, ignore_errors=True)
     err.print(f"Base model {name}", markup=False)
     from models.nn.pull import pull as fetch
 
     try:
         with _Display() as display:
-            fetch(name, settings=settings, source=source, progress=display.show)
+            fetch(name, settings=settings, source=source, force=force, progress=display.show)
     except NotFound as error:
-        fail(f"{error.message} Run: graftwork pull {name} --from FOLDER")
+        replaces = " --force" if folder.exists() else ""
+        fail(f"{error.message} Run: graftwork pull {name} --from FOLDER{replaces}")
     out.print(f"{name} is in {folder}, verified.", markup=False)
 
 

@@ -79,7 +79,7 @@ def verify(folder: Path) -> BaseManifest:
         if not (folder / name).is_file() or hash_file(folder / name) != digest:
             raise Corrupt(
                 f"{name} of base {manifest.id!r} is not the file that was pulled; "
-                f"run `graftwork pull {manifest.id} --force`.",
+                f"run `graftwork pull {manifest.id}`.",
                 code="base_corrupt",
             )
     return manifest

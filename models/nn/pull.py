@@ -23,12 +23,18 @@ __all__ = ["KNOWN", "Progress", "convert_gguf", "import_folder", "pull"]
 
 
 def pull(
-    base_id: str, *, settings: Settings, source: Path | None = None, progress: Progress
+    base_id: str,
+    *,
+    settings: Settings,
+    source: Path | None = None,
+    force: bool = False,
+    progress: Progress,
 ) -> Path:
     """Return the folder of a verified base in the data directory, fetched if need be.
 
     With `source`, a local folder in Hugging Face's format becomes the base. What is there and
-    verifies is kept; what does not verify is replaced. The hub and the package hold different
+    verifies is kept unless `force` fetches it again; what does not verify is replaced, once there is
+    something to take its place. The hub and the package hold different
     roundings of the same weights: the manifest's digest tells them apart.
     """
     if not ID_PATTERN.fullmatch(base_id):
@@ -37,8 +43,8 @@ def pull(
     with _locked(target):
         if source is not None:
             _place(target, lambda folder: import_folder(source, folder), base_id=base_id)
-        elif not _verifies(target, progress):
-            cached = _cached(base_id, settings=settings, progress=progress)
+        elif force or not _verifies(target, progress):
+            cached = _cached(base_id, settings=settings, force=force, progress=progress)
             with _replacing(target) as folder:
                 shutil.copytree(cached, folder, copy_function=_link, dirs_exist_ok=True)
         progress("verify", 0, 1)
@@ -47,11 +53,11 @@ def pull(
     return target
 
 
-def _cached(base_id: str, *, settings: Settings, progress: Progress) -> Path:
+def _cached(base_id: str, *, settings: Settings, force: bool, progress: Progress) -> Path:
     """Return the verified base in the shared cache, downloaded if it is not there."""
     target = settings.cache_folder / "bases" / base_id
     with _locked(target):
-        if not _verifies(target, progress):
+        if force or not _verifies(target, progress):
             known = KNOWN.get(base_id)
             if known is None:
                 raise NotFound(

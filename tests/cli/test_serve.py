@@ -94,6 +94,9 @@ def test_an_imported_base_is_replaced_only_by_force(installation: Installation) 
     assert refused.returncode == 1
     assert "--force" in refused.stderr
     assert installation.run("pull", "--from", source, "tiny", "--force").returncode == 0
+    for name in ("tiny", ".."):  # nowhere to be had: nothing may go
+        assert installation.run("pull", name, "--force").returncode == 1
+    assert (installation.folder / "data" / "bases" / "tiny" / "config.json").is_file()
 
 
 def test_the_data_directory_is_its_owners_alone(installation: Installation) -> None:

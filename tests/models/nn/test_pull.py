@@ -124,6 +124,17 @@ def test_a_local_folder_becomes_a_base(settings, tmp_path):
     assert pull("my-base", settings=settings, progress=_silent) == folder
 
 
+def test_force_fetches_again_what_can_be_fetched_and_keeps_the_rest(settings, downloads, tmp_path):
+    for _ in range(2):
+        pull(BASE, settings=settings, force=True, progress=_silent)
+    assert len(downloads) == 2
+    source = make_tiny_base(tmp_path / "source")
+    folder = pull("my-base", settings=settings, source=source, progress=_silent)
+    with pytest.raises(NotFound):
+        pull("my-base", settings=settings, force=True, progress=_silent)
+    verify(folder)
+
+
 @pytest.mark.parametrize("missing", ["config.json", "tokenizer.json", "model.safetensors"])
 def test_a_folder_that_is_no_model_is_refused(tmp_path, missing):
     source = make_tiny_base(tmp_path / "source")
