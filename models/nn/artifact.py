@@ -53,8 +53,8 @@ def save_artifact(
     """Write an adapter into `folder`, durably; equal inputs give equal bytes.
 
     `tensors` are those of training; where they are served in another form, they are kept beside
-    it, so that a later job can go on from them. `provenance` is the caller's: `base` (its id),
-    `base_digest`, `renderer_digest`, `data_digest`, `seed`, `metrics`, `parent`, `prompt`.
+    it, so that a later job can go on from them. `provenance` is the caller's: where it
+    came from (`worker/order.py`, `worker/train/setup.py`), and a `prompt` that it is served behind.
     """
     shape = base.shape
     trained = {name: tensor.detach().cpu().float() for name, tensor in tensors.items()}
