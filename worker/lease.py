@@ -1,9 +1,9 @@
 """A worker's hold on rows: kept by a thread that does nothing else, given up in time.
 
 The rows of one holder are renewed in one transaction, however many they are. A deadline is counted
-from before each renewal, so it never lies behind the database's own. When it comes near, or
-somebody else has a row, a job's trainer is told from here to drop it, whatever the supervisor is
-waiting for.
+from before each renewal, and the first one as if half of the lease were over, so it does not lie
+behind the database's own. When it comes near, or somebody else has a row, a job's trainer is told
+from here to drop it, whatever the supervisor is waiting for.
 """
 
 import time
@@ -77,8 +77,8 @@ class Leases:
         self._thread.join()
 
     def hold(self, row: Job | Comparison) -> Lease:
-        """Keep a row that was just taken."""
-        lease = Lease(row, deadline=self._end_from(time.monotonic()))
+        """Keep a row that was taken just now, at most half a lease ago."""
+        lease = Lease(row, deadline=self._end_from(time.monotonic() - self._seconds / 2))
         with self._holding:
             self._held.append(lease)
         return lease

@@ -140,13 +140,27 @@ def test_a_released_row_is_left_alone(database, rows, leases):
 
 
 def test_a_database_that_is_away_costs_the_rows_only_when_their_time_is_over(database, rows):
-    def refuse(session, claimed, *, seconds):
-        raise Unavailable("away", code="database_unavailable")
+    renewed: list[float] = []
+
+    def renew_once(session, claimed, *, seconds):
+        if renewed:
+            raise Unavailable("away", code="database_unavailable")
+        renewed.append(time.monotonic())
+        return claims.renew(session, claimed, seconds=seconds)
 
     told: list[float] = []
-    with Leases(database=database, seconds=2.0, renew=refuse) as leases:
-        began = time.monotonic()
+    with Leases(database=database, seconds=2.0, renew=renew_once) as leases:
         lease = leases.hold(rows[0])
         lease.guard(lambda: told.append(time.monotonic()))
         assert lease.lost.wait(PATIENCE)
-    assert 1.5 <= told[0] - began <= 2.6
+    assert 1.4 <= told[0] - renewed[0] <= 2.6
+
+
+def test_a_row_that_was_never_renewed_may_have_been_taken_a_while_ago(database, rows):
+    def refuse(session, claimed, *, seconds):
+        raise Unavailable("away", code="database_unavailable")
+
+    began = time.monotonic()
+    with Leases(database=database, seconds=4.0, renew=refuse) as leases:
+        assert leases.hold(rows[0]).lost.wait(PATIENCE)
+    assert time.monotonic() - began < 4.0
