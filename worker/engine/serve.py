@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 from collections.abc import Iterator
+from ipaddress import ip_address
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -19,7 +20,6 @@ GRACE_SECONDS = 2.0
 """What runs when the process is told to stop may go on for so long; then it gets an error."""
 
 _BACKLOG = 2048
-_LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 class _Server(uvicorn.Server):
@@ -76,6 +76,17 @@ async def _stop(engine: Engine) -> None:
     await asyncio.to_thread(engine.close)
 
 
+def _interface(host: str) -> str:
+    """Return what to listen at for callers of `host`: itself if no other machine can reach it."""
+    try:
+        address = ip_address("127.0.0.1" if host == "localhost" else host)
+    except ValueError:
+        return "0.0.0.0"  # noqa: S104 - a name: that of a container, say
+    if address.is_loopback:
+        return str(address)
+    return "::" if address.version == 6 else "0.0.0.0"  # noqa: S104
+
+
 @contextlib.contextmanager
 def _listen(address: str) -> Iterator[socket.socket]:
     """Listen at `unix:/path`, for this user only, or at the port of `http://host:port`.
@@ -84,10 +95,10 @@ def _listen(address: str) -> Iterator[socket.socket]:
     """
     if not address.startswith("unix:"):
         url = urlsplit(address)
-        host = url.hostname if url.hostname in _LOOPBACK else "0.0.0.0"  # noqa: S104
-        with socket.create_server(
-            (host or "127.0.0.1", url.port or 80), backlog=_BACKLOG
-        ) as listener:
+        host = _interface(url.hostname or "localhost")
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        place = (host, url.port or 80)
+        with socket.create_server(place, family=family, backlog=_BACKLOG) as listener:
             yield listener
         return
     path = Path(address.removeprefix("unix:"))
