@@ -1,15 +1,19 @@
 """A small client of our own api, for the commands that speak HTTP."""
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
 import httpx
 
+from cli.console import err
 from core.errors import GraftworkError, InvalidRequest, Unauthorized, Unavailable
 
 JSON = dict[str, Any]
+AWAY_SECONDS = 600.0
+AGAIN_SECONDS = 2.0
 
 
 class Refused(GraftworkError):
@@ -45,6 +49,22 @@ class Client:
     def get(self, path: str, **query: Any) -> JSON:
         """GET an object."""
         return self._json("GET", path, params=query)
+
+    def poll(self, path: str, **query: Any) -> JSON:
+        """GET an object that is being waited for, though the api be away for a while."""
+        gone_since = None
+        while True:
+            try:
+                return self.get(path, **query)
+            except (Unavailable, Refused) as error:
+                if isinstance(error, Refused) and error.status != httpx.codes.SERVICE_UNAVAILABLE:
+                    raise
+                if gone_since is None:
+                    gone_since = time.monotonic()
+                    err.print("The api does not answer; waiting for it.", style="yellow")
+                if time.monotonic() - gone_since > AWAY_SECONDS:
+                    raise
+            time.sleep(AGAIN_SECONDS)
 
     def post(self, path: str, body: JSON) -> JSON:
         """POST JSON and return the object it made."""

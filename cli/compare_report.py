@@ -11,7 +11,6 @@ from rich.text import Text
 
 from cli.client import JSON, Client
 from cli.console import err, out
-from core.errors import Unavailable
 from models.comparison import describe_budget
 
 ENDED = ("succeeded", "failed", "cancelled")
@@ -39,14 +38,13 @@ def follow(client: Client, comparison_id: str) -> JSON:
     shown: dict[str, str] = {}
     with Live(console=err, transient=True, auto_refresh=False) as live:
         while True:
-            found = _get(client, path)
-            if found is not None:
-                if err.is_terminal:
-                    live.update(make_table(found), refresh=True)
-                else:
-                    _print_changes(found, shown=shown)
-                if found["status"] in ENDED:
-                    return found
+            found = client.poll(path)
+            if err.is_terminal:
+                live.update(make_table(found), refresh=True)
+            else:
+                _print_changes(found, shown=shown)
+            if found["status"] in ENDED:
+                return found
             time.sleep(POLL_SECONDS)
 
 
@@ -86,14 +84,6 @@ def make_table(comparison: JSON) -> Table:
         cells = [f"{'*' if best else ' '} {name}", *figures]
         table.add_row(*map(Text, cells), style="bold" if best else None)
     return table
-
-
-def _get(client: Client, path: str) -> JSON | None:
-    """Return the comparison; None while the api is away, which a long wait must outlast."""
-    try:
-        return client.get(path)
-    except Unavailable:
-        return None
 
 
 def _print_changes(comparison: JSON, *, shown: dict[str, str]) -> None:

@@ -19,22 +19,23 @@ def follow(client: Client, job_id: str) -> JSON:
     """Show a job until it has ended or is paused, and return it."""
     path = f"/fine_tuning/jobs/{job_id}"
     seen: set[str] = set()
+    job = client.get(path)
     with _Display() as display:
         while True:
-            job = client.get(path)  # before its events, so that the last ones are not missed
             for event in reversed(list(_new_events(client, path, seen=seen))):
                 display.event(event)
             display.step(job)
             if job["status"] in ENDED:
                 return job
             time.sleep(POLL_SECONDS)
+            job = client.poll(path)  # before its events, so that the last ones are not missed
 
 
 def _new_events(client: Client, path: str, *, seen: set[str]) -> Iterator[JSON]:
     """Yield the events that were not seen before, newest first."""
     after: dict[str, Any] = {}
     while True:
-        page = client.get(f"{path}/events", limit=100, **after)
+        page = client.poll(f"{path}/events", limit=100, **after)
         for event in page["data"]:
             if event["id"] in seen:
                 return
