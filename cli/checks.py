@@ -8,9 +8,12 @@ import stat
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
+
+from dotenv import dotenv_values
+from pydantic import BaseModel
 
 from cli.banner import hide_password
 from core.errors import GraftworkError
@@ -19,6 +22,7 @@ from core.settings import Settings
 GIBIBYTE = 1024**3
 LOW_DISK = 2 * GIBIBYTE
 CLOCK_SECONDS = 5.0
+PREFIX = "GRAFTWORK_"
 BUILT = 1_760_000_000  # a clock before this (October 2025) was never set
 
 
@@ -38,14 +42,21 @@ def check_python(_settings: Settings) -> Finding:
 
 def check_settings(_settings: Settings) -> Finding:
     """Find variables that look like settings but are none: a typo there is silent."""
-    commands = {"API_KEY", "BASE_URL", "NATIVE", "PARENT_PID"}
-    known = {name.upper() for name in Settings.model_fields} | commands
-    given = {name.removeprefix("GRAFTWORK_") for name in os.environ if name[:10] == "GRAFTWORK_"}
-    unknown = sorted(name for name in given if name.split("__")[0] not in known)
-    if unknown:
-        names = ", ".join(f"GRAFTWORK_{name}" for name in unknown)
-        return Finding("note", f"{names}: no such setting", "correct or unset the variable")
-    return Finding("ok", f"{len(given)} set in the environment")
+    known = {*_setting_names(Settings), "API_KEY", "BASE_URL", "NATIVE", "PARENT_PID"}
+    names = (name.upper() for name in (*os.environ, *dotenv_values(".env")))
+    given = {name.removeprefix(PREFIX) for name in names if name.startswith(PREFIX)}
+    if unknown := sorted(given - known):
+        words = ", ".join(PREFIX + name for name in unknown)
+        return Finding("note", f"{words}: no such setting", "correct or unset the variable")
+    return Finding("ok", f"{len(given)} set in the environment and in .env")
+
+
+def _setting_names(model: type[BaseModel]) -> Iterator[str]:
+    """Yield what may follow the prefix: each setting, whole blocks of them, and those in blocks."""
+    for name, field in model.model_fields.items():
+        yield name.upper()
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from (f"{name.upper()}__{inner}" for inner in _setting_names(field.annotation))
 
 
 def check_sqlite(settings: Settings) -> Finding:
@@ -165,10 +176,9 @@ def check_data(settings: Settings) -> Finding:
 
 def check_kernels(_settings: Settings) -> Finding:
     """Say which form of the kernels runs here."""
-    from models.nn.kernels.native import library, reason
+    from models.nn.kernels.native import is_off, library, reason
 
-    is_on = "GRAFTWORK_NATIVE" not in os.environ
-    if library() is None and is_on and "avx2" in _cpu_flags():
+    if library() is None and not is_off() and "avx2" in _cpu_flags():
         advice = "install g++ and run `python -m models.nn.kernels.native`: several times the speed"
         return Finding("note", reason(), advice)
     return Finding("ok", reason())

@@ -16,12 +16,17 @@ class ComputeSettings(BaseModel, frozen=True):
     """How a torch process behaves beside the others on the same cores."""
 
     threads: int = Field(default=0, ge=0, description="Torch threads at most; 0 means every core.")
-    dtype: str = Field(default="auto", pattern="^(auto|float32|bfloat16)$")
     device: str = Field(
         default="auto",
         pattern="^(auto|cpu|cuda)$",
         description="Which GPU of several, CUDA_VISIBLE_DEVICES says.",
     )
+
+
+class ServingSettings(ComputeSettings, frozen=True):
+    """The same of the engine; a job says itself what it computes in."""
+
+    dtype: str = Field(default="auto", pattern="^(auto|float32|bfloat16)$")
 
 
 class WorkerSettings(BaseModel, frozen=True):
@@ -59,7 +64,7 @@ class EngineSettings(BaseModel, frozen=True):
         pattern="^(none|int8)$",
         description="int8 holds the frozen linear weights in 8 bits, on a CPU.",
     )
-    compute: ComputeSettings = ComputeSettings()
+    compute: ServingSettings = ServingSettings()
 
 
 class LimitSettings(BaseModel, frozen=True):
@@ -124,6 +129,16 @@ class Settings(BaseSettings):
             return self.data_folder / "run"
         digest = sha256(os.fsencode(self.data_folder)).hexdigest()[:16]
         return Path(tempfile.gettempdir()) / f"graftwork-{os.getuid()}-{digest}"
+
+    @property
+    def uploads_folder(self) -> Path:
+        """Where files lie on their way in or out; the api removes what a killed program left."""
+        return self.data_folder / "uploads"
+
+    @property
+    def work_folder(self) -> Path:
+        """Where a worker's claims have folders of their own; the collector removes what is left."""
+        return self.data_folder / "work"
 
     @property
     def cores_folder(self) -> Path:

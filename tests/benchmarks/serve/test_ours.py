@@ -10,7 +10,7 @@ from benchmarks.serve.steps import BASE, time_batches
 from benchmarks.serve.work import Work, in_turn
 from benchmarks.serve.world import World, ready, start_engine, start_peer
 from core.bases import write_manifest
-from core.settings import ComputeSettings, EngineSettings, Settings
+from core.settings import EngineSettings, ServingSettings, Settings
 from core.store import Store
 from models.nn.backbone import Backbone
 from models.nn.chat import Renderer
@@ -23,7 +23,7 @@ CONTEXT = 8192
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     folder = tmp_path_factory.mktemp("serve")
-    compute = ComputeSettings(dtype="float32", threads=1)
+    compute = ServingSettings(dtype="float32", threads=1)
     engine = EngineSettings(rows=4, context=CONTEXT, compute=compute)
     settings = Settings(data_dir=folder / "data", base="tiny", engine=engine)
     dimensions = {"initializer_range": 0.15, "max_position_embeddings": CONTEXT}

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from core.bases import write_manifest
-from core.settings import ComputeSettings, EngineSettings, Settings
+from core.settings import EngineSettings, ServingSettings, Settings
 from core.store import Store
 from models.nn.artifact import save_artifact
 from models.nn.backbone import Backbone
@@ -89,7 +89,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 
 def engine_settings(**changes: Any) -> EngineSettings:
-    compute = ComputeSettings(dtype="float32")
+    compute = ServingSettings(dtype="float32")
     return EngineSettings(**{"rows": 8, "context": 256, "compute": compute, **changes})
 
 

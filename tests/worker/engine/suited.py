@@ -6,14 +6,14 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from core.bases import write_manifest
-from core.settings import ComputeSettings, Settings
+from core.settings import ServingSettings, Settings
 from core.store import Store
 from models.nn.backbone import Backbone
 from models.nn.chat import Renderer
 from tests.tiny import make_tiny_base
 from tests.worker.engine.conftest import BASE, World, engine_settings
 
-BFLOAT16 = ComputeSettings(dtype="bfloat16")
+BFLOAT16 = ServingSettings(dtype="bfloat16")
 SIZES = {
     "hidden_size": 64,
     "intermediate_size": 96,

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from core.settings import ComputeSettings
+from core.settings import ServingSettings
 from models.nn.backbone import Backbone
 from models.nn.forward import Part, forward
 from models.nn.head import pool
@@ -130,9 +130,9 @@ def test_pooled_states_are_those_of_the_network(
         torch.testing.assert_close(chunked, whole, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("compute", [BFLOAT16, ComputeSettings(dtype="float32")])
+@pytest.mark.parametrize("compute", [BFLOAT16, ServingSettings(dtype="float32")])
 def test_rows_move_together_only_where_slots_are_gone_through(
-    start_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch, compute: ComputeSettings
+    start_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch, compute: ServingSettings
 ) -> None:
     """Of eight rows all but the last end soon; torch then computes one slot instead of eight."""
     moved = []
@@ -219,8 +219,8 @@ def test_it_is_the_first_choice_whatever_the_network_computes_in(
         for adapter in (None, whole.adapter)
     )
     told = start_engine(compute=BFLOAT16)
-    chosen = start_engine(compute=ComputeSettings())
-    packed = start_engine(compute=ComputeSettings(), quantization="int8")
+    chosen = start_engine(compute=ServingSettings())
+    packed = start_engine(compute=ServingSettings(), quantization="int8")
     for engine in (chosen, packed):
         assert engine.health()["step"].startswith("C++ with ")
         assert [len(answer.ids) for answer in ask_all(engine, [base, adapted])] == [12, 12]

@@ -189,10 +189,15 @@ def find() -> Library:
     return found
 
 
+def is_off() -> bool:
+    """Say whether the environment turns the kernels off."""
+    return os.environ.get("GRAFTWORK_NATIVE", "").lower() in _OFF
+
+
 @cache
 def load() -> Library | str:
     """Load the kernels once, or say once why there are none; a change of mind clears the cache."""
-    if os.environ.get("GRAFTWORK_NATIVE", "").lower() in _OFF:
+    if is_off():
         return "they are turned off by GRAFTWORK_NATIVE"
     path = library_path()
     if not path.exists():
