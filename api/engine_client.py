@@ -1,11 +1,11 @@
 """The one internal HTTP call: from the api to the inference engine, over a Unix socket or TCP."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from http import HTTPStatus
 from io import BytesIO
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import aiohttp
 import msgspec
@@ -44,12 +44,8 @@ class EngineHealth(msgspec.Struct, frozen=True, kw_only=True):
     """What the engine says of itself."""
 
     ready: bool
-    base: str
-    base_digest: str
-    dtype: str | None = None
-    rows: int = 0
-    waiting: int = 0
-    resident: Sequence[dict[str, Any]] = ()
+    base: str | None = None
+    """None while it is being loaded."""
 
 
 class EngineClient:

@@ -105,7 +105,8 @@ class JobCreate(Wire):
 
     @model_validator(mode="after")
     def _one_place_for_hyperparameters(self) -> "JobCreate":
-        if self.hyperparameters and self.method and self.method.supervised:
+        supervised = self.method.supervised if self.method else None
+        if self.hyperparameters and supervised and supervised.hyperparameters:
             raise InvalidRequest(
                 "Give hyperparameters once: in `method.supervised.hyperparameters`.",
                 param="hyperparameters",

@@ -99,7 +99,7 @@ def _broker(parts: Parts) -> None:
 
 async def _engine(parts: Parts) -> None:
     health = await parts.engine.health()
-    if health.base != parts.settings.base:
+    if health.base not in (None, parts.settings.base):
         raise Unavailable(f"The engine serves {health.base!r}, not {parts.settings.base!r}.")
     if not health.ready:
         raise Unavailable("The engine is not ready yet.")

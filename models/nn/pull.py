@@ -33,9 +33,9 @@ def pull(
     """Return the folder of a verified base in the data directory, fetched if need be.
 
     With `source`, a local folder in Hugging Face's format becomes the base. What is there and
-    verifies is kept unless `force` fetches it again; what does not verify is replaced, once there is
-    something to take its place. The hub and the package hold different
-    roundings of the same weights: the manifest's digest tells them apart.
+    verifies is kept unless `force` fetches it again; what does not verify is replaced, once there
+    is something to take its place. The hub and the package hold different roundings of the same
+    weights: the manifest's digest tells them apart.
     """
     if not ID_PATTERN.fullmatch(base_id):
         raise InvalidRequest(f"{base_id!r} is not a base id.", code="invalid_value", param="base")

@@ -89,10 +89,9 @@ class FakeEngine:
         self._thread.join()
 
     async def _health(self, _request: Request) -> Response:
-        return JSONResponse(
-            {"ready": self.ready, "base": "tiny", "base_digest": "0" * 64, "rows": 0},
-            status_code=200 if self.ready else 503,
-        )
+        if self.ready:
+            return JSONResponse({"ready": True, "base": "tiny", "base_digest": "0" * 64, "rows": 0})
+        return JSONResponse({"ready": False}, status_code=503)  # the base is being loaded
 
     async def _drop(self, request: Request) -> Response:
         self.dropped.append(request.path_params["digest"])

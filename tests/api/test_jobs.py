@@ -62,6 +62,9 @@ def test_lora_and_a_random_seed_are_the_defaults(client: OpenAI, training_file: 
 def test_deprecated_hyperparameters_still_count(client: OpenAI, training_file: str) -> None:
     made = create(client, training_file, hyperparameters={"batch_size": 3})
     assert made.method.supervised.hyperparameters.batch_size == 3
+    empty = {"type": "supervised", "supervised": {}}
+    made = create(client, training_file, method=empty, hyperparameters={"batch_size": 3})
+    assert made.method.supervised.hyperparameters.batch_size == 3
 
 
 def test_auto_may_be_said(client: OpenAI, training_file: str) -> None:
