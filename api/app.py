@@ -45,7 +45,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     app.state.database = Database(settings.database)
     app.state.store = Store(settings.store)
     app.state.engine = EngineClient(settings.engine_address)
-    remove_stale(settings.data_folder / "uploads")
+    remove_stale(settings.uploads_folder)
     try:
         yield
     finally:

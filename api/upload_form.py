@@ -149,8 +149,8 @@ class UploadForm:
 
 
 def remove_stale(folder: Path) -> None:
-    """Remove what uploads left behind when their process was killed."""
-    for path in folder.glob(f"{PREFIX}*"):
+    """Remove what was left behind by uploads, and by others, whose process was killed."""
+    for path in folder.glob("*"):
         with suppress(FileNotFoundError):  # another api may be doing the same
             if path.stat().st_mtime < time.time() - STALE_SECONDS:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()

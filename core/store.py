@@ -59,6 +59,11 @@ class Store:
             self._put(path, key=_blob(digest))
         return digest
 
+    def keep_file(self, digest: str, path: Path) -> None:
+        """Store a file again if somebody took equal, unused bytes away before its row was in."""
+        if not self.exists(digest):
+            self.put_file(path)
+
     def fetch_file(self, digest: str, path: Path) -> Path:
         """Write a blob to `path`, checking its hash."""
         return self._fetch(_blob(digest), digest=digest, path=path)
@@ -89,6 +94,11 @@ class Store:
             path.write_bytes(manifest)
             self._put(path, key=_tree(digest, MANIFEST))
         return digest
+
+    def keep_tree(self, digest: str, folder: Path) -> None:
+        """Store a tree again if somebody took an equal, unused one away before its row was in."""
+        if not self._exists(_tree(digest, MANIFEST)):
+            self.put_tree(folder)
 
     def fetch_tree(self, digest: str, folder: Path) -> Path:
         """Make `folder` hold exactly the tree's files, all of them verified, or nothing new."""

@@ -5,13 +5,23 @@ from pathlib import Path
 
 from core.database import Database
 from core.store import Store
-from models.tables import adapter, checkpoint, claims, comparison, file, job
+from models.tables import (
+    adapter,
+    checkpoint,
+    claims,
+    comparison,
+    comparison_claims,
+    file,
+    job,
+)
 from models.tables.adapter import Adapter
 from models.tables.base import hold_writers
 from models.tables.checkpoint import Checkpoint
 from models.tables.file import File
 
 BATCH = 100
+_HOLDERS = {"ftjob": claims.is_worked_on, "ftcmp": comparison_claims.is_worked_on}
+"""By what their ids begin with, who says whether a claim still holds the row."""
 
 
 def collect(*, database: Database, store: Store, work_folder: Path) -> None:
@@ -69,9 +79,10 @@ def _collect_resumes(database: Database, store: Store) -> None:
 
 def _collect_work(database: Database, folder: Path) -> None:
     """Remove the folders that killed workers left behind."""
-    for path in folder.glob("ftjob-*-*"):
-        job_id, _, fence = path.name.rpartition("-")
-        with database.reading() as session:
-            worked_on = claims.is_worked_on(session, job_id, fence=int(fence))
-        if not worked_on:
-            shutil.rmtree(path, ignore_errors=True)
+    for prefix, is_worked_on in _HOLDERS.items():
+        for path in folder.glob(f"{prefix}-*-*"):
+            row_id, _, fence = path.name.rpartition("-")
+            with database.reading() as session:
+                worked_on = is_worked_on(session, row_id, fence=int(fence))
+            if not worked_on:
+                shutil.rmtree(path, ignore_errors=True)

@@ -36,7 +36,6 @@ class Dispatcher:
         self._database = Database(settings.database)
         self._store = Store(settings.store)
         self._owner = f"{socket.gethostname()}:{os.getpid()}:{random_letters(6)}"
-        self._work_folder = settings.data_folder / "work"
         self._places = Semaphore(settings.worker.jobs)
         self._comparing = Semaphore(1)
         self._poller = Thread(target=self._poll, name="poller", daemon=True)
@@ -68,7 +67,9 @@ class Dispatcher:
                 database=self._database, seconds=self._settings.worker.lease_seconds
             ) as leases:
                 leases.hold(row)
-                validate_files(row, database=self._database, store=self._store)
+                validate_files(
+                    row, settings=self._settings, database=self._database, store=self._store
+                )
 
     def train(self, job_id: str | None = None) -> None:
         """Train a queued job and its like, then the next, until there is none or no free place."""
@@ -145,7 +146,9 @@ class Dispatcher:
                 if quiet >= COLLECT_SECONDS:
                     quiet = 0.0
                     collect(
-                        database=self._database, store=self._store, work_folder=self._work_folder
+                        database=self._database,
+                        store=self._store,
+                        work_folder=self._settings.work_folder,
                     )
             except Unavailable as error:
                 log.warning("cannot look for work", reason=error.code)

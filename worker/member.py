@@ -51,7 +51,7 @@ class Member:
         self._store = store
         self._stopping = stopping
         self._recorder = Recorder(row, database=database, store=store)
-        self._folder = settings.data_folder / "work" / self.order
+        self._folder = settings.work_folder / self.order
         self._leases = leases
         self.lease = leases.hold(row)
 

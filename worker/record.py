@@ -118,6 +118,8 @@ class Recorder:
             claims.update_owned(session, self._row, resume_digest=resume)
             if shown and checkpoint.find_step(session, self._row.id, step=message.step) is None:
                 self._show_checkpoint(session, message, digest=digest)
+                session.flush()
+                self._store.keep_tree(digest, Path(message.adapter_folder))
         self._replace_resume(resume)
         if message.resume_folder:
             shutil.rmtree(message.resume_folder, ignore_errors=True)
@@ -142,8 +144,10 @@ class Recorder:
                 usage=message.usage,
                 resume_digest=None,
             )
-            session.add(results)
-            session.add(made)
+            session.add_all([results, made])
+            session.flush()
+            self._store.keep_file(results.digest, Path(message.results_file))
+            self._store.keep_tree(made.digest, Path(message.adapter_folder))
             event.add(session, row.id, message=f"New fine-tuned model created: {made.name}")
             event.add(session, row.id, message="The job has successfully completed.")
         self._replace_resume(None)

@@ -101,7 +101,7 @@ class Supervisor:
 
     def _start(self) -> Trainer:
         settings = self._settings
-        return Trainer(settings.data_folder / "work", cores_folder=settings.cores_folder)
+        return Trainer(settings.work_folder, cores_folder=settings.cores_folder)
 
     def _let_join(self) -> None:
         """Look from time to time for jobs in line that may join."""

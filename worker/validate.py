@@ -1,6 +1,6 @@
 """The first look at a job's files: every row is read once before a second of compute is spent."""
 
-import tempfile
+import shutil
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -10,7 +10,8 @@ import structlog
 from pydantic import TypeAdapter
 
 from core.database import Database
-from core.errors import GraftworkError, InvalidData, StaleFence, Unavailable
+from core.errors import GraftworkError, InvalidData, StaleFence, StorageFull, Unavailable
+from core.settings import Settings
 from core.store import Store
 from models import dataset
 from models.answers import check_answers
@@ -25,19 +26,30 @@ from models.tables.job import Job
 log = structlog.get_logger(__name__)
 
 
-def validate_files(row: Job, *, database: Database, store: Store) -> None:
-    """Move an owned job from `validating_files` to `queued`, or to `failed` with its problems."""
+def validate_files(row: Job, *, settings: Settings, database: Database, store: Store) -> None:
+    """Move an owned job from `validating_files` to `queued`, or to `failed` with its problems.
+
+    After a fault of the disk it stays, and is tried again when its lease is over.
+    """
+    folder = settings.work_folder / f"{row.id}-{row.fence}"
     try:
         method = TypeAdapter[Any](AnyMethod).validate_python(row.method)
-        with tempfile.TemporaryDirectory() as folder:
-            report = _look(row, method, store=store, folder=Path(folder))
-            sizes = [path.stat().st_size for path in sorted(Path(folder).iterdir())]
+        report = _look(row, method, store=store, folder=folder)
+        sizes = [path.stat().st_size for path in sorted(folder.iterdir())]
         loop = resolve(LoopRequest(**row.loop), method=method, rows=report["rows"])
         gang = _gang_of(row, method, loop, rows=report["rows"], sizes=sizes)
         with database.unit_of_work() as session:
             claims.validated(session, row, report=report, resolved=loop.model_dump(), gang=gang)
     except (StaleFence, Unavailable):
         return  # cancelled meanwhile, or to be tried again when the lease is over
+    except (StorageFull, OSError) as error:
+        log.warning("the disk failed", job=row.id, error=str(error))
+        if row.fence >= settings.worker.max_attempts:
+            gave_up = StorageFull(
+                f"The worker could not write to its disk; gave up after {row.fence} attempts. "
+                "Ask the server's operator."
+            )
+            _refuse(row, gave_up, database=database)
     except InvalidData as error:
         _refuse(row, error, database=database, problems=error.problems, report=error.report)
     except GraftworkError as error:
@@ -46,6 +58,8 @@ def validate_files(row: Job, *, database: Database, store: Store) -> None:
         log.exception("validation failed unexpectedly", job=row.id)
         fault = GraftworkError("The job's files could not be checked; this is the server's fault.")
         _refuse(row, fault, database=database)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _gang_of(

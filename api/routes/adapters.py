@@ -43,7 +43,7 @@ async def create_adapter(
     settings: SettingsDep,
 ) -> ImportedModel:
     """Take in a zip of a PEFT folder or of an export, if the engine finds that it fits the base."""
-    folder, limit = settings.data_folder / "uploads", settings.limits.adapter_bytes
+    folder, limit = settings.uploads_folder, settings.limits.adapter_bytes
     async with UploadForm.receive(request, folder=folder, limit=limit) as form:
         return await import_adapter(
             form, tenant=tenant, parts=Parts(settings, database, store, engine)

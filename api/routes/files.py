@@ -49,7 +49,7 @@ async def create_file(
     settings: SettingsDep,
 ) -> FileObject:
     """Take in a file, streamed to disk."""
-    folder = settings.data_folder / "uploads"
+    folder = settings.uploads_folder
     async with UploadForm.receive(request, folder=folder, limit=settings.limits.file_bytes) as form:
         return await run_in_threadpool(upload, form, tenant=tenant, database=database, store=store)
 

@@ -42,7 +42,7 @@ def export(
         raise InvalidRequest(
             f"{name!r} is the base model, not an adapter.", code="not_an_adapter", param="model"
         )
-    uploads = settings.data_folder / "uploads"
+    uploads = settings.uploads_folder
     uploads.mkdir(parents=True, exist_ok=True, mode=0o700)
     with full_disk(), tempfile.TemporaryDirectory(dir=uploads, prefix=PREFIX) as scratch:
         folder = store.fetch_tree(digest, Path(scratch) / "adapter")

@@ -18,9 +18,8 @@ from api.services.catalog import adapter_card
 from api.services.readiness import Parts
 from api.services.upload import filename_of
 from api.upload_form import PREFIX, UploadForm
-from core.errors import GraftworkError, InvalidRequest, NotFound
+from core.errors import GraftworkError, InvalidRequest
 from core.ids import random_letters
-from core.store import Store
 from models.tables import adapter, checkpoint, job
 from models.tables.adapter import Adapter
 from models.tables.base import hold_writers
@@ -146,16 +145,8 @@ def _publish(
     )
     with parts.database.unit_of_work() as session:
         adapter.add(session, row)
-        _keep_tree(parts.store, digest, arrival.folder)
+        parts.store.keep_tree(digest, arrival.folder)
         return ImportedModel(**dict(adapter_card(row)), report=report)
-
-
-def _keep_tree(store: Store, digest: str, folder: Path) -> None:
-    """Store the files again if somebody took equal, unused ones away before our row was in."""
-    try:
-        store.read_tree(digest)
-    except NotFound:
-        store.put_tree(folder)
 
 
 def _discard(digest: str, *, parts: Parts) -> None:

@@ -1,7 +1,5 @@
 """Use case: take in a file, so that a row never points at bytes that are not there."""
 
-from pathlib import Path
-
 from api.schemas.files import PURPOSES, FileObject
 from api.upload_form import UploadForm
 from core.database import Database
@@ -36,14 +34,8 @@ def upload(form: UploadForm, *, tenant: str, database: Database, store: Store) -
             digest=digest,
         )
         file.add(session, row, lifetime=lifetime)
-        _keep_bytes(store, digest, form.path)
+        store.keep_file(digest, form.path)
         return FileObject.of(row)
-
-
-def _keep_bytes(store: Store, digest: str, path: Path) -> None:
-    """Store the bytes again if a collector took equal, unused ones away before our row was in."""
-    if not store.exists(digest):
-        store.put_file(path)
 
 
 def _purpose(form: UploadForm) -> str:
@@ -86,10 +78,14 @@ def _lifetime(form: UploadForm) -> int | None:
             code="invalid_value",
             param="expires_after.anchor",
         )
-    if seconds is None or not seconds.isdecimal() or int(seconds[:12]) not in LIFETIME_SECONDS:
+    if seconds is None or not _is_lifetime(seconds):
         raise InvalidRequest(
             "Invalid value for 'expires_after.seconds': give 3600 (an hour) to 2592000 (30 days).",
             code="invalid_value",
             param="expires_after.seconds",
         )
     return int(seconds)
+
+
+def _is_lifetime(seconds: str) -> bool:
+    return seconds.isdecimal() and len(seconds) < 12 and int(seconds) in LIFETIME_SECONDS

@@ -253,5 +253,6 @@ def reclaim_expired(session: Session, *, max_attempts: int) -> None:
 
 def is_worked_on(session: Session, job_id: str, *, fence: int) -> bool:
     """Say whether the claim with this fence still holds the job."""
-    query = select(Job.id).where(Job.id == job_id, Job.fence == fence, Job.state.in_(OWNED))
+    states = ("validating_files", *OWNED)
+    query = select(Job.id).where(Job.id == job_id, Job.fence == fence, Job.state.in_(states))
     return session.scalar(query) is not None

@@ -79,6 +79,14 @@ def renew(session: Session, claims: Sequence[Claim], *, seconds: float) -> dict[
     return renew_leases(session, Comparison, claims, held=_is_held(), seconds=seconds)
 
 
+def is_worked_on(session: Session, comparison_id: str, *, fence: int) -> bool:
+    """Say whether the claim with this fence still holds the comparison."""
+    query = select(Comparison.id).where(
+        Comparison.id == comparison_id, Comparison.fence == fence, _is_held()
+    )
+    return session.scalar(query) is not None
+
+
 def keep(session: Session, row: Comparison, label: str, *, found: Evaluated) -> dict[str, Any]:
     """Write down what one model's answers told, so that nobody has to ask it again."""
     measured = {**row.measured, label: msgspec.to_builtins(found)}

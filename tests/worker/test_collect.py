@@ -167,3 +167,19 @@ def test_folders_of_vanished_workers_are_removed(
     collect(database=database, store=store, work_folder=tmp_path / "work")
     assert mine.exists()
     assert not stale.exists()
+
+
+def test_bytes_that_a_collector_took_meanwhile_are_stored_again(
+    store: Store, tmp_path: Path
+) -> None:
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    path = folder / "rows"
+    path.write_bytes(b"rows")
+    digest, tree = store.put_file(path), store.put_tree(folder)
+    store.delete(digest)
+    store.delete_tree(tree)
+    store.keep_file(digest, path)
+    store.keep_tree(tree, folder)
+    assert store.exists(digest)
+    assert store.read_tree(tree)

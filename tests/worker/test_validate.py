@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from core.database import Database
+from core.settings import Settings, WorkerSettings
 from core.store import Store
 from models.tables import claims, job
 from models.tables.job import Job
@@ -47,7 +48,9 @@ def validate(database: Database, store: Store, tmp_path: Path) -> Any:
         with database.unit_of_work() as session:
             taken = claims.take(session, owner="w", seconds=30, state="validating_files")
             assert taken is not None
-        validate_files(taken, database=database, store=store)
+        settings = Settings(data_dir=tmp_path / "data")
+        validate_files(taken, settings=settings, database=database, store=store)
+        assert list(settings.work_folder.iterdir()) == []
         with database.reading() as session:
             return job.get(session, number, tenant="acme")
 
@@ -83,3 +86,25 @@ def test_good_answers_wait_for_their_turn(validate: Any, method: dict[str, Any])
 
 def test_plain_text_is_enough_for_what_generates(validate: Any) -> None:
     assert validate({"type": "lora"}, TEXT).state == "queued"
+
+
+def test_a_fault_of_the_disk_is_tried_again_but_not_for_ever(
+    database: Database, store: Store, tmp_path: Path
+) -> None:
+    (tmp_path / "training.jsonl").write_text("\n".join(map(json.dumps, CHAT)))
+    digest = store.put_file(tmp_path / "training.jsonl")
+    with database.unit_of_work() as session:
+        made = make_job(session, training_digest=digest).id
+    settings = Settings(data_dir=tmp_path / "data", worker=WorkerSettings(max_attempts=2))
+    settings.work_folder.parent.mkdir(parents=True)
+    settings.work_folder.write_text("in the way")
+    for state in ("validating_files", "failed"):
+        with database.unit_of_work() as session:
+            taken = claims.take(session, owner="w", seconds=0, state="validating_files")
+            assert taken is not None
+        validate_files(taken, settings=settings, database=database, store=store)
+        with database.reading() as session:
+            found = job.get(session, made, tenant="acme")
+        assert found.state == state
+    assert found.error is not None
+    assert found.error["code"] == "storage_full"

@@ -4,7 +4,7 @@ What is found of a model is written down before the next one is asked, so a work
 costs one model's answers. Everything written carries the comparison's fence.
 """
 
-import tempfile
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from threading import Event
@@ -95,13 +95,16 @@ class Evaluation:
             log.exception("a bug of the evaluation; it is tried again when its lease is over")
 
     def _evaluate(self) -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            questions = self._read_questions(Path(folder))
+        folder = self._settings.work_folder / f"{self._row.id}-{self._row.fence}"
+        try:
+            questions = self._read_questions(folder)
             self._set(measured_by=questions.metric)
             with Engine(self._settings.engine_address, check=self._check) as engine:
                 base = Asked(engine, questions, adapter=None)
-                self._ask_all(engine, base, questions, scratch=Path(folder) / "answers.jsonl")
-            self._publish(Path(folder))
+                self._ask_all(engine, base, questions, scratch=folder / "answers.jsonl")
+            self._publish(folder)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
     def _read_questions(self, folder: Path) -> Questions:
         path = self._store.fetch_file(self._row.validation_digest, folder / "validation.jsonl")
@@ -161,6 +164,8 @@ class Evaluation:
         with self._database.unit_of_work() as session:
             if file is not None:
                 session.add(file)
+                session.flush()
+                self._store.keep_file(file.digest, scratch)
             measured = comparison_claims.keep(session, self._row, label, found=found)
         self._row.measured = measured
         log.info("asked", label=label, quality=found.quality and found.quality.value)

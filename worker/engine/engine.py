@@ -111,7 +111,9 @@ class Engine:
     async def inspect(self, digest: str) -> InspectReply:
         """Say whether a stored adapter can be served here, and what it is."""
         opened, budget = self._serving(), self._settings.engine.adapter_bytes
-        with tempfile.TemporaryDirectory(prefix="graftwork-inspect-") as scratch:
+        uploads = self._settings.uploads_folder
+        uploads.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with tempfile.TemporaryDirectory(dir=uploads, prefix="inspect-") as scratch:
             folder = await asyncio.to_thread(
                 self._store.fetch_tree, digest, Path(scratch) / "adapter"
             )
