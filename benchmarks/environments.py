@@ -11,14 +11,12 @@ from benchmarks.sides import ROOT
 FOLDER = ROOT / ".venv-bench"
 
 
-def make_environment(
-    name: str, requirements: Sequence[str], *, remove: Sequence[str] = (), folder: Path = FOLDER
-) -> Path:
+def make_environment(name: str, requirements: Sequence[str], *, remove: Sequence[str] = ()) -> Path:
     """Return the python of an environment that holds `requirements`, and none of `remove`.
 
     It is made again when they change; pip's error is raised as it is if they cannot be installed.
     """
-    target = folder / name
+    target = FOLDER / name
     python = target / "bin" / "python"
     marker = target / "requirements.txt"
     wanted = "\n".join([*requirements, *(f"# without {package}" for package in remove)]) + "\n"

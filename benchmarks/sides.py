@@ -1,10 +1,11 @@
 """The sides of a comparison: each a process of its own that measures when it is asked.
 
-Both get the same threads, allocator settings and waiting policy. Questions and answers are JSON
-lines over its standard streams, so that rounds can be interleaved while each side keeps its base
-loaded. One whose answer was taken is stopped until it is asked again: threads that spin, or poll,
-take no core from the others. A side's module calls `serve` with what answers a question. Nothing
-but the standard library is imported here: a peer's own environment has none of our packages.
+All get the same threads and allocator settings, unless one says otherwise. Questions and answers
+are JSON lines over its standard streams, so that rounds can be interleaved while each side keeps
+its base loaded. One whose answer was taken is stopped until it is asked again: threads that spin,
+or poll, take no core from the others. A side's module calls `serve` with what answers a question.
+Nothing but the standard library is imported here: a peer's own environment has none of our
+packages.
 """
 
 import json
@@ -15,7 +16,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from math import inf
 from pathlib import Path
 from statistics import median
@@ -142,8 +143,8 @@ class Side:
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, number)
 
-    def _last_words(self, size: int = 3000) -> str:
-        return self._log.read_bytes()[-size:].decode(errors="replace")
+    def _last_words(self) -> str:
+        return self._log.read_bytes()[-3000:].decode(errors="replace")
 
 
 def serve(answer: Callable[[JSON], JSON]) -> None:
@@ -174,11 +175,6 @@ def interleave(
         if time.monotonic() - began > patience:
             break
     return answers
-
-
-def open_sides(stack: ExitStack, *sides: Side) -> list[Side]:
-    """Have a stack close these sides; return them."""
-    return [stack.enter_context(side) for side in sides]
 
 
 def ratio(over: Sequence[float], under: Sequence[float]) -> float:

@@ -35,11 +35,11 @@ class Speeds:
         return cls(measure_bandwidth(), measure_rate())
 
 
-def measure_bandwidth(*, repeats: int = 7) -> float:
+def measure_bandwidth() -> float:
     """Return the most bytes a second that a plain sum reads with all threads."""
     numbers = torch.ones(BYTES // 8, dtype=torch.int64)
     best = 0.0
-    for _ in range(repeats):
+    for _ in range(7):
         began = time.perf_counter()
         numbers.sum()
         best = max(best, BYTES / (time.perf_counter() - began))

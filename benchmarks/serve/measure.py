@@ -1,7 +1,7 @@
 """Throughput of several sides on the same work, taken in turn, and the ratio of their medians."""
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from math import inf
 from statistics import median
@@ -9,6 +9,8 @@ from statistics import median
 from benchmarks.record import load
 from benchmarks.serve.work import Order
 from benchmarks.sides import JSON, Side
+
+WARM_TOKENS = 8
 
 
 @dataclass
@@ -39,18 +41,17 @@ def take_turns(
     *,
     make: Callable[[], Order],
     repeats: int,
-    warm: int = 8,
     patience: float = inf,
 ) -> tuple[dict[str, Measured], list[Order]]:
     """Give every side the same orders, one side at a time; return what came and the orders.
 
-    Nobody reads along: whole answers are what the peers give. Before that, each side answers an
-    order of `warm` tokens a row that is not counted. A side that has taken longer than `patience`
-    seconds is not asked again.
+    Nobody reads along: whole answers are what the peers give. Before that, each side answers a
+    short order that is not counted. A side that has taken longer than `patience` seconds is not
+    asked again.
     """
     first = make()
     for side in sides.values():
-        side.ask(first.posted(tokens=warm, stream=False))
+        side.ask(first.posted(tokens=WARM_TOKENS, stream=False))
     measured = {name: Measured() for name in sides}
     orders = [make() for _ in range(repeats)]
     for number, order in enumerate(orders):
@@ -71,11 +72,6 @@ def take_turns(
 def figures_of(measured: Mapping[str, Measured]) -> JSON:
     """Return what is kept of a comparison."""
     return {name: side.figures() for name, side in measured.items()}
-
-
-def median_after(values: Sequence[float], *, skip: int) -> float:
-    """Return the median of all but the first values, in which prompts were still read."""
-    return median(values[skip:])
 
 
 def say(line: str) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks.equality import Bound, Unequal, check_curves, check_same
 from benchmarks.record import describe_machine, finish, save
-from benchmarks.sides import Side, SideFailed, environment, interleave, open_sides, ratio
+from benchmarks.sides import Side, SideFailed, environment, interleave, ratio
 from core.memory import LARGE_PAGES
 
 ECHO = "tests.benchmarks.echo_side"
@@ -20,7 +20,7 @@ def make_side(name: str, folder: Path) -> Side:
 
 def test_sides_answer_in_turns(tmp_path: Path) -> None:
     with ExitStack() as stack:
-        sides = open_sides(stack, make_side("ours", tmp_path), make_side("peer", tmp_path))
+        sides = [stack.enter_context(make_side(name, tmp_path)) for name in ("ours", "peer")]
         answers = interleave(sides, {"ours": {"n": 1}, "peer": {"n": 2}}, repeats=2)
         (impatient,) = interleave(sides[:1], {"ours": {}}, repeats=2, patience=0).values()
     assert answers["ours"] == [{"n": 1, "by": "ours", "threads": "1"}] * 2
@@ -32,7 +32,7 @@ def test_sides_answer_in_turns(tmp_path: Path) -> None:
 
 def test_sides_work_beside_each_other_until_their_answers_are_taken(tmp_path: Path) -> None:
     with ExitStack() as stack:
-        sides = open_sides(stack, make_side("ours", tmp_path), make_side("peer", tmp_path))
+        sides = [stack.enter_context(make_side(name, tmp_path)) for name in ("ours", "peer")]
         for number, side in enumerate(sides):
             side.put({"n": number})
         with pytest.raises(SideFailed, match="an answer that none took"):

@@ -1,4 +1,4 @@
-"""The plain-torch meaning of every op: the specification of fused forms, and what a CPU runs.
+"""The plain-torch meaning of every op: the specification, and the form where no other is better.
 
 Shapes: t rows, i in features, o out features, r rank (or the sum of ranks), n vectors of a table
 or rows with a target, d hidden, m bottleneck (or the sum of bottlenecks) or inner width, H query

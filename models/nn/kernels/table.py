@@ -4,10 +4,10 @@ Shapes: t rows of a stream, i in features, o out features, r rank, d hidden, m i
 heads, K key heads, G = H + 2 K heads that lie side by side (query, key, value), h head dimension,
 p keys, n rows with a target or vectors of a table, v vocabulary.
 
-Rules for all forms. Results do not depend on which other rows are in the stream. Gradients flow to
-every floating tensor that requires one, and nothing is computed for one that does not. A form may
-hand what it does not do (a dtype, a weight that trains, dropout) to the plain one. Rows may lie
-apart (`stride(0)` above the row's size), but elements of a row are contiguous.
+Rules for all forms. Gradients flow to every floating tensor that requires one. On a CPU a row's
+results do not depend on which others are in a stream of a size that jobs share (`rows.py`). A form
+may hand what it does not do (a dtype, a weight that trains, dropout) to the plain one. Rows may
+lie apart (`stride(0)` above the row's size), but elements of a row are contiguous.
 """
 
 from collections.abc import Sequence
