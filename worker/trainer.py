@@ -21,6 +21,7 @@ from worker.share import Share
 
 log = structlog.get_logger(__name__)
 _decoder = msgspec.json.Decoder(Said)
+_LAST_WORDS = 2000  # bytes
 _PASSED_ON = {CRASH_VARIABLE, "GRAFTWORK_NATIVE"}
 
 
@@ -72,11 +73,11 @@ class Trainer:
         self._share.end()
         return self.process.returncode
 
-    def last_words(self, *, size: int = 2000) -> str:
+    def last_words(self) -> str:
         """Return the end of its log."""
         descriptor = self._log_file.fileno()
-        start = max(os.fstat(descriptor).st_size - size, 0)
-        return os.pread(descriptor, size, start).decode(errors="replace")
+        start = max(os.fstat(descriptor).st_size - _LAST_WORDS, 0)
+        return os.pread(descriptor, _LAST_WORDS, start).decode(errors="replace")
 
     def _read(self) -> None:
         """Hand over each line; a line that is no message is the trainer's own bug: log it."""

@@ -100,6 +100,4 @@ def draw_png(row: FoundDep, *, store: StoreDep, against: Against = "both") -> St
 
 def _answer(pieces: Iterator[bytes], *, media_type: str) -> StreamingResponse:
     """Read the first piece now, so that missing bytes are an error and not an empty picture."""
-    opened = chain([next(pieces, b"")], pieces)
-    headers = {"x-content-type-options": "nosniff"}
-    return StreamingResponse(opened, media_type=media_type, headers=headers)
+    return StreamingResponse(chain([next(pieces, b"")], pieces), media_type=media_type)

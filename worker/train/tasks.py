@@ -72,9 +72,9 @@ class Task(ABC):
                 total += self.score(stream, terms)
         return total
 
-    def score(self, stream: Stream, terms: Terms, *, dropout: DropoutSource | None = None) -> Score:
-        """Return the sums over one stream; where gradients are on, they are computed on the way."""
-        return score_together([Share(self, stream, terms, dropout)])[0]
+    def score(self, stream: Stream, terms: Terms) -> Score:
+        """Return the sums over one stream, without dropout."""
+        return score_together([Share(self, stream, terms)])[0]
 
     @abstractmethod
     def grade(self, stream: Stream, states: States) -> "Graded":

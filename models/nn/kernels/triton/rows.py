@@ -23,11 +23,6 @@ def is_supported(*tensors: Tensor) -> bool:
     return len(dtypes) == 1 and dtypes <= _DTYPES
 
 
-def is_interpreted() -> bool:
-    """Say whether kernels run in Triton's interpreter, which needs no GPU."""
-    return bool(_INTERPRETED.value)
-
-
 @triton.jit
 def load_tile(
     start: tl.tensor,

@@ -3,11 +3,10 @@
 from collections.abc import Callable, Sequence
 
 import torch
+import triton
 from torch import Tensor
 
-from models.nn.kernels.triton.rows import is_interpreted
-
-DEVICE = "cpu" if is_interpreted() else "cuda"
+DEVICE = "cpu" if triton.knobs.runtime.interpret else "cuda"
 DTYPES = (torch.float32, torch.bfloat16)
 # The interpreter cuts numbers to bfloat16 where a GPU rounds them: twice the error at each step.
 _SHARES = {torch.float32: 2e-6, torch.bfloat16: 3e-2}
