@@ -19,7 +19,8 @@ def gang_of(
     small steps. A job that runs for a given time is alone, or it would get less for its time.
     The training file has `rows` rows in `training_bytes`; `all_bytes` is of all the job's files.
     """
-    step_tokens = loop.batch_size * training_bytes / max(rows, 1) / _BYTES_A_TOKEN
+    row_tokens = method.rows_before + training_bytes / max(rows, 1) / _BYTES_A_TOKEN
+    step_tokens = loop.batch_size * row_tokens
     by_gradient = method.search_steps == 0 and method.shares_batch
     is_small = step_tokens <= STEP_TOKENS and all_bytes <= FILE_BYTES
     if not by_gradient or not is_small or loop.max_seconds is not None:

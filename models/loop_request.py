@@ -8,7 +8,15 @@ from pydantic import Field
 from core.errors import InvalidRequest
 from models.nn.methods import AnyMethod
 from models.nn.methods.base import Method
-from models.spec import MAX_LEARNING_RATE, LoopSpec, Quantization, Spec
+from models.spec import (
+    MAX_FORWARD_TOKENS,
+    MAX_LEARNING_RATE,
+    MAX_SECONDS,
+    MAX_TOKENS,
+    LoopSpec,
+    Quantization,
+    Spec,
+)
 
 Epochs = Annotated[int, Field(ge=1, le=1000)] | Literal["auto"]
 BatchSize = Annotated[int, Field(ge=1, le=4096)] | Literal["auto"]
@@ -29,7 +37,7 @@ class LoopRequest(Spec):
     weight_decay: float = Field(default=0.0, ge=0, le=1)
     max_grad_norm: float = Field(default=1.0, gt=0)
     max_sequence_length: int = Field(default=1024, ge=8, le=131072)
-    micro_batch_tokens: int = Field(default=1024, ge=8)
+    micro_batch_tokens: int = Field(default=1024, ge=8, le=MAX_FORWARD_TOKENS)
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     quantization: Quantization = Field(
         default="none",
@@ -40,11 +48,12 @@ class LoopRequest(Spec):
     max_tokens: int | None = Field(
         default=None,
         ge=1,
+        le=MAX_TOKENS,
         description="Train on this many tokens, however many epochs that is; the schedule is laid "
         "over them.",
     )
     max_seconds: float | None = Field(
-        default=None, gt=0, description="Train for this long, likewise."
+        default=None, gt=0, le=MAX_SECONDS, description="Train for this long, likewise."
     )
 
 

@@ -12,13 +12,17 @@ from pydantic import BaseModel, ConfigDict, Field
 from models.nn.methods import AnyMethod
 
 MAX_LEARNING_RATE = 10.0
+MAX_FORWARD_TOKENS = 2**20
+MAX_TOKENS = 10**12
+MAX_SECONDS = 10**7
+"""Four months."""
 Quantization = Literal["none", "nf4", "int8"]
 
 
 class Spec(BaseModel):
-    """Base of the specs: frozen, and a key that nobody reads is an error."""
+    """Base of the specs: frozen, numbers finite, and a key that nobody reads is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class LoopSpec(Spec):
@@ -32,11 +36,17 @@ class LoopSpec(Spec):
     weight_decay: float = Field(default=0.0, ge=0, le=1)
     max_grad_norm: float = Field(default=1.0, gt=0)
     max_sequence_length: int = Field(default=1024, ge=8, le=131072)
-    micro_batch_tokens: int = Field(default=1024, ge=8, description="Tokens of one forward.")
+    micro_batch_tokens: int = Field(
+        default=1024, ge=8, le=MAX_FORWARD_TOKENS, description="Tokens of one forward."
+    )
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     quantization: Quantization = "none"
-    max_tokens: int | None = Field(default=None, ge=1, description="In place of n_epochs.")
-    max_seconds: float | None = Field(default=None, gt=0, description="In place of n_epochs.")
+    max_tokens: int | None = Field(
+        default=None, ge=1, le=MAX_TOKENS, description="In place of n_epochs."
+    )
+    max_seconds: float | None = Field(
+        default=None, gt=0, le=MAX_SECONDS, description="In place of n_epochs."
+    )
 
 
 class TrainSpec(Spec):

@@ -8,9 +8,9 @@ ItemT = TypeVar("ItemT")
 
 
 class Wire(BaseModel):
-    """Base of request bodies: a key that nobody reads is an error."""
+    """Base of request bodies: numbers are finite, and a key that nobody reads is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Reply(BaseModel):

@@ -9,6 +9,7 @@ from api.schemas.common import Reply, Wire
 from api.schemas.jobs import Metadata, Name, Suffix, part_of_loop
 from models.comparison import ComparisonResult
 from models.loop_request import LoopRequest
+from models.spec import MAX_SECONDS, MAX_TOKENS
 from models.tables.comparison import Comparison
 
 DEFAULT_TOKENS = 20_000
@@ -26,8 +27,8 @@ else:
 class Budget(Wire):
     """How much every method is trained: by tokens, or by the clock."""
 
-    tokens: int | None = Field(default=None, ge=1, le=10**12)
-    seconds: float | None = Field(default=None, gt=0, le=10**7)
+    tokens: int | None = Field(default=None, ge=1, le=MAX_TOKENS)
+    seconds: float | None = Field(default=None, gt=0, le=MAX_SECONDS)
 
     @model_validator(mode="after")
     def _one_of_both(self) -> "Budget":

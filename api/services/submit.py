@@ -114,6 +114,7 @@ def _choose_method(body: JobCreate, target: Target, *, settings: Settings) -> Me
     method = body.peft or default
     if parent is not None and method.kind == parent.kind:
         method = _fill(method, parent)
+    _refuse_long_starts(method, settings=settings)
     trained = method.trained(shape) if shape else None
     if parent is None:
         return method
@@ -126,6 +127,18 @@ def _choose_method(body: JobCreate, target: Target, *, settings: Settings) -> Me
         )
     _refuse_other_labels(method, parent)
     return method
+
+
+def _refuse_long_starts(method: Method, *, settings: Settings) -> None:
+    """Raise for rows before every sequence that leave none for the sequence where it is served."""
+    context = settings.engine.context
+    if method.rows_before > context - 2:  # a token to read and one to write
+        raise InvalidRequest(
+            f"{method.rows_before} rows before every sequence leave no room in the engine's "
+            f"context of {context} tokens.",
+            code="context_length_exceeded",
+            param="peft",
+        )
 
 
 def _refuse_other_labels(method: Method, parent: Method) -> None:

@@ -99,7 +99,7 @@ def read_artifact(files: Files, *, shape: Shape) -> Artifact:
         method = parse_method(provenance.get("method") or {})
         tensors = method.unpack(stored, shape)
     else:
-        method, tensors = _from_peft(_read_json(files, PEFT_CONFIG), stored, shape)
+        method, tensors = _from_peft(read_json(files, PEFT_CONFIG), stored, shape)
     found = _check(tensors, expected=method.served(shape))
     return Artifact(method, tensors, provenance, largest=found)
 
@@ -108,7 +108,7 @@ def read_provenance(files: Files) -> dict[str, Any]:
     """Return what our own file says of an adapter; nothing where there is none."""
     if PROVENANCE not in files:
         return {}
-    provenance = _read_json(files, PROVENANCE)
+    provenance = read_json(files, PROVENANCE)
     if provenance.get("format") != FORMAT:
         raise Corrupt(f"{PROVENANCE} has format {provenance.get('format')!r}, not {FORMAT}.")
     return provenance
@@ -171,9 +171,11 @@ def _read_tensors(files: Files, name: str) -> dict[str, Tensor]:
     return {name: tensor.float() for name, tensor in stored.items()}
 
 
-def _read_json(files: Files, name: str) -> dict[str, Any]:
+def read_json(files: Files, name: str) -> dict[str, Any]:
+    """Return the JSON object of a file; `Corrupt` if it is none, or holds what is no text."""
     try:
         content = json.loads(files[name])
+        json.dumps(content, ensure_ascii=False).encode()  # half a surrogate pair is no text
     except (LookupError, ValueError, RecursionError) as error:
         raise Corrupt(f"{name} cannot be read: {error}") from error
     if not isinstance(content, dict):

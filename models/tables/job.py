@@ -82,8 +82,8 @@ class Job(Base):
     started_at: Mapped[float | None]
     finished_at: Mapped[float | None]
     report: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
-    step: Mapped[int] = mapped_column(Integer, default=0)
-    total_steps: Mapped[int | None]
+    step: Mapped[int] = mapped_column(BigInteger, default=0)
+    total_steps: Mapped[int | None] = mapped_column(BigInteger)
     trained_tokens: Mapped[int | None] = mapped_column(BigInteger)
     trained_parameters: Mapped[int | None] = mapped_column(BigInteger)
     tokens_per_second: Mapped[float | None]

@@ -108,6 +108,21 @@ def test_auto_may_be_said(client: OpenAI, training_file: str) -> None:
             "invalid_value",
             "training.learning_rate",
         ),
+        *(
+            ({"extra_body": {"training": {name: value}}}, "invalid_value", f"training.{name}")
+            for name, value in (
+                ("max_grad_norm", "inf"),
+                ("max_seconds", "inf"),
+                ("max_seconds", 1e308),
+                ("max_tokens", 10**13),
+                ("micro_batch_tokens", 2**20 + 1),
+            )
+        ),
+        (
+            {"extra_body": {"peft": {"type": "prefix", "prefix_length": 2047}}},
+            "context_length_exceeded",
+            "peft",
+        ),
         ({"hyperparameters": {"n_epochs": "many"}}, "invalid_value", "hyperparameters.n_epochs"),
         (
             {"method": {"type": "supervised", "supervised": {"hyperparameters": {"beta": 1}}}},

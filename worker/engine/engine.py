@@ -117,8 +117,8 @@ class Engine:
             folder = await asyncio.to_thread(
                 self._store.fetch_tree, digest, Path(scratch) / "adapter"
             )
-            look = partial(inspect, folder, digest=digest, loader=opened.loader, budget=budget)
-            return await asyncio.wrap_future(self._inbox.ask(look))
+            look = inspect(folder, digest=digest, loader=opened.loader, budget=budget)
+            return await asyncio.wrap_future(self._inbox.ask_in_pieces(look))
 
     @property
     def busy(self) -> bool:

@@ -3,7 +3,7 @@
 import ctypes
 import queue
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
@@ -34,6 +34,12 @@ class Inbox:
         self.put(partial(_answer, result, work))
         return result
 
+    def ask_in_pieces(self, work: Generator[None, None, ResultT]) -> Future[ResultT]:
+        """Have it computed piece by piece: it yields where a step may come in between."""
+        result: Future[ResultT] = Future()
+        self.put(partial(self._go_on, result, work))
+        return result
+
     def run(self, *, wait: bool) -> None:
         """Run what was posted meanwhile; with `wait`, sleep until something is.
 
@@ -52,6 +58,20 @@ class Inbox:
             with suppress(queue.Empty):
                 self._posted.get(timeout=left)()
         self.run(wait=False)
+
+    def _go_on(self, result: Future[ResultT], work: Generator[None, None, ResultT]) -> None:
+        if result.cancelled():
+            return
+        try:
+            next(work)
+        except StopIteration as end:
+            if result.set_running_or_notify_cancel():
+                result.set_result(end.value)
+        except Exception as error:  # noqa: BLE001 - as in `_answer`
+            if result.set_running_or_notify_cancel():
+                result.set_exception(error)
+        else:
+            self.put(partial(self._go_on, result, work))
 
 
 def _answer(result: Future[ResultT], work: Callable[[], ResultT]) -> None:

@@ -1,7 +1,6 @@
 """What an adapter that somebody brings is, and whether it fits; runs in the torch thread."""
 
-import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import suppress
 from math import prod
 from pathlib import Path
@@ -9,7 +8,6 @@ from typing import Any
 
 import structlog
 import torch
-from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 
 from core.errors import GraftworkError, InvalidRequest
@@ -21,6 +19,7 @@ from models.nn.artifact import (
     load_training_tensors,
     read_artifact,
     read_files,
+    read_json,
 )
 from models.nn.methods import METHODS, parse_method
 from models.nn.methods.base import Method
@@ -35,10 +34,12 @@ Sizes = Mapping[str, tuple[int, ...]]
 log = structlog.get_logger(__name__)
 
 
-def inspect(folder: Path, *, digest: str, loader: Loader, budget: int) -> InspectReply:
+def inspect(
+    folder: Path, *, digest: str, loader: Loader, budget: int
+) -> Generator[None, None, InspectReply]:
     """Load the adapter as a request would, within `budget` bytes; if that fails, say why.
 
-    Names are those of the file. Nothing stays in memory.
+    Names are those of the file. Nothing stays in memory. Yields where other rows may have a step.
     """
     shape = loader.backbone.shape
     try:
@@ -51,7 +52,7 @@ def inspect(folder: Path, *, digest: str, loader: Loader, budget: int) -> Inspec
         return InspectReply(problems=[needs])
     try:
         files = read_files(folder)
-        loader.load(AdapterRef(name=TENSORS, digest=digest), files)
+        yield from loader.finish(loader.prepare(AdapterRef(name=TENSORS, digest=digest), files))
         method = read_artifact(files, shape=shape).method
         if (folder / TRAINING_TENSORS).is_file():
             load_training_tensors(folder, shape=shape)
@@ -99,13 +100,13 @@ def _describe(method: Method, shape: Shape, **found: list[str]) -> InspectReply:
 
 def _find_method(folder: Path, held: Sizes, shape: Shape) -> Method | None:
     """Return what the files say that they are, however their tensors fit."""
-    with suppress(GraftworkError, ValidationError, LookupError, TypeError, ValueError, OSError):
+    with suppress(Exception):  # nobody vouches for what they hold
         if (folder / PROVENANCE).is_file():
-            return parse_method(_read(folder / PROVENANCE)["method"])
-        config = _read(folder / PEFT_CONFIG)
+            return parse_method(_read(folder, PROVENANCE)["method"])
+        config = _read(folder, PEFT_CONFIG)
         tensors = {name: torch.zeros(()).expand(size) for name, size in held.items()}
         for kind in METHODS.values():
-            if kind.peft_type == config["peft_type"]:
+            if kind.peft_type is not None and kind.peft_type == config["peft_type"]:
                 with suppress(InvalidRequest):
                     return kind.from_peft(config, tensors, shape)[0]
     return None
@@ -120,9 +121,8 @@ def _stored_sizes(method: Method, shape: Shape) -> Sizes:
     return {}
 
 
-def _read(path: Path) -> dict[str, Any]:
-    content = json.loads(path.read_bytes())
-    return content if isinstance(content, dict) else {}
+def _read(folder: Path, name: str) -> dict[str, Any]:
+    return read_json({name: bytearray((folder / name).read_bytes())}, name)
 
 
 def _tell(error: Exception) -> str:

@@ -122,10 +122,6 @@ class Loader:
         """How a bare text is put to the base."""
         return Form("chat" if self.renderer.tokenizer.chat_template else "completion")
 
-    def load(self, adapter: AdapterRef, files: Files) -> Resident:
-        """Read, check and prepare a version; see `prepare` and `finish`."""
-        return run_to_end(self.finish(self.prepare(adapter, files)))
-
     @torch.inference_mode()
     def prepare(self, adapter: AdapterRef, files: Files) -> Prepared:
         """Read and check a version and make its terms; no forward, so any thread may.
@@ -154,6 +150,12 @@ class Loader:
         )
         shared = demonstrations.shared(form.wrap) if demonstrations else []
         rows = terms.prefix_rows
+        if rows > self.context - 2:  # a token to read and one to write
+            raise InvalidRequest(
+                f"The context of this engine is {self.context} tokens; the adapter takes {rows}.",
+                code="context_length_exceeded",
+                param="model",
+            )
         if rows + len(shared) >= self.context:
             shared = []
         backbone = self.backbone.using(terms.weights)
@@ -207,16 +209,6 @@ class Loader:
                     code="adapter_base_mismatch",
                     param="model",
                 )
-
-
-def run_to_end(work: Generator[None, None, ReturnT]) -> ReturnT:
-    """Return what a generator returns."""
-    while True:
-        try:
-            next(work)
-        except StopIteration as end:
-            result: ReturnT = end.value
-            return result
 
 
 def _read_form(artifact: Artifact, *, default: Form) -> Form:

@@ -54,7 +54,9 @@ class Method(BaseModel):
     does not act.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", serialize_by_alias=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", serialize_by_alias=True, allow_inf_nan=False
+    )
 
     sites: ClassVar[frozenset[Site]] = frozenset()
     """The site functions that the class overrides."""
@@ -97,6 +99,11 @@ class Method(BaseModel):
     def class_labels(self) -> tuple[str, ...] | None:
         """The labels of a classifier, in the order of its scores; None for what generates text."""
         return None
+
+    @property
+    def rows_before(self) -> int:
+        """How many positions are taken by rows of its own that stand before every sequence."""
+        return 0
 
     @property
     def search_steps(self) -> int:

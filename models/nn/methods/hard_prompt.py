@@ -86,6 +86,10 @@ class HardPrompt(Method):
         """The steps of a search; `pez` is trained like other methods."""
         return 0 if self.algorithm == "pez" else self.steps
 
+    @property
+    def rows_before(self) -> int:  # noqa: D102 - as the base class says
+        return self.prompt_length
+
     def tensors(self, shape: Shape) -> dict[str, tuple[int, ...]]:
         """Return P (p, d) or the ids (p,), and a mask of allowed tokens (V,)."""
         refuse_long(self.prompt_length, shape, param="prompt_length")

@@ -79,6 +79,10 @@ class Prefix(StartsFromTokens, Method):
         """Only gates keep a prefix from taking attention; zero keys do not."""
         return self.zero_gate
 
+    @property
+    def rows_before(self) -> int:  # noqa: D102 - as the base class says
+        return self.prefix_length
+
     def tensors(self, shape: Shape) -> dict[str, tuple[int, ...]]:
         """Return P (p, f), or the network's input (p, d) and weights; and the gates (L, H)."""
         refuse_long(self.prefix_length, shape, param="prefix_length")

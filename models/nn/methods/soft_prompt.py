@@ -70,6 +70,10 @@ class SoftPrompt(StartsFromTokens, Method):
         """A prompt takes attention from the first step."""
         return False
 
+    @property
+    def rows_before(self) -> int:  # noqa: D102 - as the base class says
+        return self.prompt_length
+
     def tensors(self, shape: Shape) -> dict[str, tuple[int, ...]]:
         """Return P (p, d); or the encoder's input (p, d) and its weights, by PEFT's names."""
         refuse_long(self.prompt_length, shape, param="prompt_length")

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 
 from worker.engine.inbox import GATHER_SECONDS, Inbox
 
@@ -75,3 +75,29 @@ def test_the_flag_is_up_while_something_waits() -> None:
     inbox.run(wait=False)
     assert seen == [1, 0]
     assert inbox.called.value == 0
+
+
+def test_others_have_their_turn_between_two_pieces() -> None:
+    inbox, done = Inbox(), list[str]()
+
+    def work() -> Generator[None, None, str]:
+        for piece in ("one", "two"):
+            done.append(piece)
+            yield
+        return "three"
+
+    def fail() -> Generator[None, None, str]:
+        yield
+        raise LookupError
+
+    answer, failed = inbox.ask_in_pieces(work()), inbox.ask_in_pieces(fail())
+    dropped = inbox.ask_in_pieces(work())
+    inbox.run(wait=False)
+    assert done == ["one", "one"]
+    dropped.cancel()
+    inbox.put(lambda: done.append("a step"))
+    for _ in range(3):
+        inbox.run(wait=False)
+    assert done == ["one", "one", "two", "a step"]
+    assert answer.result(timeout=0) == "three"
+    assert isinstance(failed.exception(timeout=0), LookupError)

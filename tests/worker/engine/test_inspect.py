@@ -8,6 +8,7 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import peft
 import pytest
 import torch
@@ -142,7 +143,7 @@ def edit(path: Path, **changes: Any) -> None:
     ("changes", "said"),
     [
         ({"peft_type": "VBLORA"}, "VBLORA"),
-        ({"peft_type": "\ud800"}, "not supported"),
+        ({"peft_type": "\ud800"}, "cannot be read"),
         ({"use_dora": True, "lora_bias": True}, "lora_bias"),
         ({"r": "four"}, "adapter_config.json"),
         ({"r": 8}, "dimensions"),
@@ -164,6 +165,41 @@ def test_a_form_of_prompt_that_is_none(
     ours = {"format": 1, "method": method, "prompt": prompt}
     (lora / "graftwork.json").write_text(json.dumps(ours))
     assert "prompt" in look(engine, world, lora).problems[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("adapter_config.json", {"peft_type": None}),
+        ("graftwork.json", {"format": 1, "method": None}),
+        ("graftwork.json", {"format": 1, "method": "lora"}),
+        ("graftwork.json", {"format": 1, "method": {"type": "head", "labels": ["a", "\ud800"]}}),
+        ("adapter_config.json", {"peft_type": "LORA", "r": 2, "target_modules": ["\ud800"]}),
+    ],
+)
+def test_words_that_no_adapter_has(
+    engine: Engine, world: World, lora: Path, name: str, content: object
+) -> None:
+    (lora / name).write_text(json.dumps(content))
+    found = look(engine, world, lora)
+    assert len(found.problems) == 1
+    assert msgspec.json.encode(found)
+
+
+def test_deep_nests(engine: Engine, world: World, lora: Path) -> None:
+    (lora / "graftwork.json").write_text("[" * 50_000)
+    (problem,) = look(engine, world, lora).problems
+    assert "cannot be read" in problem
+
+
+@pytest.mark.parametrize("rows", [255, 256])
+def test_more_rows_than_leave_room_for_a_prompt(
+    engine: Engine, world: World, tmp_path: Path, rows: int
+) -> None:
+    block = {"type": "soft_prompt", "prompt_length": rows, "init": "random"}
+    ref = put_adapter(world.store, tmp_path / "long", backbone=world.backbone, block=block, seed=1)
+    (problem,) = asyncio.run(engine.inspect(ref.digest)).problems
+    assert f"the adapter takes {rows}" in problem
 
 
 def test_another_base_by_digest_and_by_size(engine: Engine, world: World, tmp_path: Path) -> None:
