@@ -139,7 +139,11 @@ def _scale(term: LinearTerm) -> float | None:
 
 
 def _lay_out(ordered: list[Held], scales: tuple[float | None, ...]) -> Layout:
-    """Return whose each column is; those of nobody belong to slot -1."""
+    """Return whose each column is; those of nobody belong to slot -1.
+
+    Some of nobody's follow the last: what a CPU prepares for every new shape it keeps, so that
+    widths should come again.
+    """
     columns: list[tuple[int, int, float]] = []
     reached = 0
     for one, scale in zip(ordered, scales, strict=True):
@@ -149,6 +153,8 @@ def _lay_out(ordered: list[Held], scales: tuple[float | None, ...]) -> Layout:
             columns.append((-1, one.start - reached, 1.0))
         columns.append((one.slot, one.width, scale))
         reached = one.stop
+    if reached and (missing := -reached % min(FEWEST_COLUMNS, 1 << (reached - 1).bit_length())):
+        columns.append((-1, missing, 1.0))
     return Layout(tuple(columns))
 
 
