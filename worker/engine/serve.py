@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import os
 import signal
 import socket
@@ -92,6 +93,7 @@ def _listen(address: str) -> Iterator[socket.socket]:
     """Listen at `unix:/path`, for this user only, or at the port of `http://host:port`.
 
     A socket file gets its name once it accepts callers, in place of one that a killed engine left.
+    `OSError` where another engine listens.
     """
     if not address.startswith("unix:"):
         url = urlsplit(address)
@@ -104,6 +106,7 @@ def _listen(address: str) -> Iterator[socket.socket]:
     path = Path(address.removeprefix("unix:"))
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     path.parent.chmod(0o700)
+    _refuse_taken(path)
     fresh = path.with_name(f"{path.name}.new")
     fresh.unlink(missing_ok=True)
     with socket.socket(socket.AF_UNIX) as listener:
@@ -113,8 +116,20 @@ def _listen(address: str) -> Iterator[socket.socket]:
         finally:
             os.umask(mask)
         listener.listen(_BACKLOG)
+        own = fresh.stat()
         fresh.replace(path)
         try:
             yield listener
         finally:
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(path.stat(), own):
+                    path.unlink()
+
+
+def _refuse_taken(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as caller:
+        try:
+            caller.connect(str(path))
+        except OSError:
+            return
+    raise OSError(errno.EADDRINUSE, "another engine listens there", str(path))

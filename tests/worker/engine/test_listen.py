@@ -1,5 +1,7 @@
 """Where the engine listens, by the address that others call it at."""
 
+from pathlib import Path
+
 import pytest
 
 from worker.engine.serve import _interface, _listen
@@ -27,3 +29,16 @@ def test_the_port_is_that_of_the_address() -> None:
         port = free.getsockname()[1]
     with _listen(f"http://127.0.0.1:{port}") as listener:
         assert listener.getsockname() == ("127.0.0.1", port)
+
+
+def test_a_socket_belongs_to_the_engine_that_listens_at_it(tmp_path: Path) -> None:
+    path = tmp_path / "run" / "engine.sock"
+    with _listen(f"unix:{path}"):
+        with pytest.raises(OSError, match="another engine"), _listen(f"unix:{path}"):
+            pass
+        path.unlink()
+        path.touch()  # another's by now
+    assert path.exists()
+    with _listen(f"unix:{path}"):  # as one that was killed leaves it
+        pass
+    assert not path.exists()
