@@ -92,6 +92,16 @@ class ChatRequest(SamplingRequest):
             )
         return self
 
+    @model_validator(mode="after")
+    def _one_limit(self) -> "ChatRequest":
+        limits = {self.max_tokens, self.max_completion_tokens} - {None}
+        if len(limits) > 1:
+            raise InvalidRequest(
+                "Give 'max_completion_tokens' alone, or 'max_tokens' with the same number.",
+                param="max_tokens",
+            )
+        return self
+
 
 class TopToken(Reply):
     """A token that could have stood here."""

@@ -15,7 +15,7 @@ from api.services.chat import floor_logprob
 from api.services.generation import Counts, Lines, check_bounds, sampling
 from core.ids import new_id
 from core.settings import LimitSettings
-from models.wire import GenerateDelta, GenerateEnd, GenerateRequest, TokenChoice
+from models.wire import GenerateDelta, GenerateEnd, GenerateRequest, TokenChoice, TokenPiece
 
 DEFAULT_MAX_TOKENS = 16
 
@@ -90,18 +90,27 @@ class _Answer:
         if not self._with_logprobs:
             return None
         return TextLogprobs(
-            tokens=[token.text for token in tokens],
+            tokens=[_name(token) for token in tokens],
             token_logprobs=[
                 None if token.logprob is None else floor_logprob(token.logprob) for token in tokens
             ],
             top_logprobs=[
                 None
                 if token.logprob is None
-                else {top.text: floor_logprob(top.logprob) for top in token.top}
+                else {_name(top): floor_logprob(top.logprob) for top in token.top}
                 for token in tokens
             ],
             text_offset=offsets,
         )
+
+
+def _name(token: TokenChoice | TokenPiece) -> str:
+    """Return a token's text; parts of characters are told apart by their bytes, as OpenAI's are."""
+    try:
+        bytes(token.bytes).decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in token.bytes)
+    return token.text
 
 
 def _answers(body: TextRequest) -> list[_Answer]:

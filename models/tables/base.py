@@ -127,16 +127,18 @@ def read_page(
     page: Page,
     order: InstrumentedAttribute[int],
     key: InstrumentedAttribute[str],
+    shown: Sequence[ColumnElement[bool]] = (),
 ) -> tuple[Sequence[RowT], bool]:
     """Return the rows after the cursor and whether more follow.
 
-    A cursor whose row is gone gives an empty page, which is how the SDK learns to stop.
+    A cursor may name a row of the query that is not `shown` any more: who deletes while he pages
+    goes on. One whose row is gone gives an empty page, which is how the SDK learns to stop.
     """
     if page.after is not None:
         start = session.scalar(query.with_only_columns(order).where(key == page.after))
         if start is None:
             return [], False
         query = query.where(order > start if page.ascending else order < start)
-    query = query.order_by(order.asc() if page.ascending else order.desc())
+    query = query.where(*shown).order_by(order.asc() if page.ascending else order.desc())
     rows = session.scalars(query.limit(page.limit + 1)).all()
     return rows[: page.limit], len(rows) > page.limit

@@ -44,8 +44,10 @@ def find_step(session: Session, job_id: str, *, step: int) -> Checkpoint | None:
 
 def list_page(session: Session, job_id: str, *, page: Page) -> tuple[Sequence[Checkpoint], bool]:
     """Return a page of a job's living checkpoints."""
-    query = select(Checkpoint).where(Checkpoint.job_id == job_id, Checkpoint.deleted_at.is_(None))
-    return read_page(session, query, page=page, order=Checkpoint.number, key=Checkpoint.id)
+    query = select(Checkpoint).where(Checkpoint.job_id == job_id)
+    order, key = Checkpoint.number, Checkpoint.id
+    living = (Checkpoint.deleted_at.is_(None),)
+    return read_page(session, query, page=page, order=order, key=key, shown=living)
 
 
 def delete(session: Session, row: Checkpoint) -> None:

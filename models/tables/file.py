@@ -55,14 +55,14 @@ def list_page(
     session: Session, *, tenant: str, page: Page, purpose: str | None
 ) -> tuple[Sequence[File], bool]:
     """Return a page of a tenant's living files."""
-    query = select(File).where(
-        File.tenant == tenant,
+    query = select(File).where(File.tenant == tenant)
+    if purpose is not None:
+        query = query.where(File.purpose == purpose)
+    living = (
         File.deleted_at.is_(None),
         File.expires_at.is_(None) | (File.expires_at > database_now()),
     )
-    if purpose is not None:
-        query = query.where(File.purpose == purpose)
-    return read_page(session, query, page=page, order=File.number, key=File.id)
+    return read_page(session, query, page=page, order=File.number, key=File.id, shown=living)
 
 
 def delete(session: Session, file_id: str, *, tenant: str) -> None:

@@ -234,6 +234,7 @@ def test_what_asks_for_nothing_is_accepted(client: OpenAI) -> None:
         ({"max_tokens": 100_000}, "invalid_value", "max_tokens"),
         ({"max_completion_tokens": 100_000}, "invalid_value", "max_completion_tokens"),
         ({"min_tokens": 100_000}, "invalid_value", "min_tokens"),
+        ({"max_completion_tokens": 5, "max_tokens": 4}, "invalid_request", "max_tokens"),
         ({"min_tokens": 5, "max_tokens": 4}, "invalid_request", "min_tokens"),
         ({"temperature": 3}, "invalid_value", "temperature"),
         ({"top_p": 0}, "invalid_value", "top_p"),
@@ -289,6 +290,7 @@ def test_offsets_count_a_split_character_once(client: OpenAI) -> None:
     reply = client.completions.create(model="tiny", prompt="split", logprobs=0)
     assert reply.choices[0].text == "ü[base] split"
     assert reply.choices[0].logprobs.text_offset == [0, 0, 1, 7]
+    assert reply.choices[0].logprobs.tokens[:2] == ["bytes:\\xc3", "bytes:\\xbc"]
 
 
 def test_a_context_too_long_names_what_was_sent(client: OpenAI) -> None:

@@ -46,6 +46,14 @@ def test_lists_page_filter_and_turn_around(client: OpenAI) -> None:
     assert client.files.list(after="file-unknown").data == []
 
 
+def test_what_is_deleted_while_it_is_paged_ends_no_list(client: OpenAI) -> None:
+    for name in "abcde":
+        client.files.create(file=(name, b"x"), purpose="user_data")
+    for made in client.files.list(limit=2, purpose="user_data"):
+        client.files.delete(made.id)
+    assert client.files.list(purpose="user_data").data == []
+
+
 def test_lifetimes_count_from_creation(client: OpenAI) -> None:
     made = client.files.create(
         file=("a", b"x"),
