@@ -4,6 +4,8 @@ Subclass one of these when a caller must tell the case apart; otherwise raise th
 code of its own. Codes are part of the API: once published they do not change.
 """
 
+import errno
+
 
 class GraftworkError(Exception):
     """Base of the tree; `status` is what HTTP answers, `code` what programs compare."""
@@ -98,3 +100,8 @@ class StaleFence(GraftworkError):
     """Somebody else owns the job now; whatever this worker still wants to write must not count."""
 
     code = "stale_fence"
+
+
+def is_disk_full(error: OSError) -> bool:
+    """Say whether an operating system's error is that nothing more can be written."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)

@@ -5,14 +5,13 @@ hashes, and the manifest's own hash names the tree, so equal folders are one tre
 byte is another. The manifest is written last and removed first; readers check every hash.
 """
 
-import errno
 import hashlib
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Container, Iterator
-from contextlib import contextmanager
+from collections.abc import Container, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,7 +20,14 @@ from obstore.exceptions import BaseError
 from obstore.store import LocalStore, from_url
 
 from core.bases import hash_file
-from core.errors import Corrupt, NotFound, StorageFull, Unavailable
+from core.errors import (
+    Corrupt,
+    GraftworkError,
+    NotFound,
+    StorageFull,
+    Unavailable,
+    is_disk_full,
+)
 from core.pace import give_way
 
 PIECE = 1024 * 1024
@@ -87,12 +93,17 @@ class Store:
         digest = hashlib.sha256(manifest).hexdigest()
         if self._exists(_tree(digest, MANIFEST)):
             return digest
-        for name in files:
-            self._put(folder / name, key=_tree(digest, name))
-        with tempfile.TemporaryDirectory() as scratch:
-            path = Path(scratch) / MANIFEST
-            path.write_bytes(manifest)
-            self._put(path, key=_tree(digest, MANIFEST))
+        try:
+            for name in files:
+                self._put(folder / name, key=_tree(digest, name))
+            with tempfile.TemporaryDirectory() as scratch:
+                path = Path(scratch) / MANIFEST
+                path.write_bytes(manifest)
+                self._put(path, key=_tree(digest, MANIFEST))
+        except GraftworkError:
+            with suppress(GraftworkError):  # nobody would find the half of it
+                self._delete_files(digest, files)
+            raise
         return digest
 
     def keep_tree(self, digest: str, folder: Path) -> None:
@@ -138,8 +149,18 @@ class Store:
             files = self.read_tree(digest)
         except NotFound:
             return
-        for name in (MANIFEST, *files):
+        self._delete(_tree(digest, MANIFEST))
+        self._delete_files(digest, files)
+
+    def _delete_files(self, digest: str, files: Iterable[str]) -> None:
+        """Remove a tree's files, unless it is whole: an equal one may be stored meanwhile."""
+        if self._exists(_tree(digest, MANIFEST)):
+            return
+        for name in files:
             self._delete(_tree(digest, name))
+        if self._local:
+            with suppress(OSError):
+                (self._local / _tree(digest, "")).rmdir()
 
     def check(self) -> None:
         """Raise `Unavailable` unless the store answers."""
@@ -221,8 +242,7 @@ def _tree(digest: str, name: str) -> str:
 def _put_local(source: Path, target: Path) -> None:
     """Copy, force to disk, rename: a crash leaves the whole object or none."""
     with full_disk():
-        target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        handle, name = tempfile.mkstemp(dir=target.parent, prefix=".put-")
+        handle, name = _open_beside(target)
         try:
             with os.fdopen(handle, "wb") as copy, source.open("rb") as stream:
                 shutil.copyfileobj(stream, copy, PIECE)
@@ -231,6 +251,13 @@ def _put_local(source: Path, target: Path) -> None:
             Path(name).replace(target)
         finally:
             Path(name).unlink(missing_ok=True)
+
+
+def _open_beside(target: Path) -> tuple[int, str]:
+    while True:
+        target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with suppress(FileNotFoundError):  # a tree was removed meanwhile, its empty folder too
+            return tempfile.mkstemp(dir=target.parent, prefix=".put-")
 
 
 @contextmanager
@@ -250,6 +277,6 @@ def full_disk() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if is_disk_full(error):
             raise StorageFull("There is no space left on the disk.") from error
         raise

@@ -174,6 +174,8 @@ class Broke(TrainerMessage, frozen=True, tag="broke"):
     """The trainer met a fault of its own in this job, which another try may not meet."""
 
     reason: str
+    code: str = "too_many_attempts"
+    """What the job's error is called if no try ends well."""
 
 
 AnyTrainerMessage = (

@@ -8,7 +8,6 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
-from threading import Event
 
 import structlog
 
@@ -39,7 +38,6 @@ class Member:
         database: Database,
         store: Store,
         leases: Leases,
-        stopping: Event,
     ) -> None:
         self.row = row
         self.order = f"{row.id}-{row.fence}"
@@ -49,7 +47,6 @@ class Member:
         self._base_folder = settings.folder_of(row.base)
         self._database = database
         self._store = store
-        self._stopping = stopping
         self._recorder = Recorder(row, database=database, store=store)
         self._folder = settings.work_folder / self.order
         self._leases = leases
@@ -86,14 +83,14 @@ class Member:
     def hear(self, message: AnyTrainerMessage) -> None:
         """Write down what the trainer says of this job."""
         if isinstance(message, Broke):
-            self.retry(message.reason)
+            self.retry(message.reason, code=message.code)
         elif not isinstance(message, Alive):
             self.attempt(lambda: self._record(message))
             self.is_over = self.is_over or isinstance(message, FINAL)
 
-    def retry(self, reason: str) -> None:
+    def retry(self, reason: str, *, code: str = "too_many_attempts") -> None:
         """Put the job back in line after a fault of the machinery, or fail it after too many."""
-        self.attempt(lambda: self._retry(reason))
+        self.attempt(lambda: self._retry(reason, code=code))
 
     def _do_or_explain(self, work: Callable[[], None]) -> None:
         """Do it; end the job for a reason that no second try would change, else try again."""
@@ -103,7 +100,6 @@ class Member:
             raise
         except (StorageFull, OSError) as error:
             log.warning("the disk failed", error=str(error))
-            self._stopping.wait(FULL_DISK_SECONDS)
             self._retry("The worker could not write to its disk", code="storage_full")
         except GraftworkError as error:
             log.warning("the job failed", code=error.code, reason=error.message)
@@ -122,6 +118,7 @@ class Member:
             try:
                 return self._recorder.record(message)
             except Unavailable:
+                self._recorder.may_have_told = True
                 time.sleep(TICK_SECONDS)
 
     def _retry(self, reason: str, *, code: str = "too_many_attempts") -> None:
@@ -133,4 +130,5 @@ class Member:
                 max_attempts=self._settings.max_attempts,
                 reason=reason,
                 code=code,
+                wait_seconds=FULL_DISK_SECONDS if code == "storage_full" else 0.0,
             )

@@ -46,6 +46,9 @@ class Recorder:
         self._database = database
         self._store = store
         self._recorded_step = row.step
+        self.may_have_told = False
+        """Whether the answer to a message that was written down may have been lost."""
+        self._unsaved = False
         self._resume_digest = row.resume_digest
         self._trained_parameters = 0
 
@@ -80,7 +83,8 @@ class Recorder:
 
     @record.register
     def _(self, message: Metrics) -> None:
-        """Tell each step once: those computed again after a resume are equal."""
+        """Tell everything once: what is computed again after a resume is equal."""
+        known = message.step <= self._recorded_step or self.may_have_told
         with self._database.unit_of_work() as session:
             claims.update_owned(
                 session,
@@ -90,7 +94,9 @@ class Recorder:
                 tokens_per_second=message.tokens_per_second,
                 estimated_finish=database_now() + message.eta_seconds,
             )
-            if message.step > self._recorded_step:
+            if not known or not event.has_metrics(
+                session, self._row.id, step=message.step, names=message.values
+            ):
                 event.add(
                     session,
                     self._row.id,
@@ -111,7 +117,10 @@ class Recorder:
             if message.kind == "epoch":
                 raise
             log.warning("no room for a resume checkpoint", step=message.step)
+            shutil.rmtree(message.resume_folder, ignore_errors=True)
+            self._unsaved = True
             return
+        self._unsaved = False
         shown = message.kind == "epoch"
         digest = self._store.put_tree(Path(message.adapter_folder)) if shown else ""
         with self._database.unit_of_work() as session:
@@ -154,6 +163,9 @@ class Recorder:
 
     @record.register
     def _(self, message: Stopped) -> None:
+        """Hand the job back, unless what it would go on from could not be stored."""
+        if self._unsaved:
+            raise StorageFull("There was no room for the last checkpoint.")
         with self._database.unit_of_work() as session:
             claims.hand_back(session, self._row, step=message.step)
 

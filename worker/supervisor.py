@@ -81,7 +81,6 @@ class Supervisor:
             database=self._database,
             store=self._store,
             leases=self._leases,
-            stopping=self._stopping,
         )
         self._members[member.order] = member
         return member

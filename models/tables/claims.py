@@ -206,14 +206,20 @@ def retry(
     max_attempts: int,
     reason: str,
     code: str = "too_many_attempts",
+    wait_seconds: float = 0.0,
 ) -> None:
-    """Put an owned job back in line after a fault of the machinery, or fail it after too many."""
+    """Put an owned job back in line after a fault of the machinery, or fail it after too many.
+
+    Nobody takes it for `wait_seconds`.
+    """
     if row.attempts >= max_attempts:
         tried = f"{reason}; gave up after {row.attempts} attempts. Ask the server's operator."
         fail(session, row, code=code, message=tried)
         return
     message = f"{reason}; the job goes on from its last checkpoint."
-    _release(session, row, state=_state_after(session, row), message=message, level="warn")
+    wait = database_now() + wait_seconds if wait_seconds else None
+    state = _state_after(session, row)
+    _release(session, row, state=state, message=message, level="warn", lease_until=wait)
 
 
 def _state_after(session: Session, row: Job) -> str:
@@ -225,16 +231,8 @@ def _state_after(session: Session, row: Job) -> str:
 def _release(
     session: Session, row: Job, *, state: str, message: str, level: str = "info", **values: Any
 ) -> None:
-    update_owned(
-        session,
-        row,
-        state=state,
-        owner=None,
-        lease_until=None,
-        estimated_finish=None,
-        fence=Job.fence + 1,
-        **values,
-    )
+    free: dict[str, Any] = {"owner": None, "lease_until": None, "estimated_finish": None}
+    update_owned(session, row, state=state, fence=Job.fence + 1, **free | values)
     event.add(session, row.id, message=message, level=level)
     if state == "queued":
         ring(session, "graftwork.train", row.id)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from core.database import Database
-from core.errors import NotFound
+from core.errors import NotFound, StorageFull
 from core.ids import new_id
 from core.store import Store
 from models.tables import adapter, checkpoint, claims, file, job
@@ -183,3 +183,28 @@ def test_bytes_that_a_collector_took_meanwhile_are_stored_again(
     store.keep_tree(tree, folder)
     assert store.exists(digest)
     assert store.read_tree(tree)
+
+
+def test_half_a_tree_is_not_left_behind(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "resume"
+    folder.mkdir()
+    for name in ("a", "b"):
+        (folder / name).write_text(name)
+    put = Store._put
+
+    def put_first(self: Store, path: Path, *, key: str) -> None:
+        if not key.endswith("/a"):
+            raise StorageFull("full")
+        put(self, path, key=key)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "_put", put_first)
+        with pytest.raises(StorageFull):
+            store.put_tree(folder)
+    assert list((tmp_path / "store" / "trees").iterdir()) == []
+    digest = store.put_tree(folder)
+    assert store.read_tree(digest).keys() == {"a", "b"}
+    store.delete_tree(digest)
+    assert store.put_tree(folder) == digest

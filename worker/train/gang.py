@@ -12,7 +12,7 @@ from functools import partial
 
 import torch
 
-from core.errors import GraftworkError, InvalidData
+from core.errors import GraftworkError, InvalidData, is_disk_full
 from models.spec import Broke, Failed
 from worker.train.course import Want, Work
 from worker.train.report import Channel
@@ -151,6 +151,8 @@ def explain(error: Exception) -> Failed | Broke:
     if is_out_of_memory(error):
         return _OUT_OF_MEMORY
     log.error("the job met an unexpected error", exc_info=error)
+    if isinstance(error, OSError) and is_disk_full(error):
+        return Broke(reason="The trainer could not write to its disk", code="storage_full")
     return Broke(reason=f"The training process met an unexpected error ({type(error).__name__})")
 
 

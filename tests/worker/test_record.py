@@ -1,0 +1,110 @@
+"""What a trainer says, as it is written down: told once, and never more than is true."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from core.database import Database
+from core.errors import StorageFull
+from core.store import Store
+from models.spec import CheckpointSaved, Metrics, Stopped
+from models.tables import claims, event, job
+from models.tables.base import Page
+from models.tables.job import Job
+from tests.factories import make_queued_job
+from worker.record import Recorder
+
+
+def take(database: Database) -> Job:
+    with database.unit_of_work() as session:
+        row = claims.take(session, owner="w", seconds=30, state="queued")
+        assert row is not None
+        return row
+
+
+@pytest.fixture
+def row(database: Database) -> Job:
+    with database.unit_of_work() as session:
+        make_queued_job(session)
+    return take(database)
+
+
+def told(database: Database, row: Job) -> list[dict[str, Any]]:
+    with database.reading() as session:
+        events, _ = event.list_page(session, row.id, page=Page(limit=100, ascending=True))
+        return [one.data for one in events if one.type == "metrics" and one.data]
+
+
+def metrics(step: int, **values: float) -> Metrics:
+    return Metrics(
+        step=step, values=values, tokens_per_second=1.0, eta_seconds=1.0, trained_tokens=step
+    )
+
+
+def test_what_is_measured_behind_the_last_step_is_told_by_the_next_claim(
+    database: Database, store: Store, row: Job
+) -> None:
+    first = Recorder(row, database=database, store=store)
+    for step in (1, 2):
+        first.record(metrics(step, train_loss=1.0))
+    first.record(Stopped(step=2))
+    second = Recorder(take(database), database=database, store=store)
+    second.record(metrics(2, train_loss=1.0))
+    second.record(metrics(2, valid_loss=0.5))
+    second.record(metrics(3, train_loss=1.0))
+    expected = [{"step": 1, "train_loss": 1.0}, {"step": 2, "train_loss": 1.0}]
+    expected += [{"step": 2, "valid_loss": 0.5}, {"step": 3, "train_loss": 1.0}]
+    assert told(database, row) == expected
+
+
+def test_what_may_have_been_told_already_is_not_told_again(
+    database: Database, store: Store, row: Job
+) -> None:
+    recorder = Recorder(row, database=database, store=store)
+    for _ in range(2):  # the answer to the first COMMIT was lost
+        recorder.record(metrics(1, train_loss=1.0))
+        recorder.may_have_told = True
+    recorder.record(metrics(2, train_loss=1.0))
+    assert [data["step"] for data in told(database, row)] == [1, 2]
+
+
+def test_nothing_is_called_saved_that_found_no_room(
+    database: Database, store: Store, row: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders = [tmp_path / "resume-1", tmp_path / "resume-2"]
+    for folder in folders:
+        folder.mkdir()
+        (folder / "state.json").write_text(folder.name)
+    recorder = Recorder(row, database=database, store=store)
+
+    def save(folder: Path, step: int) -> None:
+        recorder.record(
+            CheckpointSaved(
+                step=step, kind="resume", adapter_folder="", resume_folder=str(folder), metrics={}
+            )
+        )
+
+    def refuse(self: Store, folder: Path) -> str:
+        raise StorageFull("full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "put_tree", refuse)
+        save(folders[0], 1)
+    assert not folders[0].exists()
+    with pytest.raises(StorageFull):
+        recorder.record(Stopped(step=1))
+    save(folders[1], 2)
+    recorder.record(Stopped(step=2))
+    with database.reading() as session:
+        found = job.get(session, row.id, tenant="acme")
+        assert (found.state, found.resume_digest is None) == ("queued", False)
+
+
+def test_a_full_disk_is_not_met_again_at_once(database: Database, row: Job) -> None:
+    with database.unit_of_work() as session:
+        claims.retry(session, row, max_attempts=5, reason="The disk is full", wait_seconds=30)
+    with database.unit_of_work() as session:
+        assert not claims.waiting(session, state="queued", older_than=-1)
+        assert claims.take(session, owner="w", seconds=30, state="queued") is None
+        job.cancel(session, row.id, tenant="acme")
