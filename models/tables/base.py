@@ -3,7 +3,19 @@
 from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple, TypeAlias, TypeVar
 
-from sqlalchemy import Double, MetaData, Select, Update, or_, select, text, tuple_, update
+from sqlalchemy import (
+    BigInteger,
+    Double,
+    Integer,
+    MetaData,
+    Select,
+    Update,
+    or_,
+    select,
+    text,
+    tuple_,
+    update,
+)
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import DeclarativeBase, InstrumentedAttribute, Session
 from sqlalchemy.sql.compiler import SQLCompiler
@@ -11,6 +23,8 @@ from sqlalchemy.sql.elements import ColumnElement
 from sqlalchemy.sql.functions import FunctionElement
 
 RowT = TypeVar("RowT", bound="Base")
+COUNT = BigInteger().with_variant(Integer(), "sqlite")
+"""Of what may be more than 32 bits count; SQLite's integers have 64."""
 Claim: TypeAlias = tuple[str, int]
 """The id of a row that is held, and the fence of its claim."""
 

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, ForeignKey, Integer, String, select, update
+from sqlalchemy import JSON, ForeignKey, Integer, String, select, update
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
-from models.tables.base import Base, Page, database_now, read_page
+from models.tables.base import COUNT, Base, Page, database_now, read_page
 
 
 class Checkpoint(Base):
@@ -19,7 +19,7 @@ class Checkpoint(Base):
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), index=True)
     tenant: Mapped[str] = mapped_column(String(32))
     name: Mapped[str] = mapped_column(String(255), unique=True)
-    step: Mapped[int] = mapped_column(BigInteger)
+    step: Mapped[int] = mapped_column(COUNT)
     digest: Mapped[str] = mapped_column(String(64), index=True)
     metrics: Mapped[dict[str, Any]] = mapped_column(JSON)
     created_at: Mapped[float] = mapped_column(default=database_now())

@@ -29,7 +29,7 @@ from sqlalchemy.sql.elements import ColumnElement
 from core.errors import InvalidRequest, NotFound
 from core.queue import Ring
 from models.tables import event
-from models.tables.base import Base, Page, database_now, read_page
+from models.tables.base import COUNT, Base, Page, database_now, read_page
 
 WAITING = ("validating_files", "queued")
 OWNED = ("running", "pausing")
@@ -82,8 +82,8 @@ class Job(Base):
     started_at: Mapped[float | None]
     finished_at: Mapped[float | None]
     report: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
-    step: Mapped[int] = mapped_column(BigInteger, default=0)
-    total_steps: Mapped[int | None] = mapped_column(BigInteger)
+    step: Mapped[int] = mapped_column(COUNT, default=0)
+    total_steps: Mapped[int | None] = mapped_column(COUNT)
     trained_tokens: Mapped[int | None] = mapped_column(BigInteger)
     trained_parameters: Mapped[int | None] = mapped_column(BigInteger)
     tokens_per_second: Mapped[float | None]

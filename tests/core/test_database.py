@@ -6,10 +6,11 @@ from sqlalchemy.exc import IntegrityError
 from core.database import IDLE_SECONDS, SAFE_WAL, Database, sqlite_module
 from core.errors import Unavailable
 from migrations import alembic_config, is_current, migrate
-from models.tables import api_key
+from models.tables import api_key, event, job
 from models.tables.base import hold_writers
 from models.tables.file import File
 from tests.conftest import fresh_postgres
+from tests.factories import make_job
 
 
 def test_an_error_undoes_the_whole_unit_of_work(database: Database) -> None:
@@ -37,6 +38,24 @@ def test_migrations_go_down_and_up_again(database_url: str) -> None:
     assert not is_current(database.engine)
     migrate(database_url)
     assert is_current(database.engine)
+    database.close()
+
+
+def test_steps_become_longer_under_rows_that_have_children(database_url: str) -> None:
+    database = Database(database_url)
+    with database.unit_of_work() as session:
+        made = make_job(session, step=3, total_steps=7).id
+        event.add(session, made, message="Step 3.")
+    database.close()
+    downgrade(alembic_config(database_url), "0004")
+    migrate(database_url)
+    database = Database(database_url)
+    with database.unit_of_work() as session:
+        row = job.get(session, made, tenant="acme")
+        assert (row.step, row.total_steps) == (3, 7)
+        row.total_steps = 2**40
+    with database.reading() as session:
+        assert job.get(session, made, tenant="acme").total_steps == 2**40
     database.close()
 
 
