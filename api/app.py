@@ -11,8 +11,8 @@ from api.engine_client import EngineClient
 from api.metrics import Metrics
 from api.observer import Observer
 from api.routes import adapters, catalog, comparisons, completions, files, health, jobs, readings
-from api.upload_form import remove_stale
 from core.database import Database
+from core.leftovers import remove_stale
 from core.settings import Settings, get_settings
 from core.store import Store
 

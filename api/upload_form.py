@@ -4,11 +4,9 @@ Starlette's own parser spools to the system's temporary folder, which is often m
 writes where the store is, a mebibyte at a time in a thread, and counts while it writes.
 """
 
-import shutil
 import tempfile
-import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import IO
 
@@ -25,7 +23,6 @@ PIECE = MEBIBYTE
 FRAMING_BYTES = MEBIBYTE
 FIELD_BYTES = 4096
 MAX_PARTS = 16
-STALE_SECONDS = 86_400
 PREFIX = "upload-"
 
 
@@ -146,14 +143,6 @@ class UploadForm:
 
     def _end(self) -> None:
         self._ended = True
-
-
-def remove_stale(folder: Path) -> None:
-    """Remove what was left behind by uploads, and by others, whose process was killed."""
-    for path in folder.glob("*"):
-        with suppress(FileNotFoundError):  # another api may be doing the same
-            if path.stat().st_mtime < time.time() - STALE_SECONDS:
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _boundary(request: StrictRequest) -> bytes:

@@ -39,7 +39,7 @@ def main() -> None:
         job = client.post(
             "/fine_tuning/jobs", {"model": base, "training_file": file["id"], **TRAINING}
         )
-        job = follow(client, job["id"])
+        job = follow(client, job["id"], patience=0)
         if job["status"] != "succeeded":
             sys.exit(f"The job {job['status']}: {job['error']}")
         result = {

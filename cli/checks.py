@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from dotenv import dotenv_values
 from pydantic import BaseModel
+from pydantic_settings import DotEnvSettingsSource
 
 from cli.banner import hide_password
 from core.errors import GraftworkError
@@ -43,7 +43,7 @@ def check_python(_settings: Settings) -> Finding:
 def check_settings(_settings: Settings) -> Finding:
     """Find variables that look like settings but are none: a typo there is silent."""
     known = {*_setting_names(Settings), "API_KEY", "BASE_URL", "NATIVE", "PARENT_PID"}
-    names = (name.upper() for name in (*os.environ, *dotenv_values(".env")))
+    names = (name.upper() for name in (*os.environ, *DotEnvSettingsSource(Settings).env_vars))
     given = {name.removeprefix(PREFIX) for name in names if name.startswith(PREFIX)}
     if unknown := sorted(given - known):
         words = ", ".join(PREFIX + name for name in unknown)

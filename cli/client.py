@@ -12,7 +12,6 @@ from cli.console import err
 from core.errors import GraftworkError, InvalidRequest, Unauthorized, Unavailable
 
 JSON = dict[str, Any]
-AWAY_SECONDS = 600.0
 AGAIN_SECONDS = 2.0
 
 
@@ -50,8 +49,8 @@ class Client:
         """GET an object."""
         return self._json("GET", path, params=query)
 
-    def poll(self, path: str, **query: Any) -> JSON:
-        """GET an object that is being waited for, though the api be away for a while."""
+    def poll(self, path: str, *, patience: float, **query: Any) -> JSON:
+        """GET an object that is being waited for, though the api be away for so many seconds."""
         gone_since = None
         while True:
             try:
@@ -59,11 +58,12 @@ class Client:
             except (Unavailable, Refused) as error:
                 if isinstance(error, Refused) and error.status != httpx.codes.SERVICE_UNAVAILABLE:
                     raise
-                if gone_since is None:
-                    gone_since = time.monotonic()
-                    err.print("The api does not answer; waiting for it.", style="yellow")
-                if time.monotonic() - gone_since > AWAY_SECONDS:
+                now = time.monotonic()
+                if now - (gone_since or now) >= patience:
                     raise
+                if gone_since is None:
+                    gone_since = now
+                    err.print("The api does not answer; waiting for it.", style="yellow")
             time.sleep(AGAIN_SECONDS)
 
     def post(self, path: str, body: JSON) -> JSON:

@@ -1,6 +1,7 @@
 """Follows a comparison over HTTP and prints its table."""
 
 import time
+from math import inf
 from typing import Any
 
 from rich import box
@@ -38,7 +39,7 @@ def follow(client: Client, comparison_id: str) -> JSON:
     shown: dict[str, str] = {}
     with Live(console=err, transient=True, auto_refresh=False) as live:
         while True:
-            found = client.poll(path)
+            found = client.poll(path, patience=inf)
             if err.is_terminal:
                 live.update(make_table(found), refresh=True)
             else:

@@ -46,7 +46,7 @@ def _run(folder: Path) -> bool:
         job = client.post(
             "/fine_tuning/jobs", {"model": base, "training_file": uploaded["id"], **TRAINING}
         )
-        job = follow(client, job["id"])
+        job = follow(client, job["id"], patience=0)
         if job["status"] != "succeeded":
             fail(f"The job {job['status']}.")
         err.print(f"Trained in {time.monotonic() - began:.0f} s. Asking base and adapter …\n")

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from math import inf
 from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
@@ -15,27 +16,29 @@ LINE_SECONDS = 10.0
 STYLES = {"warn": "yellow", "error": "red"}
 
 
-def follow(client: Client, job_id: str) -> JSON:
-    """Show a job until it has ended or is paused, and return it."""
+def follow(client: Client, job_id: str, *, patience: float = inf) -> JSON:
+    """Show a job until it has ended or is paused, and return it; see `Client.poll`."""
     path = f"/fine_tuning/jobs/{job_id}"
     seen: set[str] = set()
     job = client.get(path)
     with _Display() as display:
         while True:
-            for event in reversed(list(_new_events(client, path, seen=seen))):
+            for event in reversed(list(_new_events(client, path, seen=seen, patience=patience))):
                 display.event(event)
             display.step(job)
             if job["status"] in ENDED:
                 return job
             time.sleep(POLL_SECONDS)
-            job = client.poll(path)  # before its events, so that the last ones are not missed
+            job = client.poll(
+                path, patience=patience
+            )  # before its events, so that the last ones are not missed
 
 
-def _new_events(client: Client, path: str, *, seen: set[str]) -> Iterator[JSON]:
+def _new_events(client: Client, path: str, *, seen: set[str], patience: float) -> Iterator[JSON]:
     """Yield the events that were not seen before, newest first."""
     after: dict[str, Any] = {}
     while True:
-        page = client.poll(f"{path}/events", limit=100, **after)
+        page = client.poll(f"{path}/events", patience=patience, limit=100, **after)
         for event in page["data"]:
             if event["id"] in seen:
                 return

@@ -132,7 +132,7 @@ class Settings(BaseSettings):
 
     @property
     def uploads_folder(self) -> Path:
-        """Where files lie on their way in or out; the api removes what a killed program left."""
+        """Where files lie on their way in or out; see `core.leftovers`."""
         return self.data_folder / "uploads"
 
     @property

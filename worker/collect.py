@@ -54,6 +54,7 @@ def _collect_adapters(database: Database, store: Store) -> None:
     """Remove deleted adapters and checkpoints, and trees that no living one of them has."""
     with database.unit_of_work() as session:
         hold_writers(session, Adapter)
+        hold_writers(session, Checkpoint)
         gone: list[Adapter | Checkpoint] = [
             *adapter.tombstones(session, limit=BATCH),
             *checkpoint.tombstones(session, limit=BATCH),

@@ -1,5 +1,6 @@
 """What `graftwork doctor` finds by itself, without a server."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,8 @@ def test_names_that_are_no_settings_are_told(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, state: str, where: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    for other in [one for one in os.environ if one.startswith("GRAFTWORK_")]:
+        monkeypatch.delenv(other)
     if where == "environment":
         monkeypatch.setenv(name, "8")
     else:

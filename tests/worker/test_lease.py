@@ -163,4 +163,4 @@ def test_a_row_that_was_never_renewed_may_have_been_taken_a_while_ago(database, 
     began = time.monotonic()
     with Leases(database=database, seconds=4.0, renew=refuse) as leases:
         assert leases.hold(rows[0]).lost.wait(PATIENCE)
-    assert time.monotonic() - began < 4.0
+    assert time.monotonic() - began < 3.0  # of 3.5

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 import uvicorn
 
+from core.leftovers import remove_stale
 from core.settings import Settings
 from worker.engine.app import create_app
 from worker.engine.engine import Engine
@@ -34,6 +35,7 @@ class _Server(uvicorn.Server):
 
 def serve(settings: Settings) -> int:
     """Serve until told to stop; returns the exit code, 1 if the torch thread died."""
+    remove_stale(settings.uploads_folder)
     with _listen(settings.engine_address) as listener:
         return asyncio.run(_serve(settings, listener))
 
@@ -99,7 +101,7 @@ def _listen(address: str) -> Iterator[socket.socket]:
         url = urlsplit(address)
         host = _interface(url.hostname or "localhost")
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        place = (host, url.port or 80)
+        place = (host, 80 if url.port is None else url.port)
         with socket.create_server(place, family=family, backlog=_BACKLOG) as listener:
             yield listener
         return

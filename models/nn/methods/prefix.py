@@ -81,7 +81,7 @@ class Prefix(StartsFromTokens, Method):
 
     @property
     def rows_before(self) -> int:  # noqa: D102 - as the base class says
-        return self.prefix_length
+        return 0 if self.zero_gate else self.prefix_length
 
     def tensors(self, shape: Shape) -> dict[str, tuple[int, ...]]:
         """Return P (p, f), or the network's input (p, d) and weights; and the gates (L, H)."""
