@@ -93,16 +93,17 @@ class Store:
         digest = hashlib.sha256(manifest).hexdigest()
         if self._exists(_tree(digest, MANIFEST)):
             return digest
+        fresh = [name for name in files if not self._exists(_tree(digest, name))]
         try:
             for name in files:
                 self._put(folder / name, key=_tree(digest, name))
-            with tempfile.TemporaryDirectory() as scratch:
+            with full_disk(), tempfile.TemporaryDirectory() as scratch:
                 path = Path(scratch) / MANIFEST
                 path.write_bytes(manifest)
                 self._put(path, key=_tree(digest, MANIFEST))
-        except GraftworkError:
+        except StorageFull:
             with suppress(GraftworkError):  # nobody would find the half of it
-                self._delete_files(digest, files)
+                self._delete_files(digest, fresh)
             raise
         return digest
 

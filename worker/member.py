@@ -116,13 +116,17 @@ class Member:
             if self.lease.lost.is_set():
                 raise StaleFence("The lease was lost.")
             try:
-                return self._recorder.record(message)
+                self._recorder.record(message)
             except Unavailable:
                 self._recorder.may_have_told = True
                 time.sleep(TICK_SECONDS)
+            else:
+                self._recorder.may_have_told = False
+                return
 
     def _retry(self, reason: str, *, code: str = "too_many_attempts") -> None:
         self.is_over = True
+        patience = FULL_DISK_SECONDS * 2 ** (self.row.attempts - 1)
         with self._database.unit_of_work() as session:
             claims.retry(
                 session,
@@ -130,5 +134,5 @@ class Member:
                 max_attempts=self._settings.max_attempts,
                 reason=reason,
                 code=code,
-                wait_seconds=FULL_DISK_SECONDS if code == "storage_full" else 0.0,
+                wait_seconds=patience if code == "storage_full" else 0.0,
             )

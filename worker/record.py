@@ -47,7 +47,8 @@ class Recorder:
         self._store = store
         self._recorded_step = row.step
         self.may_have_told = False
-        """Whether the answer to a message that was written down may have been lost."""
+        """Whether the message may have been written down before, and only the answer was lost."""
+        self._told: set[tuple[int, frozenset[str]]] | None = None
         self._unsaved = False
         self._resume_digest = row.resume_digest
         self._trained_parameters = 0
@@ -84,7 +85,6 @@ class Recorder:
     @record.register
     def _(self, message: Metrics) -> None:
         """Tell everything once: what is computed again after a resume is equal."""
-        known = message.step <= self._recorded_step or self.may_have_told
         with self._database.unit_of_work() as session:
             claims.update_owned(
                 session,
@@ -94,9 +94,7 @@ class Recorder:
                 tokens_per_second=message.tokens_per_second,
                 estimated_finish=database_now() + message.eta_seconds,
             )
-            if not known or not event.has_metrics(
-                session, self._row.id, step=message.step, names=message.values
-            ):
+            if not self._is_told(session, message):
                 event.add(
                     session,
                     self._row.id,
@@ -122,7 +120,12 @@ class Recorder:
             return
         self._unsaved = False
         shown = message.kind == "epoch"
-        digest = self._store.put_tree(Path(message.adapter_folder)) if shown else ""
+        try:
+            digest = self._store.put_tree(Path(message.adapter_folder)) if shown else ""
+        except StorageFull:
+            if resume and resume != self._resume_digest:
+                self._store.delete_tree(resume)
+            raise
         with self._database.unit_of_work() as session:
             claims.update_owned(session, self._row, resume_digest=resume)
             if shown and checkpoint.find_step(session, self._row.id, step=message.step) is None:
@@ -163,11 +166,8 @@ class Recorder:
 
     @record.register
     def _(self, message: Stopped) -> None:
-        """Hand the job back, unless what it would go on from could not be stored."""
-        if self._unsaved:
-            raise StorageFull("There was no room for the last checkpoint.")
         with self._database.unit_of_work() as session:
-            claims.hand_back(session, self._row, step=message.step)
+            claims.hand_back(session, self._row, step=None if self._unsaved else message.step)
 
     @record.register
     def _(self, message: Failed) -> None:
@@ -180,6 +180,13 @@ class Recorder:
                 param=message.param,
                 problems=message.problems,
             )
+
+    def _is_told(self, session: Session, message: Metrics) -> bool:
+        if message.step > self._recorded_step and not self.may_have_told:
+            return False
+        if self._told is None or self.may_have_told:
+            self._told = event.told_metrics(session, self._row.id)
+        return (message.step, frozenset(message.values)) in self._told
 
     def _store_results(self, path: Path) -> File:
         return File(

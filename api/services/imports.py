@@ -23,6 +23,7 @@ from core.ids import random_letters
 from models.tables import adapter, checkpoint, job
 from models.tables.adapter import Adapter
 from models.tables.base import hold_writers
+from models.tables.checkpoint import Checkpoint
 from models.wire import InspectReply, InspectRequest
 
 _suffix = TypeAdapter[str](Suffix)
@@ -153,6 +154,7 @@ def _discard(digest: str, *, parts: Parts) -> None:
     """Remove the stored files unless something else has the same ones."""
     with suppress(GraftworkError), parts.database.unit_of_work() as session:
         hold_writers(session, Adapter)
+        hold_writers(session, Checkpoint)
         used = (
             adapter.is_used(session, digest)
             or checkpoint.is_used(session, digest)

@@ -188,14 +188,16 @@ def fail(
     event.add(session, row.id, level="error", message=message, data={"code": code})
 
 
-def hand_back(session: Session, row: Job, *, step: int) -> None:
-    """Give back a job whose trainer was told to stop and has saved its state.
+def hand_back(session: Session, row: Job, *, step: int | None) -> None:
+    """Give back a job whose trainer was told to stop and has saved its state, if there was room.
 
     It becomes `paused` if somebody asked for that, else `queued` for another worker; neither
     counts as a failed attempt.
     """
     state = _state_after(session, row)
     message = f"The job was saved at step {step}; it is {state}."
+    if step is None:
+        message = f"There was no room to save the job; it is {state}, as last saved."
     _release(session, row, state=state, message=message, attempts=Job.attempts - 1)
 
 

@@ -1,6 +1,6 @@
 """What happened to a job, in order: messages for people and metrics for curves."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import JSON, ForeignKey, Integer, String, Text, select
@@ -43,13 +43,10 @@ def add(
     session.flush()
 
 
-def has_metrics(session: Session, job_id: str, *, step: int, names: Iterable[str]) -> bool:
-    """Say whether a job's metrics of these names were told of this step."""
-    told = select(Event.data).where(
-        Event.job_id == job_id, Event.type == "metrics", Event.data["step"].as_integer() == step
-    )
-    wanted = {"step", *names}
-    return any(data is not None and data.keys() == wanted for data in session.scalars(told))
+def told_metrics(session: Session, job_id: str) -> set[tuple[int, frozenset[str]]]:
+    """Return of which steps a job's metrics were told, and which; it reads all of them."""
+    told = select(Event.data).where(Event.job_id == job_id, Event.type == "metrics")
+    return {(data["step"], frozenset(data) - {"step"}) for data in session.scalars(told) if data}
 
 
 def list_page(session: Session, job_id: str, *, page: Page) -> tuple[Sequence[Event], bool]:

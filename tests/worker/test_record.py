@@ -1,5 +1,7 @@
 """What a trainer says, as it is written down: told once, and never more than is true."""
 
+import errno
+import time
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +10,13 @@ import pytest
 from core.database import Database
 from core.errors import StorageFull
 from core.store import Store
-from models.spec import CheckpointSaved, Metrics, Stopped
+from models.spec import Broke, CheckpointSaved, Metrics, Stopped
 from models.tables import claims, event, job
 from models.tables.base import Page
 from models.tables.job import Job
 from tests.factories import make_queued_job
 from worker.record import Recorder
+from worker.train.gang import explain
 
 
 def take(database: Database) -> Job:
@@ -34,6 +37,12 @@ def told(database: Database, row: Job) -> list[dict[str, Any]]:
     with database.reading() as session:
         events, _ = event.list_page(session, row.id, page=Page(limit=100, ascending=True))
         return [one.data for one in events if one.type == "metrics" and one.data]
+
+
+def said(database: Database, row: Job) -> str:
+    with database.reading() as session:
+        (last,), _ = event.list_page(session, row.id, page=Page(limit=1))
+        return last.message
 
 
 def metrics(step: int, **values: float) -> Metrics:
@@ -92,19 +101,29 @@ def test_nothing_is_called_saved_that_found_no_room(
         patch.setattr(Store, "put_tree", refuse)
         save(folders[0], 1)
     assert not folders[0].exists()
-    with pytest.raises(StorageFull):
-        recorder.record(Stopped(step=1))
+    recorder.record(Stopped(step=1))
+    assert said(database, row) == "There was no room to save the job; it is queued, as last saved."
+    again = take(database)
+    assert again.attempts == 1
+    recorder = Recorder(again, database=database, store=store)
     save(folders[1], 2)
     recorder.record(Stopped(step=2))
+    assert said(database, row) == "The job was saved at step 2; it is queued."
     with database.reading() as session:
-        found = job.get(session, row.id, tenant="acme")
-        assert (found.state, found.resume_digest is None) == ("queued", False)
+        assert job.get(session, row.id, tenant="acme").resume_digest is not None
 
 
 def test_a_full_disk_is_not_met_again_at_once(database: Database, row: Job) -> None:
     with database.unit_of_work() as session:
-        claims.retry(session, row, max_attempts=5, reason="The disk is full", wait_seconds=30)
+        claims.retry(session, row, max_attempts=5, reason="The disk is full", wait_seconds=0.5)
     with database.unit_of_work() as session:
         assert not claims.waiting(session, state="queued", older_than=-1)
         assert claims.take(session, owner="w", seconds=30, state="queued") is None
-        job.cancel(session, row.id, tenant="acme")
+    time.sleep(0.6)
+    assert take(database).attempts == 2
+
+
+def test_a_trainers_full_disk_is_called_by_its_name() -> None:
+    told = explain(OSError(errno.ENOSPC, "No space left on device"))
+    assert isinstance(told, Broke)
+    assert told.code == "storage_full"
