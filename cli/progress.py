@@ -29,9 +29,8 @@ def follow(client: Client, job_id: str, *, patience: float = inf) -> JSON:
             if job["status"] in ENDED:
                 return job
             time.sleep(POLL_SECONDS)
-            job = client.poll(
-                path, patience=patience
-            )  # before its events, so that the last ones are not missed
+            # Before its events, so that the last ones are not missed.
+            job = client.poll(path, patience=patience)
 
 
 def _new_events(client: Client, path: str, *, seen: set[str], patience: float) -> Iterator[JSON]:

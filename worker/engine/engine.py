@@ -118,7 +118,7 @@ class Engine:
                 self._store.fetch_tree, digest, Path(scratch) / "adapter"
             )
             look = inspect(folder, digest=digest, loader=opened.loader, budget=budget)
-            return await asyncio.wrap_future(self._inbox.ask_in_pieces(look))
+            return await asyncio.wrap_future(self._inbox.ask(look))
 
     @property
     def busy(self) -> bool:

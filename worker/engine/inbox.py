@@ -28,14 +28,11 @@ class Inbox:
         self._posted.put(act)
         self.called.value = 1  # behind it, or `run` might lower the flag before it finds this
 
-    def ask(self, work: Callable[[], ResultT]) -> Future[ResultT]:
-        """Have something computed by the engine's thread, unless it is cancelled before."""
-        result: Future[ResultT] = Future()
-        self.put(partial(_answer, result, work))
-        return result
+    def ask(self, work: Generator[None, None, ResultT]) -> Future[ResultT]:
+        """Have something computed by the engine's thread, unless it is cancelled before.
 
-    def ask_in_pieces(self, work: Generator[None, None, ResultT]) -> Future[ResultT]:
-        """Have it computed piece by piece: it yields where a step may come in between."""
+        It yields where a step may come in between.
+        """
         result: Future[ResultT] = Future()
         self.put(partial(self._go_on, result, work))
         return result
@@ -67,17 +64,8 @@ class Inbox:
         except StopIteration as end:
             if result.set_running_or_notify_cancel():
                 result.set_result(end.value)
-        except Exception as error:  # noqa: BLE001 - as in `_answer`
+        except Exception as error:  # noqa: BLE001 - the asker's to handle; the engine goes on
             if result.set_running_or_notify_cancel():
                 result.set_exception(error)
         else:
             self.put(partial(self._go_on, result, work))
-
-
-def _answer(result: Future[ResultT], work: Callable[[], ResultT]) -> None:
-    if not result.set_running_or_notify_cancel():
-        return
-    try:
-        result.set_result(work())
-    except Exception as error:  # noqa: BLE001 - the asker's to handle; the engine goes on
-        result.set_exception(error)

@@ -5,7 +5,7 @@ Shapes: p rows of a prefix, K key and value heads, h head dimension, n tokens, d
 
 from collections.abc import Generator, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 import torch
@@ -26,8 +26,6 @@ from models.wire import AdapterRef, Input
 from worker.engine.demonstrations import Demonstrations
 from worker.engine.request import Request
 from worker.engine.sequence import Footing
-
-ReturnT = TypeVar("ReturnT")
 
 LARGEST = 1e12
 """No number of an adapter may be larger: its products must stay finite under a weight of zero."""

@@ -102,7 +102,7 @@ class Method(BaseModel):
 
     @property
     def rows_before(self) -> int:
-        """How many positions are taken by rows of its own that stand before every sequence."""
+        """How many positions its own rows take before every sequence, demonstrations apart."""
         return 0
 
     @property

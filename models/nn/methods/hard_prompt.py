@@ -87,7 +87,8 @@ class HardPrompt(Method):
         return 0 if self.algorithm == "pez" else self.steps
 
     @property
-    def rows_before(self) -> int:  # noqa: D102 - as the base class says
+    def rows_before(self) -> int:
+        """The tokens of the prompt."""
         return self.prompt_length
 
     def tensors(self, shape: Shape) -> dict[str, tuple[int, ...]]:

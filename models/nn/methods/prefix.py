@@ -80,7 +80,8 @@ class Prefix(StartsFromTokens, Method):
         return self.zero_gate
 
     @property
-    def rows_before(self) -> int:  # noqa: D102 - as the base class says
+    def rows_before(self) -> int:
+        """The keys and values, but gated ones, which have a softmax of their own."""
         return 0 if self.zero_gate else self.prefix_length
 
     def tensors(self, shape: Shape) -> dict[str, tuple[int, ...]]:

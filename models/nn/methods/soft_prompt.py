@@ -71,7 +71,8 @@ class SoftPrompt(StartsFromTokens, Method):
         return False
 
     @property
-    def rows_before(self) -> int:  # noqa: D102 - as the base class says
+    def rows_before(self) -> int:
+        """The rows of the prompt."""
         return self.prompt_length
 
     def tensors(self, shape: Shape) -> dict[str, tuple[int, ...]]:

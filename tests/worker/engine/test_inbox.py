@@ -4,7 +4,7 @@ import threading
 import time
 from collections.abc import Callable, Generator
 
-from worker.engine.inbox import GATHER_SECONDS, Inbox
+from worker.engine.inbox import GATHER_SECONDS, Inbox, ResultT
 
 
 def test_what_a_posted_function_posts_has_its_turn_later() -> None:
@@ -50,8 +50,13 @@ def test_who_is_alone_does_not_wait_and_who_never_comes_is_not_waited_for() -> N
 
 
 def test_what_is_asked_is_answered_by_the_thread_that_runs() -> None:
+    def once(compute: Callable[[], ResultT]) -> Generator[None, None, ResultT]:
+        return compute()
+        yield
+
     inbox = Inbox()
-    answer, failure, cancelled = inbox.ask(lambda: 7), inbox.ask(lambda: 1 // 0), inbox.ask(list)
+    answer, failure = inbox.ask(once(lambda: 7)), inbox.ask(once(lambda: 1 // 0))
+    cancelled = inbox.ask(once(list[int]))
     cancelled.cancel()
     inbox.run(wait=False)
     assert answer.result(0) == 7
@@ -90,8 +95,8 @@ def test_others_have_their_turn_between_two_pieces() -> None:
         yield
         raise LookupError
 
-    answer, failed = inbox.ask_in_pieces(work()), inbox.ask_in_pieces(fail())
-    dropped = inbox.ask_in_pieces(work())
+    answer, failed = inbox.ask(work()), inbox.ask(fail())
+    dropped = inbox.ask(work())
     inbox.run(wait=False)
     assert done == ["one", "one"]
     dropped.cancel()

@@ -279,7 +279,7 @@ def test_a_prefix_as_rows_equals_its_keys_and_values(method, variant):
     torch.testing.assert_close(compiled, shared, atol=2e-5, rtol=1e-5)
     alone = [run_terms(backbone, part, terms=terms) for part in ids.split(lengths)]
     torch.testing.assert_close(shared, torch.cat(alone), atol=2e-5, rtol=1e-5)
-    assert (prefix.rows if prefix else 0) == terms.prefix_rows
+    assert (prefix.rows if prefix else 0) == terms.prefix_rows == method.rows_before
 
 
 @torch.no_grad()
