@@ -23,7 +23,7 @@ def list_models(
     database: DatabaseDep, *, tenant: TenantDep, settings: SettingsDep
 ) -> Listing[ModelCard]:
     """List the base and the caller's adapters."""
-    with database.unit_of_work() as session:
+    with database.reading() as session:
         return list_items(catalog.list_cards(session, tenant=tenant, settings=settings))
 
 
@@ -32,7 +32,7 @@ def retrieve_model(
     model: str, *, database: DatabaseDep, tenant: TenantDep, settings: SettingsDep
 ) -> ModelCard:
     """Show a base, an adapter or a checkpoint."""
-    with database.unit_of_work() as session:
+    with database.reading() as session:
         return catalog.find_card(session, model, tenant=tenant, settings=settings)
 
 

@@ -52,7 +52,7 @@ def list_comparisons(
     database: DatabaseDep, *, tenant: TenantDep, page: PageDep
 ) -> Listing[ComparisonObject]:
     """List comparisons, newest first."""
-    with database.unit_of_work() as session:
+    with database.reading() as session:
         rows, has_more = comparison.list_page(session, tenant=tenant, page=page)
         shown = [ComparisonObject.of(row, table=assemble(session, row)) for row in rows]
         return list_items(shown, has_more=has_more)
@@ -63,7 +63,7 @@ def retrieve_comparison(
     comparison_id: str, *, database: DatabaseDep, tenant: TenantDep
 ) -> ComparisonObject:
     """Show a comparison and its table as far as it goes."""
-    with database.unit_of_work() as session:
+    with database.reading() as session:
         row = comparison.get(session, comparison_id, tenant=tenant)
         return ComparisonObject.of(row, table=assemble(session, row))
 
@@ -79,7 +79,7 @@ def cancel_comparison(
 
 
 def _find(comparison_id: str, database: DatabaseDep, tenant: TenantDep) -> Comparison:
-    with database.unit_of_work() as session:
+    with database.reading() as session:
         return comparison.get(session, comparison_id, tenant=tenant)
 
 

@@ -59,7 +59,7 @@ def list_files(
     database: DatabaseDep, *, tenant: TenantDep, page: FilePageDep, purpose: str | None = None
 ) -> Listing[FileObject]:
     """List files, newest first unless `order=asc`."""
-    with database.unit_of_work() as session:
+    with database.reading() as session:
         rows, has_more = file.list_page(session, tenant=tenant, page=page, purpose=purpose)
         return list_items([FileObject.of(row) for row in rows], has_more=has_more)
 
@@ -67,7 +67,7 @@ def list_files(
 @router.get("/files/{file_id}")
 def retrieve_file(file_id: str, *, database: DatabaseDep, tenant: TenantDep) -> FileObject:
     """Show a file."""
-    with database.unit_of_work() as session:
+    with database.reading() as session:
         return FileObject.of(file.get(session, file_id, tenant=tenant))
 
 
@@ -96,7 +96,7 @@ def delete_file(file_id: str, *, database: DatabaseDep, tenant: TenantDep) -> De
 
 
 def _find(database: Database, file_id: str, *, tenant: str) -> file.File:
-    with database.unit_of_work() as session:
+    with database.reading() as session:
         return file.get(session, file_id, tenant=tenant)
 
 

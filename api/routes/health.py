@@ -42,6 +42,6 @@ async def ready(
 def show_metrics(request: Request, database: DatabaseDep) -> Response:
     """Show the counts in Prometheus' text format."""
     metrics = request.app.state.metrics
-    with suppress(Unavailable), database.unit_of_work() as session:
+    with suppress(Unavailable), database.reading() as session:
         metrics.show_jobs(job.count_by_state(session))
     return Response(metrics.render(), media_type="text/plain; version=0.0.4; charset=utf-8")

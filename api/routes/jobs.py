@@ -43,7 +43,7 @@ def list_jobs(
     request: Request, *, database: DatabaseDep, tenant: TenantDep, page: PageDep
 ) -> Listing[JobObject]:
     """List jobs, newest first; `metadata[k]=v` keeps those that carry the pair."""
-    with database.unit_of_work() as session:
+    with database.reading() as session:
         rows, has_more = job.list_page(
             session, tenant=tenant, page=page, metadata=_metadata_filter(request)
         )
@@ -53,7 +53,7 @@ def list_jobs(
 @router.get("/fine_tuning/jobs/{job_id}")
 def retrieve_job(job_id: str, *, database: DatabaseDep, tenant: TenantDep) -> JobObject:
     """Show a job."""
-    with database.unit_of_work() as session:
+    with database.reading() as session:
         return JobObject.of(job.get(session, job_id, tenant=tenant))
 
 
@@ -83,7 +83,7 @@ def list_events(
     job_id: str, *, database: DatabaseDep, tenant: TenantDep, page: PageDep
 ) -> Listing[EventObject]:
     """List what happened to a job, newest first."""
-    with database.unit_of_work() as session:
+    with database.reading() as session:
         row = job.get(session, job_id, tenant=tenant)
         events, has_more = event.list_page(session, row.id, page=page)
         return list_items([EventObject.of(found) for found in events], has_more=has_more)
@@ -94,7 +94,7 @@ def list_checkpoints(
     job_id: str, *, database: DatabaseDep, tenant: TenantDep, page: PageDep
 ) -> Listing[CheckpointObject]:
     """List a job's checkpoints, newest first."""
-    with database.unit_of_work() as session:
+    with database.reading() as session:
         row = job.get(session, job_id, tenant=tenant)
         found, has_more = checkpoint.list_page(session, row.id, page=page)
         return list_items([CheckpointObject.of(item) for item in found], has_more=has_more)

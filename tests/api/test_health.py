@@ -6,6 +6,7 @@ from pathlib import Path
 
 import httpx
 
+from models.tables import api_key
 from tests.api.conftest import Stack, free_port, wait_for
 
 
@@ -28,6 +29,23 @@ def test_an_engine_that_loads_makes_it_unready(stack: Stack) -> None:
     engine = response.json()["checks"]["engine"]
     assert (engine["ok"], engine["detail"]) == (False, "The engine is not ready yet.")
     assert httpx.get(f"{stack.url}/livez").status_code == 200
+
+
+def test_who_reads_waits_for_no_writer(
+    stack: Stack, http: httpx.Client, training_file: str
+) -> None:
+    body = {"model": "tiny", "training_file": training_file}
+    job = http.post("/v1/fine_tuning/jobs", json=body).json()["id"]
+    paths = [
+        *("/v1/models", "/v1/models/tiny", "/v1/files", f"/v1/files/{training_file}"),
+        *(f"/v1/files/{training_file}/content", "/v1/fine_tuning/jobs", "/metrics"),
+        *(f"/v1/fine_tuning/jobs/{job}{part}" for part in ("", "/events", "/checkpoints")),
+        "/v1/fine_tuning/comparisons",
+    ]
+    with stack.database.unit_of_work() as session:
+        api_key.create(session, tenant="busy", name="not committed")
+        found = {path: http.get(path).status_code for path in paths}
+    assert found == dict.fromkeys(paths, 200)
 
 
 def test_metrics_count_by_template(stack: Stack, http: httpx.Client, training_file: str) -> None:
