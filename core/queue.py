@@ -20,6 +20,10 @@ from core.settings import get_settings
 
 SILENT_SECONDS = 5.0
 
+VALIDATE = "graftwork.validate"
+TRAIN = "graftwork.train"
+COMPARE = "graftwork.compare"
+
 log = structlog.get_logger(__name__)
 
 

@@ -108,10 +108,8 @@ def list_jobs(session: Session, comparison_id: str) -> Sequence[Job]:
 
 def cancel(session: Session, comparison_id: str, *, tenant: str) -> Comparison:
     """End a comparison and those of its jobs that have not ended."""
-    session.execute(
-        select(Comparison.number).where(Comparison.id == comparison_id).with_for_update()
-    )
     row = get(session, comparison_id, tenant=tenant)
+    session.refresh(row, with_for_update=True)
     if row.state == "cancelled":
         return row  # a client that lost the reply asks again
     if row.state not in OPEN:
@@ -127,6 +125,7 @@ def cancel(session: Session, comparison_id: str, *, tenant: str) -> Comparison:
     )
     session.refresh(row)
     for one in list_jobs(session, row.id):
+        session.refresh(one, with_for_update=True)  # it may end while this waits
         if one.state not in TERMINAL:
             event.add(session, one.id, message=f"Its comparison {row.id} was cancelled.")
             job.cancel(session, one.id, tenant=tenant)

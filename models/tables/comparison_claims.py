@@ -9,12 +9,11 @@ from sqlalchemy.orm import Session, aliased
 from sqlalchemy.sql.elements import ColumnElement
 
 from core.errors import StaleFence
+from core.queue import COMPARE
 from models.comparison import Evaluated
 from models.tables.base import Claim, Held, changes_one, database_now, lease_is_over, renew_leases
 from models.tables.comparison import OPEN, Comparison
 from models.tables.job import TERMINAL, Job, ring
-
-TASK = "graftwork.compare"
 
 
 def _is_due(row: type[Comparison]) -> ColumnElement[bool]:
@@ -97,7 +96,7 @@ def keep(session: Session, row: Comparison, label: str, *, found: Evaluated) -> 
 def hand_back(session: Session, row: Comparison) -> None:
     """Let another worker go on; it does not count as an attempt."""
     update_owned(session, row, owner=None, lease_until=None, attempts=Comparison.attempts - 1)
-    ring(session, TASK, row.id)
+    ring(session, COMPARE, row.id)
 
 
 def finish(session: Session, row: Comparison, *, state: str, **values: Any) -> None:

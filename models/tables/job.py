@@ -27,7 +27,7 @@ from sqlalchemy.orm import Mapped, Session, mapped_column
 from sqlalchemy.sql.elements import ColumnElement
 
 from core.errors import InvalidRequest, NotFound
-from core.queue import Ring
+from core.queue import COMPARE, TRAIN, VALIDATE, Ring
 from models.tables import event
 from models.tables.base import COUNT, Base, Page, database_now, read_page
 
@@ -102,7 +102,7 @@ def add(session: Session, row: Job) -> Job:
     session.add(row)
     session.flush()
     event.add(session, row.id, message=f"Created fine-tuning job: {row.id}")
-    ring(session, "graftwork.validate", row.id)
+    ring(session, VALIDATE, row.id)
     return row
 
 
@@ -176,14 +176,15 @@ def resume(session: Session, job_id: str, *, tenant: str) -> Job:
     state = "queued" if row.report else "validating_files"
     _take_away(session, row, state=state)
     event.add(session, row.id, message="The job was resumed.")
-    ring(session, "graftwork.train" if state == "queued" else "graftwork.validate", row.id)
+    ring(session, TRAIN if state == "queued" else VALIDATE, row.id)
     return row
 
 
 def _hold(session: Session, job_id: str, *, tenant: str) -> Job:
     """Read a job so that nobody changes it before this transaction ends."""
-    session.execute(select(Job.number).where(Job.id == job_id).with_for_update())
-    return get(session, job_id, tenant=tenant)
+    row = get(session, job_id, tenant=tenant)
+    session.refresh(row, with_for_update=True)  # it may have changed while this waited
+    return row
 
 
 def _check(row: Job, allowed: Sequence[str], *, verb: str) -> None:
@@ -239,4 +240,4 @@ def ring(session: Session, task: str, subject: str) -> None:
 def ring_comparison(session: Session, row: Job) -> None:
     """Wake a worker for the comparison that a job which has ended belongs to, if it does."""
     if row.comparison_id is not None:
-        ring(session, "graftwork.compare", row.comparison_id)
+        ring(session, COMPARE, row.comparison_id)
