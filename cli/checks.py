@@ -77,6 +77,7 @@ def check_sqlite(settings: Settings) -> Finding:
 
 def check_database(settings: Settings) -> Finding:
     """Reach the database and compare its schema and clock with ours."""
+    from sqlalchemy.engine import make_url
     from sqlalchemy.exc import SQLAlchemyError
 
     from cli.database import revision
@@ -85,8 +86,8 @@ def check_database(settings: Settings) -> Finding:
     from models.tables.base import read_clock
 
     shown = hide_password(settings.database)
-    file = Path(settings.database.removeprefix("sqlite:///"))
-    if settings.database.startswith("sqlite:///") and not file.exists():
+    url = make_url(settings.database)
+    if url.get_backend_name() == "sqlite" and not Path(url.database or "").exists():
         return Finding("note", f"{shown} is not there yet", "`graftwork serve` makes it")
     database = Database(settings.database)
     try:

@@ -5,6 +5,7 @@ import tempfile
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
+from urllib.parse import quote
 
 from pydantic import BaseModel, Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -148,7 +149,7 @@ class Settings(BaseSettings):
     @property
     def database(self) -> str:
         """The database URL in force."""
-        return self.database_url or f"sqlite:///{self.data_folder / 'graftwork.db'}"
+        return self.database_url or f"sqlite:///{quote(str(self.data_folder / 'graftwork.db'))}"
 
     @property
     def store(self) -> str:

@@ -14,6 +14,7 @@ from collections.abc import Container, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import unquote
 
 import obstore
 from obstore.exceptions import BaseError
@@ -51,7 +52,8 @@ class Store:
     """The byte store of one installation."""
 
     def __init__(self, url: str) -> None:
-        self._local = Path(url.removeprefix("file://")) if url.startswith("file://") else None
+        local = url.startswith("file://")
+        self._local = Path(unquote(url.removeprefix("file://"))) if local else None
         if self._local:
             self._local.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._objects = LocalStore(self._local)

@@ -32,6 +32,14 @@ def test_a_file_comes_back_as_it_was(store: Store, tmp_path: Path) -> None:
         store.fetch_file(digest, tmp_path / "again")
 
 
+def test_a_folder_may_have_any_name(tmp_path: Path) -> None:
+    named = tmp_path / "my größe 100%20 #1?"
+    (tmp_path / "rows").write_bytes(b"{}")
+    digest = Store(named.as_uri()).put_file(tmp_path / "rows")
+    assert [path.name for path in named.rglob(digest)] == [digest]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [named.name, "rows"]
+
+
 def test_changed_bytes_are_never_handed_out(store: Store, folder: Path, tmp_path: Path) -> None:
     blob = store.put_file(folder / "a.bin")
     tree = store.put_tree(folder)
