@@ -6,19 +6,26 @@ from core.database import open_database
 from core.settings import get_settings
 from models.tables import Base
 
+CHECK = "PRAGMA foreign_key_check"
+
 
 def run() -> None:
     """Run the migrations in one transaction on the database in force."""
     engine = open_database(context.config.attributes.get("url") or get_settings().database)
     with engine.connect() as connection:
+        rebuilds = connection.dialect.name == "sqlite"
+        if rebuilds:  # a table is changed by making it again, under rows that refer to it
+            connection.connection.driver_connection.execute("PRAGMA foreign_keys=OFF")
         context.configure(
             connection=connection,
             target_metadata=Base.metadata,
-            render_as_batch=connection.dialect.name == "sqlite",
+            render_as_batch=rebuilds,
             compare_type=True,
         )
         with context.begin_transaction():
             context.run_migrations()
+            if rebuilds and (lost := connection.exec_driver_sql(CHECK).all()):
+                raise RuntimeError(f"The migration would leave rows without their parents: {lost}.")
     engine.dispose()
 
 

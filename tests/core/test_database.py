@@ -41,13 +41,13 @@ def test_migrations_go_down_and_up_again(database_url: str) -> None:
     database.close()
 
 
-def test_steps_become_longer_under_rows_that_have_children(database_url: str) -> None:
+def test_tables_change_under_rows_that_have_children(database_url: str) -> None:
     database = Database(database_url)
     with database.unit_of_work() as session:
         made = make_job(session, step=3, total_steps=7).id
         event.add(session, made, message="Step 3.")
     database.close()
-    downgrade(alembic_config(database_url), "0004")
+    downgrade(alembic_config(database_url), "0003")
     migrate(database_url)
     database = Database(database_url)
     with database.unit_of_work() as session:
