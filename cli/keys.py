@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
 from cli.console import Commands, err, out
 from cli.environment import DataDir, configure
@@ -44,7 +45,8 @@ def list_keys(data_dir: DataDir = None) -> None:
         for row in api_key.list_all(session):
             created = datetime.fromtimestamp(row.created_at, UTC).strftime("%Y-%m-%d %H:%M UTC")
             state = "open" if row.revoked_at is None else "revoked"
-            table.add_row(row.id, row.tenant, row.name, row.hint, created, state)
+            cells = row.id, row.tenant, row.name, row.hint, created, state
+            table.add_row(*map(Text, cells))
     out.print(table, width=200)
 
 

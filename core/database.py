@@ -48,7 +48,10 @@ def sqlite_module() -> ModuleType:
 
 
 def open_database(url: str) -> Engine:
-    """Return an engine for `url`; SQLite gets its pragmas, PostgreSQL a checked pool."""
+    """Return an engine for `url`; SQLite gets its pragmas, PostgreSQL a checked pool.
+
+    What rows hold is never part of an error: errors are logged.
+    """
     parsed = make_url(url)
     return _open_sqlite(parsed) if parsed.get_backend_name() == "sqlite" else _open_server(parsed)
 
@@ -58,7 +61,12 @@ def _open_server(url: URL) -> Engine:
         url = url.set(drivername="postgresql+psycopg")
     patience = {key: POSTGRES_PATIENCE[key] for key in POSTGRES_PATIENCE.keys() - url.query}
     engine = create_engine(
-        url, pool_pre_ping=True, pool_size=10, max_overflow=20, connect_args=patience
+        url,
+        pool_pre_ping=True,
+        pool_size=10,
+        max_overflow=20,
+        connect_args=patience,
+        hide_parameters=True,
     )
 
     @event.listens_for(engine, "connect")
@@ -77,7 +85,10 @@ def _open_sqlite(url: URL) -> Engine:
         Path(url.database).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     module = sqlite_module()
     engine = create_engine(
-        url, module=module, connect_args={"timeout": BUSY_SECONDS, "check_same_thread": False}
+        url,
+        module=module,
+        connect_args={"timeout": BUSY_SECONDS, "check_same_thread": False},
+        hide_parameters=True,
     )
     journal = "WAL" if module.sqlite_version_info >= SAFE_WAL else "DELETE"
 

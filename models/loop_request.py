@@ -65,9 +65,9 @@ def resolve(request: LoopRequest, *, method: AnyMethod, rows: int) -> LoopSpec:
     multiplier = request.learning_rate_multiplier
     rate = request.learning_rate or method.learning_rate
     rate *= 1.0 if multiplier == "auto" else multiplier
-    if rate > MAX_LEARNING_RATE:
+    if not 0 < rate <= MAX_LEARNING_RATE:
         raise InvalidRequest(
-            f"The learning rate comes to {rate:g}, over {MAX_LEARNING_RATE:g}.",
+            f"The learning rate comes to {rate:g}, not over 0 and up to {MAX_LEARNING_RATE:g}.",
             code="invalid_value",
             param="hyperparameters.learning_rate_multiplier",
         )

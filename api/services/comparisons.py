@@ -211,7 +211,7 @@ def _refuse_bare_text(store: Store, digest: str) -> None:
     line, _, _ = next(store.stream(digest), b"").partition(b"\n")
     try:
         first = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return
     if isinstance(first, dict) and "text" in first and "prompt" not in first:
         raise InvalidRequest(

@@ -13,6 +13,7 @@ from core.ids import new_id
 from models.tables.base import Base, changes_one, database_now
 
 TENANT = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")
+LONGEST_NAME = 64
 
 
 class ApiKey(Base):
@@ -22,7 +23,7 @@ class ApiKey(Base):
 
     id: Mapped[str] = mapped_column(String(40), primary_key=True)
     tenant: Mapped[str] = mapped_column(String(32), index=True)
-    name: Mapped[str] = mapped_column(String(64))
+    name: Mapped[str] = mapped_column(String(LONGEST_NAME))
     hint: Mapped[str] = mapped_column(String(8))
     secret_hash: Mapped[str] = mapped_column(String(64), unique=True)
     created_at: Mapped[float] = mapped_column(default=database_now())
@@ -42,6 +43,12 @@ def create(
             f"{tenant!r} is no tenant name: lower-case letters, digits and '-', at most 32.",
             code="invalid_tenant",
             param="tenant",
+        )
+    if len(name) > LONGEST_NAME:
+        raise InvalidRequest(
+            f"A key's name has at most {LONGEST_NAME} characters, this one {len(name)}.",
+            code="invalid_name",
+            param="name",
         )
     secret = secret or f"gw-{secrets.token_urlsafe(32)}"
     row = ApiKey(

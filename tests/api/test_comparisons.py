@@ -107,6 +107,14 @@ def test_rows_without_answers_are_refused(
     assert answer.json()["error"]["code"] == "no_answers"
 
 
+def test_a_first_row_that_is_nested_too_deeply_is_the_workers_to_refuse(
+    http: httpx.Client, client: OpenAI, training_file: str
+) -> None:
+    deep = b'{"text": ' + b"[" * 100_000 + b"]" * 100_000 + b"}\n"
+    file = client.files.create(file=("deep.jsonl", deep), purpose="fine-tune").id
+    assert created(http, training_file, validation_file=file)["status"] == "training"
+
+
 def test_a_key_makes_one_comparison(http: httpx.Client, training_file: str) -> None:
     headers = {"idempotency-key": "once"}
     methods = [{"type": "lora"}]

@@ -161,7 +161,7 @@ def test_doctor_knows_our_own_api(served) -> None:
 
 def test_keys_are_made_listed_and_revoked(served) -> None:
     installation, _ = served
-    made = installation.run("keys", "create", "--tenant", "team-b", "--name", "laptop")
+    made = installation.run("keys", "create", "--tenant", "team-b", "--name", "my [/old] laptop")
     secret, key_id = made.stdout.strip(), made.stderr.split()[0]
     headers = {"Authorization": f"Bearer {secret}"}
     assert httpx.get(f"{installation.url}/models", headers=headers).status_code == 200

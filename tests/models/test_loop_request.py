@@ -36,6 +36,9 @@ def test_an_absurd_rate_is_refused() -> None:
     asked = LoopRequest(learning_rate=1.0, learning_rate_multiplier=100)
     with pytest.raises(InvalidRequest, match="learning rate comes to 100"):
         resolve(asked, method=LORA, rows=1)
+    asked = LoopRequest(learning_rate=1e-320, learning_rate_multiplier=1e-10)
+    with pytest.raises(InvalidRequest, match="learning rate comes to 0"):
+        resolve(asked, method=LORA, rows=1)
 
 
 def test_a_method_that_trains_the_quantised_weights_is_refused() -> None:

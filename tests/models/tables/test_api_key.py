@@ -21,6 +21,13 @@ def test_a_key_opens_until_it_is_revoked(database: Database) -> None:
         api_key.revoke(session, row.id)
 
 
+def test_a_name_is_as_long_as_its_column(database: Database) -> None:
+    with database.unit_of_work() as session:
+        api_key.create(session, tenant="acme", name="x" * 64)
+    with pytest.raises(InvalidRequest, match="65"), database.unit_of_work() as session:
+        api_key.create(session, tenant="acme", name="x" * 65)
+
+
 @pytest.mark.parametrize("name", ["", "Acme", "a b", "../x", "a" * 33, "a:b"])
 def test_a_tenant_name_is_fit_for_a_model_name(database: Database, name: str) -> None:
     with pytest.raises(InvalidRequest), database.unit_of_work() as session:
