@@ -1,6 +1,5 @@
 """What a trainer says, written to the database and the store; publishing is one transaction."""
 
-import hashlib
 import shutil
 from functools import singledispatchmethod
 from pathlib import Path
@@ -22,7 +21,7 @@ from models.spec import (
     Succeeded,
     Validated,
 )
-from models.tables import checkpoint, claims, event
+from models.tables import adapter, checkpoint, claims, event
 from models.tables.adapter import Adapter
 from models.tables.base import database_now
 from models.tables.checkpoint import Checkpoint
@@ -34,8 +33,9 @@ log = structlog.get_logger(__name__)
 
 def model_name(row: Job) -> str:
     """Return the name that the job's result will have, the same at every try."""
-    letters = hashlib.sha256(row.id.encode()).hexdigest()[:8]
-    return f"ft:{row.base}:{row.tenant}:{row.suffix or ''}:{letters}"
+    return adapter.name_of(
+        base=row.base, tenant=row.tenant, suffix=row.suffix or "", letters=row.id[-8:]
+    )
 
 
 class Recorder:

@@ -133,8 +133,11 @@ def _mismatch(report: ImportReport) -> Reported:
 def _publish(
     arrival: Arrival, digest: str, report: ImportReport, *, tenant: str, parts: Parts
 ) -> ImportedModel:
+    name = adapter.name_of(
+        base=parts.settings.base, tenant=tenant, suffix=arrival.suffix, letters=random_letters(8)
+    )
     row = Adapter(
-        name=f"ft:{parts.settings.base}:{tenant}:{arrival.suffix}:{random_letters(8)}",
+        name=name,
         tenant=tenant,
         base=parts.settings.base,
         method=report.method,

@@ -32,6 +32,11 @@ class Adapter(Base):
     deleted_at: Mapped[float | None]
 
 
+def name_of(*, base: str, tenant: str, suffix: str, letters: str) -> str:
+    """Return what an adapter is called by; `letters` tell it from others."""
+    return f"ft:{base}:{tenant}:{suffix}:{letters}"
+
+
 def find(session: Session, name: str, *, tenant: str) -> Adapter | None:
     """Return a tenant's living adapter by name."""
     return session.scalar(
