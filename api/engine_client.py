@@ -1,4 +1,4 @@
-"""The one internal HTTP call: from the api to the inference engine, over a Unix socket or TCP."""
+"""The one internal HTTP call of the api: to the inference engine, over a Unix socket or TCP."""
 
 import asyncio
 from collections.abc import AsyncIterator

@@ -1,4 +1,4 @@
-"""What api and engine say to each other: requests, replies, and the lines of a stream."""
+"""What the engine and who asks it say to each other: requests, replies, lines of a stream."""
 
 from typing import Any, Literal
 

@@ -1,4 +1,4 @@
-"""The engine's HTTP face, for the api only: generate, read, inspect, health, metrics, drop."""
+"""The engine's HTTP face, for the api and comparisons: answers, inspection, health, metrics."""
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable

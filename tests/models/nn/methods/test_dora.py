@@ -1,5 +1,7 @@
 """DoRA against PEFT: it reads ours, we read its, and training goes the same way."""
 
+from math import isfinite
+
 import peft
 import pytest
 import torch
@@ -106,7 +108,7 @@ def test_rows_of_zeros_stay_finite():
     tensors = METHODS[0].init(backbone.base, torch.Generator().manual_seed(0))
     logits = run_alone(backbone, ids, method=METHODS[0], tensors=tensors)
     assert torch.equal(logits, run(backbone, ids))
-    assert all(loss == loss for loss in train_ours(METHODS[0], backbone, steps=3))
+    assert all(isfinite(loss) for loss in train_ours(METHODS[0], backbone, steps=3))
 
 
 def test_the_squares_of_the_base_are_summed_once(monkeypatch):
