@@ -15,7 +15,7 @@ def run() -> None:
     with engine.connect() as connection:
         rebuilds = connection.dialect.name == "sqlite"
         if rebuilds:  # a table is changed by making it again, under rows that refer to it
-            connection.connection.driver_connection.execute("PRAGMA foreign_keys=OFF")
+            connection.connection.cursor().execute("PRAGMA foreign_keys=OFF")
         context.configure(
             connection=connection,
             target_metadata=Base.metadata,
