@@ -14,7 +14,7 @@ from worker.compare.questions import Question, Questions
 AT_ONCE = 16
 CLASSIFY_ROWS = 16
 TIMED_ANSWERS, TIMED_TOKENS, TIMED_INPUTS, ROUNDS = 8, 32, 32, 3
-LETTERS_PER_TOKEN, SPARE_TOKENS, MOST_TOKENS = 3, 16, 256
+SPARE_TOKENS = 16
 
 CLASSIFIERS_ONLY = ("labels_not_allowed", "not_generative")
 """What the engine says to who takes a classifier for something else."""
@@ -80,17 +80,17 @@ class Asked:
             return
         raise EngineRefused("No question fits into the model's context.", code=TOO_LONG)
 
-    def _say(self, question: Question, *, most: int | None = None) -> str:
-        sampling = SamplingSpec(max_tokens=most or self._most_tokens, temperature=0.0)
-        return self._generate(question, sampling)
+    def _say(self, question: Question, *, most: int | None) -> str:
+        return self._generate(question, SamplingSpec(max_tokens=most, temperature=0.0))
 
     def _say_if_it_fits(self, question: Question) -> str:
-        try:
-            return self._say(question)
-        except EngineRefused as refusal:
-            if refusal.code != TOO_LONG:
-                raise
-            return UNANSWERED
+        for most in (self._most_tokens, None):  # None: as much as the context has room for
+            try:
+                return self._say(question, most=most)
+            except EngineRefused as refusal:
+                if refusal.code != TOO_LONG:
+                    raise
+        return UNANSWERED
 
     def _label_what_fits(self, questions: Sequence[Question]) -> list[str]:
         try:
@@ -129,9 +129,13 @@ class Asked:
 
 
 def longest_answer(questions: Sequence[Question]) -> int:
-    """Return how many tokens an answer may have: room for the longest that is right."""
-    letters = max(len(text) for question in questions for text in question.references)
-    return min(letters // LETTERS_PER_TOKEN + SPARE_TOKENS, MOST_TOKENS)
+    """Return how many tokens an answer may have: room for the longest that is right.
+
+    A token is a byte at least; in digits, or in letters that a tokenizer hardly knows, it is
+    not much more.
+    """
+    references = (text for question in questions for text in question.references)
+    return max(len(text.encode()) for text in references) + SPARE_TOKENS
 
 
 def overhead(model: Asked, *, base: Asked) -> float | None:
