@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from cli.console import Commands, err, out
@@ -38,7 +38,9 @@ def create(
 @app.command("list")
 def list_keys(data_dir: DataDir = None) -> None:
     """List all keys, oldest first."""
-    table = Table("id", "tenant", "name", "ends in", "created", "state", box=None, pad_edge=False)
+    table = Table(Column("id", no_wrap=True), box=None, pad_edge=False)  # whole, to be revoked by
+    for name in ("tenant", "name", "ends in", "created", "state"):
+        table.add_column(name, overflow="fold")
     with _session(data_dir) as session:
         from models.tables import api_key
 
@@ -47,7 +49,7 @@ def list_keys(data_dir: DataDir = None) -> None:
             state = "open" if row.revoked_at is None else "revoked"
             cells = row.id, row.tenant, row.name, row.hint, created, state
             table.add_row(*map(Text, cells))
-    out.print(table, width=200)
+    out.print(table)
 
 
 @app.command()

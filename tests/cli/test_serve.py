@@ -165,7 +165,9 @@ def test_keys_are_made_listed_and_revoked(served) -> None:
     secret, key_id = made.stdout.strip(), made.stderr.split()[0]
     headers = {"Authorization": f"Bearer {secret}"}
     assert httpx.get(f"{installation.url}/models", headers=headers).status_code == 200
-    assert secret not in installation.run("keys", "list").stdout
+    listed = installation.run("keys", "list").stdout
+    assert key_id in listed
+    assert secret not in listed
     assert installation.run("keys", "revoke", key_id).returncode == 0
     assert httpx.get(f"{installation.url}/models", headers=headers).status_code == 401
     assert "revoked" in installation.run("keys", "list").stdout
