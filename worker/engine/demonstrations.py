@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import TYPE_CHECKING, NamedTuple
 
+from core.errors import InvalidRequest
 from models.nn.chat import Renderer
 from models.nn.demonstrations import show_before_text, show_in_chat
 from models.nn.messages import normalise
@@ -56,6 +57,7 @@ class Demonstrations:
     fixed: tuple[Pair, ...]
     renderer: Renderer
     features: Features
+    context: int
 
     @classmethod
     def of(
@@ -65,12 +67,13 @@ class Demonstrations:
         *,
         renderer: Renderer,
         features: Features,
+        context: int,
     ) -> "Demonstrations | None":
         """Return what an adapter shows; None if its method has no such site."""
         if "demonstrations" not in method.sites:
             return None
         fixed = tuple(method.demonstrations(tensors, None))
-        return cls(method, tensors, fixed, renderer, features)
+        return cls(method, tensors, fixed, renderer, features, context)
 
     def pairs(self, source: Input) -> Sequence[Pair]:
         """Return what to show before this request."""
@@ -89,8 +92,20 @@ class Demonstrations:
         return [token for token, _ in equal]
 
     def prompt(self, source: Input) -> Prompt:
-        """Return the request's tokens behind those of its demonstrations."""
-        return render(show(source, self.pairs(source), self.renderer), self.renderer)
+        """Return the request's tokens behind those of its demonstrations.
+
+        `InvalidRequest`, before anything is tokenised, for an adapter that shows more than fits.
+        """
+        pairs = self.pairs(source)
+        size = sum(len(text.encode()) for pair in pairs for text in pair)
+        if size > self.context * self.renderer.longest_token:
+            raise InvalidRequest(
+                f"The context of this engine is {self.context} tokens; what the adapter shows "
+                "before a request takes more.",
+                code="context_length_exceeded",
+                param="model",
+            )
+        return render(show(source, pairs, self.renderer), self.renderer)
 
 
 class Shown(NamedTuple):

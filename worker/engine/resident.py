@@ -133,7 +133,21 @@ class Loader:
         terms = Terms.of(artifact.method, artifact.tensors, self.base, casts=casts)
         stored = (*artifact.tensors.values(), *casts.values())
         _require_bounded(adapter, _largest(terms, stored=stored, bound=artifact.largest))
-        return Prepared(adapter, artifact, terms, _read_form(artifact, default=self.form))
+        form = _read_form(artifact, default=self.form)
+        self._require_room(form)
+        return Prepared(adapter, artifact, terms, form)
+
+    def _require_room(self, form: Form) -> None:
+        """Refuse words that leave a request no room: they are put before each of its inputs."""
+        words = (form.system or "") + form.lead
+        bound = self.context * self.renderer.longest_token
+        if len(words.encode()) > bound or len(self.renderer.encode(words)) >= self.context:
+            raise InvalidRequest(
+                f"The context of this engine is {self.context} tokens; the adapter's `prompt` "
+                "takes more.",
+                code="context_length_exceeded",
+                param="model",
+            )
 
     @torch.inference_mode()
     def finish(self, prepared: Prepared) -> Generator[None, None, Resident]:
@@ -144,7 +158,11 @@ class Loader:
         artifact, terms, form = prepared.artifact, prepared.terms, prepared.form
         adapter = prepared.adapter
         demonstrations = Demonstrations.of(
-            artifact.method, artifact.tensors, renderer=self.renderer, features=self.features
+            artifact.method,
+            artifact.tensors,
+            renderer=self.renderer,
+            features=self.features,
+            context=self.context,
         )
         shared = demonstrations.shared(form.wrap) if demonstrations else []
         rows = terms.prefix_rows

@@ -108,12 +108,14 @@ class InContext(Method):
     chosen: tuple[Demonstration, ...] = Field(
         (),
         max_length=MOST_DEMONSTRATIONS,
+        fail_fast=True,
         description="The demonstrations of the scope `fixed`; the job fills this in.",
         json_schema_extra={"readOnly": True},
     )
     pool: tuple[Demonstration, ...] = Field(
         (),
         max_length=LARGEST_POOL,
+        fail_fast=True,
         description="The rows to choose from in the scope `per_request`; the job fills this in.",
         json_schema_extra={"readOnly": True},
     )
@@ -124,6 +126,16 @@ class InContext(Method):
         if scope == "per_request" and info.data.get("selection") not in _PER_REQUEST:
             raise ValueError(f"`per_request` needs a selection of {' or '.join(_PER_REQUEST)}")
         return scope
+
+    @field_validator("chosen", "pool")
+    @classmethod
+    def _are_short(
+        cls, rows: tuple[Demonstration, ...], info: ValidationInfo
+    ) -> tuple[Demonstration, ...]:
+        most = info.data.get("max_characters", 0)
+        if any(len(row.prompt) + len(row.answer) > most for row in rows):
+            raise ValueError("a row has more than `max_characters` characters")
+        return rows
 
     @property
     def starts_as_base(self) -> bool:
