@@ -9,13 +9,15 @@ from core.errors import InvalidRequest
 
 INTEGERS = range(-(2**63), 2**63)
 LONGEST_INTEGER = 20
+MOST_KEYS = 1024
 
 
 def parse_json(body: bytes) -> Any:
     """Return the value of a UTF-8 JSON text.
 
-    Refused: invalid UTF-8, NaN and infinities, integers over 64 bits, duplicate keys, nesting that
-    exhausts the stack, NUL and lone surrogates in texts (no database stores them).
+    Refused: invalid UTF-8, NaN and infinities, integers over 64 bits, duplicate keys, more keys
+    than any object has, nesting that exhausts the stack, NUL and lone surrogates in texts (no
+    database stores them).
     """
     try:
         value = json.loads(
@@ -60,6 +62,8 @@ def _parse_int(text: str) -> int:
 
 
 def _parse_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(pairs) > MOST_KEYS:
+        raise _invalid(f"An object has {len(pairs)} keys; {MOST_KEYS} at most are read.")
     value = dict(pairs)
     if len(value) != len(pairs):
         twice = Counter(key for key, _ in pairs).most_common(1)[0][0]

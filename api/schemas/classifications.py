@@ -32,7 +32,9 @@ class ClassificationRequest(Wire):
     model: Name
     input: ClassificationInput
     labels: list[str] | None = Field(
-        default=None, description="For generative models: the answers to choose from."
+        default=None,
+        fail_fast=True,
+        description="For generative models: the answers to choose from.",
     )
     top_k: int | None = Field(default=None, ge=1, description="Show only the likeliest labels.")
     user: str | None = Field(default=None, description="Accepted, not read.")

@@ -36,7 +36,11 @@ def _check_labels(labels: tuple[str, ...]) -> tuple[str, ...]:
     return labels
 
 
-Labels = Annotated[tuple[str, ...], Field(max_length=MOST_LABELS), AfterValidator(_check_labels)]
+Labels = Annotated[
+    tuple[str, ...],
+    Field(max_length=MOST_LABELS, fail_fast=True),
+    AfterValidator(_check_labels),
+]
 
 
 def decide_labels(given: tuple[str, ...], pairs: Sequence[Pair]) -> tuple[str, ...]:

@@ -7,12 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from math import sqrt
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import lazy_loader
 from pydantic import BaseModel, Field
 
-from models.nn.places import match_targets, peft_name, places_in, refuse_settings, shorten_targets
+from models.nn.places import (
+    Names,
+    match_targets,
+    peft_name,
+    places_in,
+    refuse_settings,
+    shorten_targets,
+)
 from models.nn.shape import HEAD, Shape
 
 if TYPE_CHECKING:
@@ -20,8 +27,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 else:
     torch = lazy_loader.load("torch")
-
-Names = Annotated[tuple[str, ...], Field(min_length=1)]
 
 
 class LowRank(BaseModel):

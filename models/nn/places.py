@@ -1,7 +1,9 @@
 """Names: where a target that a user wrote leads, and what PEFT files call a place."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, Field
 
 from core.errors import InvalidRequest
 from models.nn.shape import path_of, place_of
@@ -26,6 +28,21 @@ _NEUTRAL_SETTINGS = frozenset(
         "task_type",
     }
 )
+MOST_NAMES = 4096
+"""More than any base has linear layers."""
+
+
+def _check_some(names: tuple[str, ...]) -> tuple[str, ...]:
+    if not names:
+        raise ValueError("at least one name is needed")
+    return names
+
+
+Names = Annotated[
+    tuple[str, ...],
+    Field(max_length=MOST_NAMES, fail_fast=True, json_schema_extra={"minItems": 1}),
+    AfterValidator(_check_some),
+]
 
 
 def is_target(target: str, place: str) -> bool:

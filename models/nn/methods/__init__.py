@@ -7,6 +7,7 @@ validate and describe methods.
 import importlib
 import pkgutil
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field, ValidationError
@@ -15,6 +16,7 @@ from core.errors import InvalidRequest
 from models.nn.methods.base import Method
 
 _PARAM = "peft"
+SHOWN_REASONS = 5
 
 
 def _discover() -> dict[str, type[Method]]:
@@ -103,7 +105,8 @@ def explain(error: ValidationError, method: type[Method]) -> InvalidRequest:
             param=param,
         )
     alike = [problem for problem in problems if problem["loc"][:1] == problems[0]["loc"][:1]]
-    reasons = "; or ".join(problem["msg"].removeprefix("Value error, ") for problem in alike)
+    said = dict.fromkeys(problem["msg"].removeprefix("Value error, ") for problem in alike)
+    reasons = "; or ".join(islice(said, SHOWN_REASONS))
     return InvalidRequest(
         f"Invalid value for {param}: {reasons}.", code="invalid_value", param=param
     )

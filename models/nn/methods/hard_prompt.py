@@ -71,6 +71,7 @@ class HardPrompt(Method):
         None,
         min_length=1,
         max_length=50000,
+        fail_fast=True,
         description="The words that the prompt may use, each one token; all whole words of the "
         "vocabulary if left out.",
     )

@@ -14,6 +14,8 @@ from pydantic import Field
 from core.errors import InvalidRequest
 from models.nn.methods.base import Method, Site
 from models.nn.places import (
+    MOST_NAMES,
+    Names,
     is_target,
     match_targets,
     peft_name,
@@ -47,13 +49,14 @@ class IA3(Method):
     peft_type: ClassVar[str | None] = "IA3"
 
     kind: Literal["ia3"] = Field("ia3", alias="type")
-    target_modules: tuple[str, ...] = Field(
+    target_modules: Names = Field(
         ("k_proj", "v_proj", "down_proj"),
-        min_length=1,
         description="Linear layers to rescale, by name such as `k_proj` or by full path.",
     )
     feedforward_modules: tuple[str, ...] = Field(
         ("down_proj",),
+        max_length=MOST_NAMES,
+        fail_fast=True,
         description="Those of target_modules whose input is rescaled instead of the output.",
     )
 

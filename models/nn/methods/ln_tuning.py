@@ -14,7 +14,14 @@ from pydantic import Field
 
 from core.errors import InvalidRequest
 from models.nn.methods.base import Method, Site
-from models.nn.places import match_targets, peft_name, places_in, refuse_settings, shorten_targets
+from models.nn.places import (
+    Names,
+    match_targets,
+    peft_name,
+    places_in,
+    refuse_settings,
+    shorten_targets,
+)
 from models.nn.shape import Shape, path_of
 from models.nn.terms import NormTerm
 
@@ -38,9 +45,8 @@ class LnTuning(Method):
     peft_type: ClassVar[str | None] = "LN_TUNING"
 
     kind: Literal["ln_tuning"] = Field("ln_tuning", alias="type")
-    target_modules: Literal["all-norms"] | tuple[str, ...] = Field(
+    target_modules: Literal["all-norms"] | Names = Field(
         "all-norms",
-        min_length=1,
         description="Norms to train: `all-norms`, or names such as `input_layernorm`.",
     )
 

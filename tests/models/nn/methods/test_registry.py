@@ -58,6 +58,20 @@ def test_a_bad_value_is_named_by_its_key(key, value):
     assert (error.code, error.param) == ("invalid_value", f"peft.{key}")
 
 
+@pytest.mark.parametrize(
+    ("kind", "key"),
+    [
+        *(("lora", "target_modules"), ("ia3", "target_modules"), ("ia3", "feedforward_modules")),
+        *(("ln_tuning", "target_modules"), ("head", "labels"), ("feature_based", "labels")),
+        *(("hard_prompt", "allowed_words"), ("in_context", "pool"), ("in_context", "chosen")),
+    ],
+)
+def test_of_a_long_bad_list_the_first_item_is_told(kind, key):
+    error = _refusal({"type": kind, key: [1] * 10_000})
+    assert error.param == f"peft.{key}"
+    assert len(error.message) < 200
+
+
 @pytest.mark.parametrize("block", [{}, {"type": "x"}, {"type": None}, {"type": ["lora"]}])
 def test_an_unknown_method_is_answered_with_those_that_exist(block):
     error = _refusal(block)
