@@ -14,6 +14,7 @@ from typing import Any
 from sqlalchemy import (
     JSON,
     BigInteger,
+    CompoundSelect,
     Index,
     Integer,
     String,
@@ -21,6 +22,7 @@ from sqlalchemy import (
     func,
     or_,
     select,
+    union,
     update,
 )
 from sqlalchemy.orm import Mapped, Session, mapped_column
@@ -199,6 +201,17 @@ def _take_away(session: Session, row: Job, **values: Any) -> None:
     free = {"owner": None, "lease_until": None, "estimated_finish": None}
     session.execute(statement.values(fence=Job.fence + 1, **free, **values))
     session.refresh(row)
+
+
+def pinned_digests() -> CompoundSelect[Any]:
+    """Select all bytes that jobs which have not ended need."""
+    columns = (Job.training_digest, Job.validation_digest, Job.parent_digest)
+    return union(
+        *(
+            select(column).where(Job.state.not_in(TERMINAL), column.is_not(None))
+            for column in columns
+        )
+    )
 
 
 def is_pinned(session: Session, digest: str) -> bool:

@@ -10,13 +10,12 @@ from typing import Any
 
 import pytest
 
-from core.ids import new_id
 from models.comparison import ComparisonResult
 from models.tables import adapter, comparison, comparison_claims, file
 from models.tables.base import Page
 from models.tables.comparison import Comparison
 from models.tables.comparison_table import assemble
-from tests.factories import make_job
+from tests.factories import make_comparison, make_job
 from tests.processes import wait_for
 from tests.worker.site import Site
 
@@ -65,22 +64,7 @@ def post(site: Site, rows: list[dict[str, Any]], *methods: dict[str, Any]) -> Co
     digest = site.store.put_file(path)
     files = {"training_digest": digest, "validation_digest": digest, "validation_file": "file-v"}
     with site.database.unit_of_work() as session:
-        row = Comparison(
-            id=new_id("ftcmp"),
-            tenant="acme",
-            base="tiny",
-            training_file="file-t",
-            validation_file="file-v",
-            validation_digest=digest,
-            budget={"tokens": 600},
-            training={},
-            metric="auto",
-            seed=3,
-            max_validation_rows=100,
-            entries=[],
-            request_digest="1" * 64,
-        )
-        comparison.add(session, row, jobs=[])
+        row = make_comparison(session, validation_digest=digest)
         jobs = [
             make_job(session, method=method, loop=LOOP, comparison_id=row.id, **files)
             for method in methods
