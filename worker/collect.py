@@ -91,11 +91,17 @@ def _collect_adapters(database: Database, store: Store) -> None:
 
 
 def _collect_resumes(database: Database, store: Store) -> None:
-    """Remove what ended jobs, cancelled ones say, would have gone on from."""
-    with database.unit_of_work() as session:
-        digests = job.take_ended_resumes(session, limit=BATCH)
-    for digest in digests:
-        store.delete_tree(digest)
+    """Remove what ended jobs would have gone on from.
+
+    The bytes go first: nobody would find them where they are, once their row does not say so.
+    """
+    with database.reading() as session:
+        resumes = job.ended_resumes(session, limit=BATCH)
+    for job_id, digest in resumes:
+        with _apart(digest, store):
+            store.delete_tree(digest)
+            with database.unit_of_work() as session:
+                job.forget_resume(session, job_id)
 
 
 def _collect_work(database: Database, folder: Path) -> None:

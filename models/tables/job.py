@@ -227,15 +227,18 @@ def is_pinned(session: Session, digest: str) -> bool:
     return session.scalar(query.limit(1)) is not None
 
 
-def take_ended_resumes(session: Session, *, limit: int) -> Sequence[str]:
-    """Forget the resume checkpoints of ended jobs and return their trees, for removal."""
-    ended = session.scalars(
-        select(Job).where(Job.state.in_(TERMINAL), Job.resume_digest.is_not(None)).limit(limit)
-    ).all()
-    digests = [row.resume_digest for row in ended if row.resume_digest]
-    for row in ended:
-        row.resume_digest = None
-    return digests
+def ended_resumes(session: Session, *, limit: int) -> Sequence[tuple[str, str]]:
+    """Return ended jobs that still have a resume checkpoint, and its tree, the oldest first."""
+    query = select(Job.id, Job.resume_digest).where(
+        Job.state.in_(TERMINAL), Job.resume_digest.is_not(None)
+    )
+    found = session.execute(query.order_by(Job.number).limit(limit))
+    return [(row.id, row.resume_digest) for row in found]
+
+
+def forget_resume(session: Session, job_id: str) -> None:
+    """Forget the resume checkpoint of an ended job; its tree is gone."""
+    session.execute(update(Job).where(Job.id == job_id).values(resume_digest=None))
 
 
 def count_by_state(session: Session) -> dict[str, int]:

@@ -7,7 +7,7 @@ import pytest
 from core.database import Database
 from core.errors import NotFound, StorageFull
 from core.ids import new_id
-from core.store import Store
+from core.store import MANIFEST, Store
 from models.tables import adapter, checkpoint, claims, file, job
 from models.tables.adapter import Adapter
 from models.tables.checkpoint import Checkpoint
@@ -187,9 +187,17 @@ def test_what_ended_jobs_would_have_gone_on_from_is_removed(
     assert store.read_tree(tree)
     with database.unit_of_work() as session:
         job.cancel(session, row.id, tenant="acme")
+    manifest = tmp_path / "store" / "trees" / tree / MANIFEST
+    kept = manifest.rename(tmp_path / "kept")
+    manifest.mkdir()  # nothing can delete this as a file
     collect(database=database, store=store, work_folder=tmp_path / "work")
-    with pytest.raises(NotFound):
-        store.read_tree(tree)
+    assert manifest.parent.exists()
+    manifest.rmdir()
+    kept.rename(manifest)
+    collect(database=database, store=store, work_folder=tmp_path / "work")
+    assert not manifest.parent.exists()
+    with database.reading() as session:
+        assert job.get(session, row.id, tenant="acme").resume_digest is None
 
 
 def test_folders_of_vanished_workers_are_removed(

@@ -10,7 +10,7 @@ import pytest
 from core.database import Database
 from core.errors import StorageFull
 from core.store import Store
-from models.spec import Broke, CheckpointSaved, Metrics, Stopped
+from models.spec import Broke, CheckpointSaved, Metrics, Stopped, Succeeded
 from models.tables import claims, event, job
 from models.tables.base import Page
 from models.tables.job import Job
@@ -111,6 +111,32 @@ def test_nothing_is_called_saved_that_found_no_room(
     assert said(database, row) == "The job was saved at step 2; it is queued."
     with database.reading() as session:
         assert job.get(session, row.id, tenant="acme").resume_digest is not None
+
+
+def test_what_a_job_that_succeeds_would_have_gone_on_from_is_left_to_the_collector(
+    database: Database, store: Store, row: Job, tmp_path: Path
+) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (tmp_path / "results.csv").write_text("step")
+    (folder / "adapter_config.json").write_text("{}")
+    tree = store.put_tree(folder)
+    with database.unit_of_work() as session:
+        claims.update_owned(session, row, resume_digest=tree)
+    Recorder(row, database=database, store=store).record(
+        Succeeded(
+            step=1,
+            adapter_folder=str(folder),
+            results_file=str(tmp_path / "results.csv"),
+            metrics={},
+            trained_tokens=1,
+            method=None,
+            usage={},
+        )
+    )
+    with database.reading() as session:
+        ended = job.get(session, row.id, tenant="acme")
+        assert (ended.state, ended.resume_digest) == ("succeeded", tree)
 
 
 def test_a_full_disk_is_not_met_again_at_once(database: Database, row: Job) -> None:
