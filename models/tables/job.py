@@ -166,7 +166,9 @@ def pause(session: Session, job_id: str, *, tenant: str) -> Job:
         session.execute(update(Job).where(Job.id == row.id).values(state="pausing"))
         session.refresh(row)
     else:
-        _take_away(session, row, state="paused")
+        # A check of its files that this cuts short was no failed one.
+        attempts = row.attempts if row.state == "queued" else 0
+        _take_away(session, row, state="paused", attempts=attempts)
     event.add(session, row.id, message=f"The job is {row.state}.")
     return row
 
