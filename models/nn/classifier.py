@@ -15,7 +15,7 @@ from models.nn.shape import Shape
 from models.nn.terms import HeadTerm
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping
 
     from torch import Tensor
 
@@ -39,7 +39,7 @@ def _check_labels(labels: tuple[str, ...]) -> tuple[str, ...]:
 Labels = Annotated[tuple[str, ...], Field(max_length=MOST_LABELS), AfterValidator(_check_labels)]
 
 
-def decide_labels(given: tuple[str, ...], pairs: Sequence[Pair]) -> tuple[str, ...]:
+def decide_labels(given: tuple[str, ...], pairs: Iterable[Pair]) -> tuple[str, ...]:
     """Return the labels that a user gave, if they cover the answers, or else those of the data."""
     if not given:
         return find_labels(pairs)
