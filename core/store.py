@@ -147,13 +147,12 @@ class Store:
         return files
 
     def delete_tree(self, digest: str) -> None:
-        """Remove a tree, its manifest first, so that no reader finds half of it."""
-        try:
-            files = self.read_tree(digest)
-        except NotFound:
-            return
+        """Remove a tree, its manifest first, so that no reader finds half of it.
+
+        Its files are those that lie there: the manifest may be damaged, or gone since a try before.
+        """
         self._delete(_tree(digest, MANIFEST))
-        self._delete_files(digest, files)
+        self._delete_files(digest, self._list_files(digest))
 
     def _delete_files(self, digest: str, files: Iterable[str]) -> None:
         """Remove a tree's files, unless it is whole: an equal one may be stored meanwhile."""
@@ -164,6 +163,12 @@ class Store:
         if self._local:
             with suppress(OSError):
                 (self._local / _tree(digest, "")).rmdir()
+
+    def _list_files(self, digest: str) -> list[str]:
+        folder = _tree(digest, "")
+        with _typed_errors(folder):
+            pages = list(obstore.list(self._objects, folder))
+        return [Path(item["path"]).name for page in pages for item in page]
 
     def check(self) -> None:
         """Raise `Unavailable` unless the store answers."""

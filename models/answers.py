@@ -1,5 +1,6 @@
 """Rows of a data set as questions with answers, and the labels that answers may be; no torch."""
 
+from collections import deque
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -50,23 +51,34 @@ def no_answer() -> InvalidRequest:
 def index_labels(path: Path, labels: Sequence[str], *, param: str) -> list[int]:
     """Return of every row the index of its answer among `labels`, or say which is none of them."""
     index = {label: number for number, label in enumerate(labels)}
-    answers = [pair_of(row).label for row in good_rows(path)]
-    if unknown := sorted(set(answers) - index.keys()):
+    found: list[int] = []
+    unknown: set[str] = set()
+    for row in good_rows(path):
+        answer = pair_of(row).label
+        if answer in index:
+            found.append(index[answer])
+        else:
+            unknown.add(answer)
+    if unknown:
         raise InvalidRequest(
-            f"The answer {unknown[0][:80]!r} is none of the {len(labels)} labels that are "
+            f"The answer {min(unknown)[:80]!r} is none of the {len(labels)} labels that are "
             "trained; mend the rows, or name all labels in the method's `labels`.",
             code="unknown_label",
             param=param,
         )
-    return [index[answer] for answer in answers]
+    return found
 
 
 def check_answers(method: Method, training: Path, validation: Path | None) -> None:
-    """Raise `InvalidRequest` for files from which this method could not learn answers."""
+    """Raise `InvalidRequest` for files from which this method could not learn answers.
+
+    Of rows that were read only their labels are kept: files may be larger than memory.
+    """
     if method.class_labels is None and "demonstrations" not in method.sites:
         return
-    pairs = [pair_of(row) for row in good_rows(training)]
+    pairs = map(pair_of, good_rows(training))
     if method.class_labels is None:
+        deque(pairs, maxlen=0)  # each has an answer
         return
     labels = decide_labels(method.class_labels, pairs)
     if validation is not None:

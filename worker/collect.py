@@ -1,7 +1,11 @@
 """Garbage: bytes that no row needs any more. Deleted means deleted."""
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+import structlog
 
 from core.database import Database
 from core.store import Store
@@ -15,7 +19,7 @@ from models.tables import (
     job,
 )
 from models.tables.adapter import Adapter
-from models.tables.base import hold_writers
+from models.tables.base import dead_digests, forget_dead, hold_writers
 from models.tables.checkpoint import Checkpoint
 from models.tables.file import File
 
@@ -23,13 +27,27 @@ BATCH = 100
 _HOLDERS = {"ftjob": claims.is_worked_on, "ftcmp": comparison_claims.is_worked_on}
 """By what their ids begin with, who says whether a claim still holds the row."""
 
+log = structlog.get_logger(__name__)
+
 
 def collect(*, database: Database, store: Store, work_folder: Path) -> None:
     """Remove what nobody needs any more, in the store and in the worker's own folder."""
-    _collect_files(database, store)
-    _collect_adapters(database, store)
-    _collect_resumes(database, store)
+    for remove in (_collect_files, _collect_adapters, _collect_resumes):
+        try:
+            remove(database, store)
+        except Exception:
+            log.exception("a part of the collection failed", part=remove.__name__)
     _collect_work(database, work_folder)
+
+
+@contextmanager
+def _apart(digest: str, store: Store) -> Iterator[None]:
+    """Log what goes wrong with one thing and go on to the next, unless the whole store is away."""
+    try:
+        yield
+    except Exception:
+        log.exception("could not be removed; the next round tries again", digest=digest)
+        store.check()
 
 
 def _collect_files(database: Database, store: Store) -> None:
@@ -40,42 +58,50 @@ def _collect_files(database: Database, store: Store) -> None:
     """
     with database.unit_of_work() as session:
         file.expire(session)
-        hold_writers(session, File)
-        for gone in file.tombstones(session, limit=BATCH):
-            if job.is_pinned(session, gone.digest) or comparison.is_pinned(session, gone.digest):
+        pinned = (job.pinned_digests(), comparison.pinned_digests())
+        digests = dead_digests(session, File, pinned=pinned, limit=BATCH)
+    for digest in digests:
+        with _apart(digest, store), database.unit_of_work() as session:
+            hold_writers(session, File)
+            if job.is_pinned(session, digest) or comparison.is_pinned(session, digest):
                 continue
-            session.delete(gone)
-            session.flush()
-            if not file.is_used(session, gone.digest):
-                store.delete(gone.digest)
+            forget_dead(session, File, digest)
+            if not file.is_used(session, digest):
+                store.delete(digest)
 
 
 def _collect_adapters(database: Database, store: Store) -> None:
     """Remove deleted adapters and checkpoints, and trees that no living one of them has."""
-    with database.unit_of_work() as session:
-        hold_writers(session, Adapter)
-        hold_writers(session, Checkpoint)
-        gone: list[Adapter | Checkpoint] = [
-            *adapter.tombstones(session, limit=BATCH),
-            *checkpoint.tombstones(session, limit=BATCH),
+    with database.reading() as session:
+        pinned = (job.pinned_digests(),)
+        digests = [
+            *dead_digests(session, Adapter, pinned=pinned, limit=BATCH),
+            *dead_digests(session, Checkpoint, pinned=pinned, limit=BATCH),
         ]
-        for dead in gone:
-            if job.is_pinned(session, dead.digest):
+    for digest in digests:
+        with _apart(digest, store), database.unit_of_work() as session:
+            hold_writers(session, Adapter)
+            hold_writers(session, Checkpoint)
+            if job.is_pinned(session, digest):
                 continue
-            session.delete(dead)
-            session.flush()
-            if not (
-                adapter.is_used(session, dead.digest) or checkpoint.is_used(session, dead.digest)
-            ):
-                store.delete_tree(dead.digest)
+            forget_dead(session, Adapter, digest)
+            forget_dead(session, Checkpoint, digest)
+            if not (adapter.is_used(session, digest) or checkpoint.is_used(session, digest)):
+                store.delete_tree(digest)
 
 
 def _collect_resumes(database: Database, store: Store) -> None:
-    """Remove what ended jobs, cancelled ones say, would have gone on from."""
-    with database.unit_of_work() as session:
-        digests = job.take_ended_resumes(session, limit=BATCH)
-    for digest in digests:
-        store.delete_tree(digest)
+    """Remove what ended jobs would have gone on from.
+
+    The bytes go first: nobody would find them where they are, once their row does not say so.
+    """
+    with database.reading() as session:
+        resumes = job.ended_resumes(session, limit=BATCH)
+    for job_id, digest in resumes:
+        with _apart(digest, store):
+            store.delete_tree(digest)
+            with database.unit_of_work() as session:
+                job.forget_resume(session, job_id)
 
 
 def _collect_work(database: Database, folder: Path) -> None:

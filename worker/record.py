@@ -135,10 +135,15 @@ class Recorder:
         self._replace_resume(resume)
         if message.resume_folder:
             shutil.rmtree(message.resume_folder, ignore_errors=True)
+            if shown:  # without a resume checkpoint it is the last, which is published from there
+                shutil.rmtree(message.adapter_folder, ignore_errors=True)
 
     @record.register
     def _(self, message: Succeeded) -> None:
-        """Publish: adapter, result file, state and event become visible together or not at all."""
+        """Publish: adapter, result file, state and event become visible together or not at all.
+
+        The resume checkpoint is left to the collector, as that of every job that ends.
+        """
         row = self._row
         results = self._store_results(Path(message.results_file))
         made = self._store_adapter(message)
@@ -154,7 +159,6 @@ class Recorder:
                 trained_tokens=message.trained_tokens,
                 metrics=message.metrics,
                 usage=message.usage,
-                resume_digest=None,
             )
             session.add_all([results, made])
             session.flush()
@@ -162,7 +166,6 @@ class Recorder:
             self._store.keep_tree(made.digest, Path(message.adapter_folder))
             event.add(session, row.id, message=f"New fine-tuned model created: {made.name}")
             event.add(session, row.id, message="The job has successfully completed.")
-        self._replace_resume(None)
 
     @record.register
     def _(self, message: Stopped) -> None:

@@ -29,27 +29,25 @@ log = structlog.get_logger(__name__)
 def validate_files(row: Job, *, settings: Settings, database: Database, store: Store) -> None:
     """Move an owned job from `validating_files` to `queued`, or to `failed` with its problems.
 
-    After a fault of the disk it stays, and is tried again when its lease is over.
+    After a fault of the disk, or of the worker itself, it stays, and is tried again when its lease
+    is over, up to a limit; while the store is away, without one.
     """
     folder = settings.work_folder / f"{row.id}-{row.fence}"
+    most = settings.worker.max_attempts
     try:
-        method = TypeAdapter[Any](AnyMethod).validate_python(row.method)
-        report = _look(row, method, store=store, folder=folder)
-        sizes = [path.stat().st_size for path in sorted(folder.iterdir())]
-        loop = resolve(LoopRequest(**row.loop), method=method, rows=report["rows"])
-        gang = _gang_of(row, method, loop, rows=report["rows"], sizes=sizes)
-        with database.unit_of_work() as session:
-            claims.validated(session, row, report=report, resolved=loop.model_dump(), gang=gang)
-    except (StaleFence, Unavailable):
-        return  # cancelled meanwhile, or to be tried again when the lease is over
+        if row.attempts > most:
+            raise GraftworkError(_give_up("The worker vanished", most), code="too_many_attempts")
+        _validate(row, folder=folder, database=database, store=store)
+    except StaleFence:
+        return  # cancelled meanwhile
+    except Unavailable:
+        with suppress(StaleFence, Unavailable), database.unit_of_work() as session:
+            claims.update_owned(session, row, attempts=0)
     except (StorageFull, OSError) as error:
         log.warning("the disk failed", job=row.id, error=str(error))
-        if row.fence >= settings.worker.max_attempts:
-            gave_up = StorageFull(
-                f"The worker could not write to its disk; gave up after {row.fence} attempts. "
-                "Ask the server's operator."
-            )
-            _refuse(row, gave_up, database=database)
+        if row.attempts >= most:
+            said = _give_up("The worker could not write to its disk", row.attempts)
+            _refuse(row, StorageFull(said), database=database)
     except InvalidData as error:
         _refuse(row, error, database=database, problems=error.problems, report=error.report)
     except GraftworkError as error:
@@ -60,6 +58,20 @@ def validate_files(row: Job, *, settings: Settings, database: Database, store: S
         _refuse(row, fault, database=database)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _validate(row: Job, *, folder: Path, database: Database, store: Store) -> None:
+    method = TypeAdapter[Any](AnyMethod).validate_python(row.method)
+    report = _look(row, method, store=store, folder=folder)
+    sizes = [path.stat().st_size for path in sorted(folder.iterdir())]
+    loop = resolve(LoopRequest(**row.loop), method=method, rows=report["rows"])
+    gang = _gang_of(row, method, loop, rows=report["rows"], sizes=sizes)
+    with database.unit_of_work() as session:
+        claims.validated(session, row, report=report, resolved=loop.model_dump(), gang=gang)
+
+
+def _give_up(reason: str, attempts: int) -> str:
+    return f"{reason}; gave up after {attempts} attempts. Ask the server's operator."
 
 
 def _gang_of(

@@ -15,7 +15,7 @@ from models.nn.shape import Shape
 from models.nn.terms import HeadTerm
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping
 
     from torch import Tensor
 
@@ -43,7 +43,7 @@ Labels = Annotated[
 ]
 
 
-def decide_labels(given: tuple[str, ...], pairs: Sequence[Pair]) -> tuple[str, ...]:
+def decide_labels(given: tuple[str, ...], pairs: Iterable[Pair]) -> tuple[str, ...]:
     """Return the labels that a user gave, if they cover the answers, or else those of the data."""
     if not given:
         return find_labels(pairs)

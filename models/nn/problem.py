@@ -5,12 +5,13 @@ Importing this loads no torch.
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from core.errors import InvalidRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from torch import Tensor
 
@@ -82,25 +83,30 @@ class Problem(Protocol):
         """Say that work goes on; raises if it is to stop. For long searches."""
 
 
-def find_labels(pairs: Sequence[Pair]) -> tuple[str, ...]:
+def find_labels(pairs: Iterable[Pair]) -> tuple[str, ...]:
     """Return the distinct answers, sorted; `InvalidRequest` where they are no label set."""
-    labels = sorted({pair.label for pair in pairs})
-    if "" in labels:
-        blank = next(pair.prompt for pair in pairs if not pair.label)
+    labels: Counter[str] = Counter()
+    blank: str | None = None
+    for pair in pairs:
+        labels[pair.label] += 1
+        if blank is None and not pair.label:
+            blank = pair.prompt
+    if blank is not None:
         raise InvalidRequest(
             f"The answer to {blank[:80]!r} is blank, which is no label; fill it in or leave the "
             "row out.",
             code="no_label_set",
             param="training_file",
         )
-    most = min(MOST_LABELS, len(pairs) // ROWS_A_LABEL)
+    rows = labels.total()
+    most = min(MOST_LABELS, rows // ROWS_A_LABEL)
     if not 2 <= len(labels) <= most:
         raise InvalidRequest(
-            f"The answers of the training file's {len(pairs)} rows are {len(labels)} different "
+            f"The answers of the training file's {rows} rows are {len(labels)} different "
             f"texts; a classifier needs rows that end on one of 2 to {MOST_LABELS} labels, "
             f"{ROWS_A_LABEL} rows for each on average. For other answers choose a method that "
             "generates text.",
             code="no_label_set",
             param="training_file",
         )
-    return tuple(labels)
+    return tuple(sorted(labels))

@@ -74,10 +74,3 @@ def is_used(session: Session, digest: str) -> bool:
     """Say whether a living adapter has this tree."""
     query = select(Adapter.number).where(Adapter.digest == digest, Adapter.deleted_at.is_(None))
     return session.scalar(query.limit(1)) is not None
-
-
-def tombstones(session: Session, *, limit: int) -> Sequence[Adapter]:
-    """Return deleted adapters whose row is still there."""
-    return session.scalars(
-        select(Adapter).where(Adapter.deleted_at.is_not(None)).limit(limit)
-    ).all()

@@ -5,11 +5,14 @@ from typing import Any, ClassVar, NamedTuple, TypeAlias, TypeVar
 
 from sqlalchemy import (
     BigInteger,
+    CompoundSelect,
     Double,
     Integer,
     MetaData,
     Select,
     Update,
+    delete,
+    func,
     or_,
     select,
     text,
@@ -124,6 +127,25 @@ def hold_writers(session: Session, table: type[Base]) -> None:
     if session.get_bind().dialect.name == "postgresql":
         session.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))
         session.execute(text(f"LOCK TABLE {table.__tablename__} IN EXCLUSIVE MODE"))
+
+
+def dead_digests(
+    session: Session, table: Any, *, pinned: Sequence[Select[Any] | CompoundSelect[Any]], limit: int
+) -> Sequence[str]:
+    """Return what bytes deleted rows have that nobody needs any more, the oldest rows' first.
+
+    `pinned` selects those that somebody needs: they stay, however many, and are in nobody's way.
+    """
+    query = select(table.digest).where(table.deleted_at.is_not(None))
+    for needed in pinned:
+        query = query.where(table.digest.not_in(needed))
+    query = query.group_by(table.digest).order_by(func.min(table.number))
+    return session.scalars(query.limit(limit)).all()
+
+
+def forget_dead(session: Session, table: Any, digest: str) -> None:
+    """Remove the deleted rows that have these bytes."""
+    session.execute(delete(table).where(table.digest == digest, table.deleted_at.is_not(None)))
 
 
 class Page(NamedTuple):

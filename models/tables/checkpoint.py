@@ -63,10 +63,3 @@ def is_used(session: Session, digest: str) -> bool:
         Checkpoint.digest == digest, Checkpoint.deleted_at.is_(None)
     )
     return session.scalar(query.limit(1)) is not None
-
-
-def tombstones(session: Session, *, limit: int) -> Sequence[Checkpoint]:
-    """Return deleted checkpoints whose row is still there."""
-    return session.scalars(
-        select(Checkpoint).where(Checkpoint.deleted_at.is_not(None)).limit(limit)
-    ).all()

@@ -53,12 +53,12 @@ def take(
     values: dict[str, Any] = {
         "owner": owner,
         "fence": Job.fence + 1,
+        "attempts": Job.attempts + 1,
         "lease_until": database_now() + seconds,
     }
     if state == "queued":
         values |= {
             "state": "running",
-            "attempts": Job.attempts + 1,
             "started_at": func.coalesce(Job.started_at, database_now()),
         }
     statement = update(Job).where(
@@ -128,13 +128,17 @@ def validated(
     resolved: dict[str, Any],
     gang: str | None,
 ) -> None:
-    """Put a job whose file is sound in line for training, alone or with others of its gang."""
+    """Put a job whose file is sound in line for training, alone or with others of its gang.
+
+    What the check took in attempts is not taken from the training.
+    """
     update_owned(
         session,
         row,
         state="queued",
         owner=None,
         lease_until=None,
+        attempts=0,
         report=report,
         resolved=resolved,
         gang=gang,

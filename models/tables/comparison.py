@@ -9,7 +9,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import JSON, Integer, String, UniqueConstraint, select, update
+from sqlalchemy import JSON, Integer, Select, String, UniqueConstraint, select, update
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from core.errors import InvalidRequest, NotFound
@@ -130,6 +130,11 @@ def cancel(session: Session, comparison_id: str, *, tenant: str) -> Comparison:
             event.add(session, one.id, message=f"Its comparison {row.id} was cancelled.")
             job.cancel(session, one.id, tenant=tenant)
     return row
+
+
+def pinned_digests() -> Select[str]:
+    """Select all bytes of files that comparisons which have not ended need."""
+    return select(Comparison.validation_digest).where(Comparison.state.in_(OPEN))
 
 
 def is_pinned(session: Session, digest: str) -> bool:

@@ -80,11 +80,6 @@ def expire(session: Session) -> None:
     )
 
 
-def tombstones(session: Session, *, limit: int) -> Sequence[File]:
-    """Return deleted files whose row is still there."""
-    return session.scalars(select(File).where(File.deleted_at.is_not(None)).limit(limit)).all()
-
-
 def is_used(session: Session, digest: str) -> bool:
     """Say whether a living file has these bytes."""
     query = select(File.id).where(File.digest == digest, File.deleted_at.is_(None)).limit(1)

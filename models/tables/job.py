@@ -14,6 +14,7 @@ from typing import Any
 from sqlalchemy import (
     JSON,
     BigInteger,
+    CompoundSelect,
     Index,
     Integer,
     String,
@@ -21,6 +22,7 @@ from sqlalchemy import (
     func,
     or_,
     select,
+    union,
     update,
 )
 from sqlalchemy.orm import Mapped, Session, mapped_column
@@ -164,7 +166,9 @@ def pause(session: Session, job_id: str, *, tenant: str) -> Job:
         session.execute(update(Job).where(Job.id == row.id).values(state="pausing"))
         session.refresh(row)
     else:
-        _take_away(session, row, state="paused")
+        # A check of its files that this cuts short was no failed one.
+        attempts = row.attempts if row.state == "queued" else 0
+        _take_away(session, row, state="paused", attempts=attempts)
     event.add(session, row.id, message=f"The job is {row.state}.")
     return row
 
@@ -202,6 +206,17 @@ def _take_away(session: Session, row: Job, **values: Any) -> None:
     session.refresh(row)
 
 
+def pinned_digests() -> CompoundSelect[Any]:
+    """Select all bytes that jobs which have not ended need."""
+    columns = (Job.training_digest, Job.validation_digest, Job.parent_digest)
+    return union(
+        *(
+            select(column).where(Job.state.not_in(TERMINAL), column.is_not(None))
+            for column in columns
+        )
+    )
+
+
 def is_pinned(session: Session, digest: str) -> bool:
     """Say whether a job that has not ended needs these bytes."""
     query = select(Job.id).where(
@@ -215,15 +230,18 @@ def is_pinned(session: Session, digest: str) -> bool:
     return session.scalar(query.limit(1)) is not None
 
 
-def take_ended_resumes(session: Session, *, limit: int) -> Sequence[str]:
-    """Forget the resume checkpoints of ended jobs and return their trees, for removal."""
-    ended = session.scalars(
-        select(Job).where(Job.state.in_(TERMINAL), Job.resume_digest.is_not(None)).limit(limit)
-    ).all()
-    digests = [row.resume_digest for row in ended if row.resume_digest]
-    for row in ended:
-        row.resume_digest = None
-    return digests
+def ended_resumes(session: Session, *, limit: int) -> Sequence[tuple[str, str]]:
+    """Return ended jobs that still have a resume checkpoint, and its tree, the oldest first."""
+    query = select(Job.id, Job.resume_digest).where(
+        Job.state.in_(TERMINAL), Job.resume_digest.is_not(None)
+    )
+    found = session.execute(query.order_by(Job.number).limit(limit))
+    return [(row.id, row.resume_digest) for row in found]
+
+
+def forget_resume(session: Session, job_id: str) -> None:
+    """Forget the resume checkpoint of an ended job; its tree is gone."""
+    session.execute(update(Job).where(Job.id == job_id).values(resume_digest=None))
 
 
 def count_by_state(session: Session) -> dict[str, int]:

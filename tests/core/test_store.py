@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from core.errors import Corrupt, NotFound
-from core.store import PIECE, Store
+from core.store import MANIFEST, PIECE, Store
 
 
 @pytest.fixture
@@ -81,12 +81,28 @@ def test_deleting_a_tree_leaves_others_with_equal_files_whole(
     ]
 
 
+@pytest.mark.parametrize("content", [b"", b"not what was stored", None])
+def test_a_tree_without_a_sound_manifest_is_deleted_whole(
+    store: Store, folder: Path, tmp_path: Path, content: bytes | None
+) -> None:
+    tree = tmp_path / "store" / "trees" / store.put_tree(folder)
+    if content is None:
+        (tree / MANIFEST).unlink()
+    else:
+        (tree / MANIFEST).write_bytes(content)
+    store.delete_tree(tree.name)
+    assert not tree.exists()
+
+
 def test_a_bucket_works_like_a_folder(folder: Path, tmp_path: Path) -> None:
     bucket = Store("memory:///")
     tree = bucket.put_tree(folder)
     blob = bucket.put_file(folder / "a.bin")
     assert (bucket.fetch_tree(tree, tmp_path / "tree") / "b.json").read_text() == "{}"
     assert b"".join(bucket.stream(blob)) == (folder / "a.bin").read_bytes()
+    bucket.delete_tree(tree)
+    assert bucket.put_tree(folder) == tree
+    assert bucket.read_files(tree).content["b.json"] == b"{}"
 
 
 def test_a_tree_is_read_into_memory_and_verified(tmp_path: Path) -> None:

@@ -7,19 +7,24 @@ import pytest
 from core.database import Database
 from core.errors import NotFound, StorageFull
 from core.ids import new_id
-from core.store import Store
+from core.store import MANIFEST, Store
 from models.tables import adapter, checkpoint, claims, file, job
 from models.tables.adapter import Adapter
 from models.tables.checkpoint import Checkpoint
 from models.tables.file import File
-from tests.factories import make_job, make_queued_job
+from tests.factories import make_comparison, make_job, make_queued_job
 from worker.collect import collect
 
 
 def add_file(
-    database: Database, store: Store, path: Path, *, expires_at: float | None = None
+    database: Database,
+    store: Store,
+    path: Path,
+    *,
+    expires_at: float | None = None,
+    content: str = "rows",
 ) -> File:
-    path.write_bytes(b"rows")
+    path.write_text(content)
     digest = store.put_file(path)
     row = File(
         id=new_id("file"),
@@ -35,9 +40,11 @@ def add_file(
     return row
 
 
-def add_adapter(database: Database, store: Store, folder: Path, name: str) -> Adapter:
+def add_adapter(
+    database: Database, store: Store, folder: Path, name: str, *, content: str = "weights"
+) -> Adapter:
     folder.mkdir(exist_ok=True)
-    (folder / "adapter_model.safetensors").write_bytes(b"weights")
+    (folder / "adapter_model.safetensors").write_text(content)
     row = Adapter(
         name=name,
         tenant="acme",
@@ -70,6 +77,39 @@ def test_a_deleted_file_goes_when_its_last_twin_and_its_last_job_are_gone(
         job.cancel(session, waiting.id, tenant="acme")
     collect(database=database, store=store, work_folder=tmp_path / "work")
     assert not store.exists(first.digest)
+
+
+def test_what_is_needed_or_stuck_is_in_nobodys_way(
+    database: Database, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.collect.BATCH", 2)
+    rows = [add_file(database, store, tmp_path / "rows", content=f"{n}") for n in range(4)]
+    needed, measured, stuck, free = (row.digest for row in rows)
+    trees = [add_adapter(database, store, tmp_path / f"{n}", f"{n}", content=f"{n}") for n in "ab"]
+    with database.unit_of_work() as session:
+        make_job(session, state="paused", validation_digest=needed, parent_digest=trees[0].digest)
+        make_comparison(session, validation_digest=measured)
+        for row in rows:
+            file.delete(session, row.id, tenant="acme")
+        for tree in trees:
+            adapter.delete(session, tree.name, tenant="acme")
+    stuck_path = tmp_path / "store" / "blobs" / stuck[:2] / stuck
+    stuck_path.unlink()
+    stuck_path.mkdir()
+    stale = tmp_path / "work" / "ftjob-1-1"
+    stale.mkdir(parents=True)
+    collect(database=database, store=store, work_folder=tmp_path / "work")
+    assert store.exists(needed)
+    assert store.exists(measured)
+    assert not store.exists(free)
+    assert store.read_tree(trees[0].digest)
+    with pytest.raises(NotFound):
+        store.read_tree(trees[1].digest)
+    assert not stale.exists()
+    stuck_path.rmdir()
+    stuck_path.write_text("2")
+    collect(database=database, store=store, work_folder=tmp_path / "work")
+    assert not store.exists(stuck)
 
 
 def test_a_file_past_its_time_is_gone(database: Database, store: Store, tmp_path: Path) -> None:
@@ -147,9 +187,17 @@ def test_what_ended_jobs_would_have_gone_on_from_is_removed(
     assert store.read_tree(tree)
     with database.unit_of_work() as session:
         job.cancel(session, row.id, tenant="acme")
+    manifest = tmp_path / "store" / "trees" / tree / MANIFEST
+    kept = manifest.rename(tmp_path / "kept")
+    manifest.mkdir()  # nothing can delete this as a file
     collect(database=database, store=store, work_folder=tmp_path / "work")
-    with pytest.raises(NotFound):
-        store.read_tree(tree)
+    assert manifest.parent.exists()
+    manifest.rmdir()
+    kept.rename(manifest)
+    collect(database=database, store=store, work_folder=tmp_path / "work")
+    assert not manifest.parent.exists()
+    with database.reading() as session:
+        assert job.get(session, row.id, tenant="acme").resume_digest is None
 
 
 def test_folders_of_vanished_workers_are_removed(

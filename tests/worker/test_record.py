@@ -10,8 +10,8 @@ import pytest
 from core.database import Database
 from core.errors import StorageFull
 from core.store import Store
-from models.spec import Broke, CheckpointSaved, Metrics, Stopped
-from models.tables import claims, event, job
+from models.spec import Broke, CheckpointSaved, Metrics, Stopped, Succeeded
+from models.tables import checkpoint, claims, event, job
 from models.tables.base import Page
 from models.tables.job import Job
 from tests.factories import make_queued_job
@@ -111,6 +111,56 @@ def test_nothing_is_called_saved_that_found_no_room(
     assert said(database, row) == "The job was saved at step 2; it is queued."
     with database.reading() as session:
         assert job.get(session, row.id, tenant="acme").resume_digest is not None
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_the_folders_of_an_epoch_go_once_they_are_stored_but_for_the_last(
+    database: Database, store: Store, row: Job, tmp_path: Path, last: bool
+) -> None:
+    folders = [tmp_path / "adapter", tmp_path / "resume"]
+    for folder in folders:
+        folder.mkdir()
+        (folder / "state.json").write_text(folder.name)
+    Recorder(row, database=database, store=store).record(
+        CheckpointSaved(
+            step=1,
+            kind="epoch",
+            adapter_folder=str(folders[0]),
+            resume_folder="" if last else str(folders[1]),
+            metrics={},
+        )
+    )
+    assert [folder.exists() for folder in folders] == [last, last]
+    with database.reading() as session:
+        shown = checkpoint.find_step(session, row.id, step=1)
+    assert shown is not None
+    assert store.read_tree(shown.digest).keys() == {"state.json"}
+
+
+def test_what_a_job_that_succeeds_would_have_gone_on_from_is_left_to_the_collector(
+    database: Database, store: Store, row: Job, tmp_path: Path
+) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (tmp_path / "results.csv").write_text("step")
+    (folder / "adapter_config.json").write_text("{}")
+    tree = store.put_tree(folder)
+    with database.unit_of_work() as session:
+        claims.update_owned(session, row, resume_digest=tree)
+    Recorder(row, database=database, store=store).record(
+        Succeeded(
+            step=1,
+            adapter_folder=str(folder),
+            results_file=str(tmp_path / "results.csv"),
+            metrics={},
+            trained_tokens=1,
+            method=None,
+            usage={},
+        )
+    )
+    with database.reading() as session:
+        ended = job.get(session, row.id, tenant="acme")
+        assert (ended.state, ended.resume_digest) == ("succeeded", tree)
 
 
 def test_a_full_disk_is_not_met_again_at_once(database: Database, row: Job) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from core.database import Database
+from core.errors import Unavailable
 from core.settings import Settings, WorkerSettings
 from core.store import Store
 from models.tables import claims, job
@@ -88,6 +89,55 @@ def test_plain_text_is_enough_for_what_generates(validate: Any) -> None:
     assert validate({"type": "lora"}, TEXT).state == "queued"
 
 
+def take(database: Database) -> Job:
+    with database.unit_of_work() as session:
+        taken = claims.take(session, owner="w", seconds=-1, state="validating_files")
+        assert taken is not None
+        return taken
+
+
+@pytest.mark.parametrize(("killed", "state"), [(2, "failed"), (1, "queued")])
+def test_a_check_that_kills_its_worker_is_not_tried_for_ever(
+    database: Database, store: Store, tmp_path: Path, killed: int, state: str
+) -> None:
+    (tmp_path / "training.jsonl").write_text("\n".join(map(json.dumps, CHAT)))
+    digest = store.put_file(tmp_path / "training.jsonl")
+    with database.unit_of_work() as session:
+        made = make_job(session, training_digest=digest).id
+    take(database)
+    with database.unit_of_work() as session:  # that is no failed attempt
+        job.pause(session, made, tenant="acme")
+        job.resume(session, made, tenant="acme")
+    for _ in range(killed):
+        take(database)
+    settings = Settings(data_dir=tmp_path / "data", worker=WorkerSettings(max_attempts=2))
+    validate_files(take(database), settings=settings, database=database, store=store)
+    with database.reading() as session:
+        found = job.get(session, made, tenant="acme")
+    assert found.state == state
+    if found.error is None:
+        assert found.attempts == 0
+    else:
+        assert found.error["code"] == "too_many_attempts"
+        assert "gave up after 2 attempts" in found.error["message"]
+
+
+def test_a_store_that_is_away_costs_no_attempt(
+    database: Database, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: Store, digest: str, path: Path) -> Path:
+        raise Unavailable("away")
+
+    monkeypatch.setattr(Store, "fetch_file", refuse)
+    with database.unit_of_work() as session:
+        made = make_job(session).id
+    settings = Settings(data_dir=tmp_path / "data")
+    validate_files(take(database), settings=settings, database=database, store=store)
+    with database.reading() as session:
+        found = job.get(session, made, tenant="acme")
+    assert (found.state, found.attempts) == ("validating_files", 0)
+
+
 def test_a_fault_of_the_disk_is_tried_again_but_not_for_ever(
     database: Database, store: Store, tmp_path: Path
 ) -> None:
@@ -99,10 +149,7 @@ def test_a_fault_of_the_disk_is_tried_again_but_not_for_ever(
     settings.work_folder.parent.mkdir(parents=True)
     settings.work_folder.write_text("in the way")
     for state in ("validating_files", "failed"):
-        with database.unit_of_work() as session:
-            taken = claims.take(session, owner="w", seconds=0, state="validating_files")
-            assert taken is not None
-        validate_files(taken, settings=settings, database=database, store=store)
+        validate_files(take(database), settings=settings, database=database, store=store)
         with database.reading() as session:
             found = job.get(session, made, tenant="acme")
         assert found.state == state

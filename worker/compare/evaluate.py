@@ -15,7 +15,7 @@ import structlog
 from sqlalchemy.orm import Session
 
 from core.database import Database
-from core.errors import GraftworkError, StaleFence, Unavailable
+from core.errors import GraftworkError, StaleFence, StorageFull, Unavailable
 from core.ids import new_id
 from core.settings import Settings
 from core.store import Store
@@ -88,6 +88,8 @@ class Evaluation:
         except Stopping:
             with self._database.unit_of_work() as session:
                 comparison_claims.hand_back(session, self._row)
+        except (StorageFull, OSError) as error:
+            log.warning("the disk failed; tried again when the lease is over", error=str(error))
         except GraftworkError as error:
             log.warning("the comparison failed", code=error.code, reason=error.message)
             self._fail(error)

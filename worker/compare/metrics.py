@@ -26,8 +26,9 @@ def measure(
     """
     value_of = _bleu(answers, references) if metric == "bleu" else _share(answers, references)
     n = len(answers)
-    picks_bn = np.random.default_rng(seed).integers(n, size=(RESAMPLES, n))
-    values_b = np.array([value_of(pick_n) for pick_n in picks_bn])
+    random = np.random.default_rng(seed)
+    # One at a time: together, those of many questions would be most of a gigabyte.
+    values_b = np.array([value_of(random.integers(n, size=n)) for _ in range(RESAMPLES)])
     low, high = np.percentile(values_b, [LOW, HIGH])
     return Measured(value_of(np.arange(n)), float(low), float(high))
 

@@ -10,7 +10,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -106,8 +106,9 @@ class Checkpoints:
     def _remove_old(self) -> None:
         folders = sorted(self.folder.glob("resume-*"), key=_step_and_number)
         for folder in folders[:-_KEEP]:
-            if time.time() - folder.stat().st_mtime > _KEEP_SECONDS:
-                shutil.rmtree(folder)
+            with suppress(FileNotFoundError):  # the supervisor removes what it has stored
+                if time.time() - folder.stat().st_mtime > _KEEP_SECONDS:
+                    shutil.rmtree(folder)
 
 
 def load(folder: Path, *, run_digest: str) -> Snapshot:

@@ -6,19 +6,25 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
 
-from core.ids import new_id
+from core.database import Database
+from core.errors import StorageFull
+from core.settings import Settings, WorkerSettings
+from core.store import Store
 from models.comparison import ComparisonResult
 from models.tables import adapter, comparison, comparison_claims, file
 from models.tables.base import Page
 from models.tables.comparison import Comparison
 from models.tables.comparison_table import assemble
-from tests.factories import make_job
+from tests.factories import make_comparison, make_job
 from tests.processes import wait_for
 from tests.worker.site import Site
+from worker.compare.evaluate import Evaluation
 
 SECONDS = 120.0
 LOOP = {"max_tokens": 600, "batch_size": 4, "learning_rate": 0.01}
@@ -65,22 +71,7 @@ def post(site: Site, rows: list[dict[str, Any]], *methods: dict[str, Any]) -> Co
     digest = site.store.put_file(path)
     files = {"training_digest": digest, "validation_digest": digest, "validation_file": "file-v"}
     with site.database.unit_of_work() as session:
-        row = Comparison(
-            id=new_id("ftcmp"),
-            tenant="acme",
-            base="tiny",
-            training_file="file-t",
-            validation_file="file-v",
-            validation_digest=digest,
-            budget={"tokens": 600},
-            training={},
-            metric="auto",
-            seed=3,
-            max_validation_rows=100,
-            entries=[],
-            request_digest="1" * 64,
-        )
-        comparison.add(session, row, jobs=[])
+        row = make_comparison(session, validation_digest=digest)
         jobs = [
             make_job(session, method=method, loop=LOOP, comparison_id=row.id, **files)
             for method in methods
@@ -205,6 +196,28 @@ def test_it_ends_with_a_reason_when_no_method_gave_anything(site: Site) -> None:
     assert ended.error is not None
     assert ended.error["code"] == "invalid_training_file"
     assert "Line 1 of the validation file" in ended.error["message"]
+
+
+def test_a_full_disk_is_tried_again_but_not_for_ever(
+    database: Database, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise StorageFull("full")
+
+    monkeypatch.setattr(Store, "fetch_file", refuse)
+    settings = Settings(data_dir=tmp_path / "data", worker=WorkerSettings(max_attempts=1))
+    with database.unit_of_work() as session:
+        row = make_comparison(session)
+    for state in ("evaluating", "failed"):
+        with database.unit_of_work() as session:
+            taken = comparison_claims.take(session, owner="w", seconds=-1)
+            assert taken is not None
+        Evaluation(taken, settings=settings, database=database, store=store, stopping=Event()).run()
+        with database.reading() as session:
+            ended = comparison.get(session, row.id, tenant="acme")
+        assert ended.state == state
+    assert ended.error is not None
+    assert ended.error["code"] == "too_many_attempts"
 
 
 def test_a_comparison_waits_for_its_jobs_and_belongs_to_one_worker(site: Site) -> None:

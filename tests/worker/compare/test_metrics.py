@@ -1,12 +1,13 @@
 """Figures against values worked out by hand."""
 
+import tracemalloc
 from math import exp, log
 
 import numpy as np
 import pytest
 import sacrebleu
 
-from worker.compare.metrics import measure
+from worker.compare.metrics import HIGH, LOW, RESAMPLES, measure
 
 REFERENCES = [["the cat sat on the mat"], ["a dog barked"], ["rain fell all day long", "it rained"]]
 
@@ -69,6 +70,18 @@ def test_the_interval_is_that_of_a_mean() -> None:
     half = 1.96 * (0.75 * 0.25 / 400) ** 0.5
     assert found.low == pytest.approx(0.75 - half, abs=0.006)
     assert found.high == pytest.approx(0.75 + half, abs=0.006)
+
+
+def test_the_interval_of_many_questions_fits_into_memory() -> None:
+    n = 5000
+    tracemalloc.start()
+    found = measure("accuracy", answers=["a"] * n, references=[["a"], ["b"]] * (n // 2), seed=1)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 4e6  # one number a question and resample would be 40e6
+    together = np.random.default_rng(1).integers(n, size=(RESAMPLES, n))
+    expected = np.percentile((together % 2 == 0).mean(axis=1), [LOW, HIGH])
+    assert (found.low, found.high) == tuple(expected)
 
 
 def test_a_seed_gives_the_same_interval() -> None:

@@ -70,6 +70,15 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
         load(Checkpoints(tmp_path).save(snapshot()), run_digest="other")
 
 
+def test_a_folder_that_vanishes_is_nobodys_fault(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "_KEEP_SECONDS", -1.0)
+    checkpoints = Checkpoints(tmp_path)
+    (tmp_path / "resume-00000000-0").symlink_to("gone")  # listed, but not to be looked at
+    for step in (1, 2, 3, 4):
+        checkpoints.save(snapshot(step))
+    assert not list(tmp_path.glob("resume-00000001-*"))
+
+
 def test_the_newest_that_verifies_is_taken(tmp_path):
     checkpoints = Checkpoints(tmp_path)
     assert checkpoints.newest() is None
