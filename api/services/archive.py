@@ -28,6 +28,8 @@ MAX_ENTRIES = 256
 DIRECTORY_BYTES = MEBIBYTE
 FURTHEST = 2**48
 JSON_BYTES = 32 * MEBIBYTE
+HEADER_BYTES = MEBIBYTE
+"""Names of tensors: some thousand, where an adapter of a large base has several hundred."""
 PIECE = 256 * 1024
 MOST_RATIO = 200
 FREE_OF_RATIO = 16 * MEBIBYTE
@@ -85,6 +87,8 @@ def unpack(path: Path, folder: Path, *, limit: int) -> Unpacked:
             for name, entry in chosen.items():
                 most = min(limit, JSON_BYTES) if name.endswith(".json") else limit
                 limit -= _extract(opened, entry, folder / name, limit=most)
+                if name.endswith(".safetensors"):
+                    _check_header(folder / name)
     except UNREADABLE as error:
         raise _invalid("it cannot be read as one") from error
     kept = set(chosen.values())
@@ -172,6 +176,21 @@ def _extract(opened: zipfile.ZipFile, entry: zipfile.ZipInfo, path: Path, *, lim
                 raise _invalid(f"{path.name} unpacks to over {MOST_RATIO} times its size")
             target.write(piece)
     return size
+
+
+def _check_header(path: Path) -> None:
+    """Refuse a file that names more tensors than any adapter has: reading it takes minutes.
+
+    One that is no whole safetensors file is the engine's to refuse, which says what is wrong.
+    """
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+    if HEADER_BYTES < length <= path.stat().st_size:
+        raise TooLarge(
+            f"The header of {path.name} has {length} bytes; {HEADER_BYTES} at most are read.",
+            code="adapter_too_large",
+            param="file",
+        )
 
 
 def _shown(name: str) -> str:

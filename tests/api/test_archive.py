@@ -134,6 +134,18 @@ def test_the_limit_is_for_all_files_together(send) -> None:
         send({CONFIG: bytes(700_000), TENSORS: bytes(700_000)})
 
 
+def test_a_file_of_too_many_names(send) -> None:
+    header = bytes(MEBIBYTE + 1)
+    tensors = len(header).to_bytes(8, "little") + header
+    with pytest.raises(TooLarge, match="header"):
+        send({**GOOD, TENSORS: tensors}, limit=8 * MEBIBYTE)
+
+
+def test_a_file_that_is_cut_off_is_the_engines_to_refuse(send) -> None:
+    tensors = (2 * MEBIBYTE).to_bytes(8, "little") + b"{}"
+    assert sorted(send({**GOOD, TENSORS: tensors}).kept) == [CONFIG, TENSORS]
+
+
 def test_a_bomb_is_known_by_its_ratio(send) -> None:
     with pytest.raises(InvalidRequest, match="200 times"):
         send({**GOOD, TENSORS: bytes(17 * MEBIBYTE)}, limit=64 * MEBIBYTE)

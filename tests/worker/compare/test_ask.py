@@ -8,7 +8,7 @@ from worker.compare.questions import Question
 
 
 @pytest.mark.parametrize(
-    "answer", ["yes", "東京都は日本の首都であり、世界最大です。", "31415926535897932384626433"]
+    "answer", ["yes", "東京都は日本の首都です。", "31415926535897932384626433"]
 )
 def test_the_longest_right_answer_has_room_in_any_script(answer: str) -> None:
     questions = [Question("?", (answer,)), Question("!", ("no", "maybe"))]
