@@ -131,11 +131,10 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _order(item: tuple[str, Any]) -> tuple[int, int]:
     """Sort by place; what has none is refused when it is its turn."""
     name, entry = item
-    try:
-        start, stop = entry["data_offsets"]
-        return int(start), int(stop)
-    except (LookupError, TypeError, ValueError) as error:
-        raise ValueError(f"tensor {name!r} has no place") from error
+    offsets = entry.get("data_offsets") if isinstance(entry, dict) else None
+    if not isinstance(offsets, list) or [type(offset) for offset in offsets] != [int, int]:
+        raise ValueError(f"tensor {name!r} has no place")
+    return offsets[0], offsets[1]
 
 
 class _Place(NamedTuple):
