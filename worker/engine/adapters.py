@@ -261,7 +261,7 @@ class _TermsOf(Mapping[str, Terms]):
 
 
 def _explain(adapter: AdapterRef, error: Exception) -> GraftworkError:
-    """Return what a request for this adapter is told."""
+    """Return what a request for this adapter is told; the log has what is ours alone to know."""
     log.warning("adapter_unusable", adapter=adapter.name, digest=adapter.digest, exc_info=error)
     if isinstance(error, NotFound):
         return NotFound(
@@ -272,7 +272,5 @@ def _explain(adapter: AdapterRef, error: Exception) -> GraftworkError:
     if isinstance(error, GraftworkError):
         return error
     if isinstance(error, OSError):
-        return Unavailable(f"The adapter {adapter.name!r} could not be fetched: {error}.")
-    return Corrupt(
-        f"The adapter {adapter.name!r} cannot be loaded: {error}.", code="adapter_unusable"
-    )
+        return Unavailable(f"The adapter {adapter.name!r} could not be fetched.")
+    return Corrupt(f"The adapter {adapter.name!r} cannot be loaded.", code="adapter_unusable")

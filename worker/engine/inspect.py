@@ -44,8 +44,11 @@ def inspect(
     shape = loader.backbone.shape
     try:
         held = _read_sizes(folder / TENSORS)
-    except (OSError, SafetensorError) as error:
+    except SafetensorError as error:
         return InspectReply(problems=[f"{TENSORS} is not a whole safetensors file: {error}."])
+    except OSError as error:
+        log.warning("adapter_unreadable", digest=digest, exc_info=error)
+        return InspectReply(problems=[f"{TENSORS} is not a whole safetensors file."])
     size = sum(map(prod, held.values())) * loader.backbone.dtype.itemsize
     if size > budget:
         needs = f"{TENSORS} takes {size} bytes in memory; the engine has {budget} for adapters."
@@ -56,8 +59,8 @@ def inspect(
         method = read_artifact(files, shape=shape).method
         if (folder / TRAINING_TENSORS).is_file():
             load_training_tensors(folder, shape=shape)
-    except Exception as error:  # noqa: BLE001 - whatever is wrong with it is what was asked
-        log.info("adapter_does_not_fit", digest=digest, kind=type(error).__name__)
+    except Exception as error:  # whatever is wrong with it is what was asked
+        log.info("adapter_does_not_fit", digest=digest, exc_info=error)
         return _compare(folder, held, shape=shape, problem=_tell(error))
     return _describe(method, shape, matched=_cut(held))
 
@@ -126,7 +129,7 @@ def _read(folder: Path, name: str) -> dict[str, Any]:
 
 
 def _tell(error: Exception) -> str:
-    said = error.message if isinstance(error, GraftworkError) else f"It cannot be loaded: {error}."
+    said = error.message if isinstance(error, GraftworkError) else "It cannot be loaded."
     return said.encode("utf-8", "backslashreplace").decode()
 
 

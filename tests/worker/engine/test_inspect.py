@@ -228,6 +228,12 @@ def test_files_that_are_not_what_their_names_say(
     assert look(engine, world, lora).problems
 
 
+def test_no_path_of_the_engine_is_told(engine: Engine, world: World, lora: Path) -> None:
+    (lora / "adapter_model.safetensors").unlink()
+    (problem,) = look(engine, world, lora).problems
+    assert "/" not in problem
+
+
 def test_one_that_is_too_large_is_not_even_read(
     start_engine: Callable[..., Engine], world: World, lora: Path
 ) -> None:
