@@ -16,7 +16,7 @@ from core.errors import Corrupt, GraftworkError, InvalidRequest, NotFound, Unava
 from core.store import Files
 from models.nn.terms import Terms
 from models.wire import AdapterRef
-from worker.engine.helper import Pace, use_one_core
+from worker.engine.helper import Pace, start_helpers
 from worker.engine.metrics import Metrics
 from worker.engine.request import Request
 from worker.engine.resident import LaidOut, Loader, Prepared, Resident
@@ -73,9 +73,7 @@ class AdapterCache:
         self._hashing = ThreadPoolExecutor(
             FETCHES_AT_ONCE, thread_name_prefix="hash", initializer=self.pace.keep
         )
-        self._helpers = ThreadPoolExecutor(
-            FETCHES_AT_ONCE, thread_name_prefix="fetch", initializer=self._begin_helper
-        )
+        self._helpers = start_helpers(FETCHES_AT_ONCE, name="fetch", pace=self.pace)
 
     def ready(self, request: Request) -> bool:
         """Say whether a request's version takes rows of it; if not, see to it that it will."""
@@ -166,10 +164,6 @@ class AdapterCache:
         """Stop fetching."""
         self._helpers.shutdown(wait=True, cancel_futures=True)
         self._hashing.shutdown(wait=True)
-
-    def _begin_helper(self) -> None:
-        self.pace.keep()
-        use_one_core()
 
     def _fetch_in_helper(self, adapter: AdapterRef) -> None:
         try:
