@@ -1,6 +1,7 @@
 """An adapter on disk: safetensors, Hugging Face PEFT's configuration where it has one, and ours."""
 
 import json
+import mmap
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -19,13 +20,16 @@ from models.nn.base import Base
 from models.nn.methods import METHODS, explain, parse_method
 from models.nn.methods.base import Method
 from models.nn.shape import Shape
-from models.nn.tensor_file import largest, read_tensors
+from models.nn.tensor_file import Content, largest, read_tensors
 
 TENSORS = "adapter_model.safetensors"
 TRAINING_TENSORS = "training.safetensors"
 PEFT_CONFIG = "adapter_config.json"
 PROVENANCE = "graftwork.json"
 FORMAT = 1
+
+_PIECE = 1024 * 1024
+"""Numbers that are looked at together."""
 
 Files = Mapping[str, bytearray]
 """What a folder holds, by name."""
@@ -137,6 +141,16 @@ def load_training_tensors(folder: Path, *, shape: Shape) -> Artifact:
     return artifact
 
 
+def check_training_tensors(folder: Path, *, method: Method, shape: Shape) -> None:
+    """Refuse a file of them as `load_training_tensors` does; it is looked through, not loaded."""
+    trained = _stored(_map(folder / TRAINING_TENSORS), TRAINING_TENSORS)
+    _check_sizes(trained, expected=method.tensors(shape))
+    for name, tensor in trained.items():
+        pieces = torch.split(tensor.view(-1), _PIECE)
+        if not all(isfinite(largest([piece.float()])) for piece in pieces):
+            raise _not_finite(name)
+
+
 def _from_peft(
     config: dict[str, Any], stored: dict[str, Tensor], shape: Shape
 ) -> tuple[Method, dict[str, Tensor]]:
@@ -162,13 +176,26 @@ def _from_peft(
 def _read_tensors(files: Files, name: str) -> dict[str, Tensor]:
     if name not in files:
         raise Corrupt(f"{name} is missing; pickled adapters are never read.")
+    return {name: tensor.float() for name, tensor in _stored(files[name], name).items()}
+
+
+def _stored(content: Content, name: str) -> dict[str, Tensor]:
+    """Return tensors as a file has them; `name` is what errors call it."""
     try:
-        stored = read_tensors(files[name])
+        stored = read_tensors(content)
     except ValueError as error:
         raise Corrupt(f"{name} is not a whole safetensors file: {error}") from error
     if odd := [name for name, tensor in stored.items() if not tensor.is_floating_point()]:
         raise Corrupt(f"Tensor {odd[0]!r} is not of a floating-point type.")
-    return {name: tensor.float() for name, tensor in stored.items()}
+    return stored
+
+
+def _map(path: Path) -> Content:
+    """Return a file's bytes, which are read when they are looked at and need not stay in memory."""
+    with path.open("rb") as file:
+        if not path.stat().st_size:
+            return bytearray()
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
 
 
 def read_json(files: Files, name: str) -> dict[str, Any]:
@@ -198,6 +225,14 @@ def _pack(tensors: Mapping[str, Tensor]) -> bytes:
 
 def _check(tensors: Mapping[str, Tensor], *, expected: Mapping[str, tuple[int, ...]]) -> float:
     """Return the largest magnitude; `Corrupt` for other names, dimensions or infinite values."""
+    _check_sizes(tensors, expected=expected)
+    if not isfinite(found := largest(tensors.values())):
+        name = next(name for name, tensor in tensors.items() if not isfinite(largest([tensor])))
+        raise _not_finite(name)
+    return found
+
+
+def _check_sizes(tensors: Mapping[str, Tensor], *, expected: Mapping[str, tuple[int, ...]]) -> None:
     if differing := sorted(expected.keys() ^ tensors.keys()):
         state = "missing" if differing[0] in expected else "not expected"
         raise Corrupt(f"Tensor {differing[0]!r} is {state}; {len(differing)} names differ.")
@@ -206,10 +241,10 @@ def _check(tensors: Mapping[str, Tensor], *, expected: Mapping[str, tuple[int, .
             raise Corrupt(
                 f"Tensor {name!r} has dimensions {tuple(tensor.shape)}, not {expected[name]}."
             )
-    if not isfinite(found := largest(tensors.values())):
-        name = next(name for name, tensor in tensors.items() if not isfinite(largest([tensor])))
-        raise Corrupt(f"Tensor {name!r} holds values that are not finite.")
-    return found
+
+
+def _not_finite(name: str) -> Corrupt:
+    return Corrupt(f"Tensor {name!r} holds values that are not finite.")
 
 
 def _json(content: dict[str, Any]) -> bytes:

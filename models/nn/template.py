@@ -25,7 +25,7 @@ class Answer(NamedTuple):
 
 
 class Rendering(NamedTuple):
-    """Text of a conversation, its answers in order, and where tokens must not span.
+    """Text of a conversation, answers in it in order, and where tokens must not span.
 
     The cuts follow from the text alone, so that the text up to a cut has the cuts before it.
     """
@@ -52,13 +52,16 @@ class ChatTemplate:
         return Rendering(text, [], self._cuts(text, marks))
 
     def conversation(self, turns: Sequence[Turn]) -> Rendering:
-        """Render a conversation as it stands, and once more up to each answer; see `prompt`."""
+        """Render a conversation as it stands, and again up to each learned answer; see `prompt`.
+
+        Other answers are left out, but for those that end the marks of a learned one.
+        """
         text, marks = self._text(turns, is_prompt=False)
         cuts = self._cuts(text, marks)
         places = {0, *cuts, len(text)}
         starts: list[tuple[int, int | None]] = []
         for index, turn in enumerate(turns):
-            if turn.role == "assistant":
+            if turn.is_learned or (marks and starts and turn.role == "assistant"):
                 start = self._end_of_prompt(turns[:index], text)
                 starts.append((index, start if start in places else None))
         answers = []

@@ -7,12 +7,16 @@ a JSON header, the header, and then the tensors without holes.
 import json
 from collections.abc import Iterable, Sequence
 from math import prod
+from mmap import mmap
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from core.pace import give_way
+
+Content = bytearray | mmap
+"""A file in memory, or mapped so that its pages may be written."""
 
 DTYPES = {
     "F64": torch.float64,
@@ -34,7 +38,7 @@ _PIECE = 1024 * 1024
 """Numbers that are gone through without giving way."""
 
 
-def read_tensors(content: bytearray) -> dict[str, Tensor]:
+def read_tensors(content: Content) -> dict[str, Tensor]:
     """Return the tensors of a whole file, which they share memory with.
 
     ValueError, which says why, for anything that is not exactly such a file.
@@ -105,7 +109,7 @@ def largest(tensors: Iterable[Tensor]) -> float:
     return float(torch.cat(stacked).abs().amax()) if stacked else 0.0
 
 
-def _read_header(content: bytearray) -> tuple[dict[str, Any], int]:
+def _read_header(content: Content) -> tuple[dict[str, Any], int]:
     """Return the entries by name, and where the tensors begin."""
     length = int.from_bytes(content[:_LENGTH_BYTES], "little")
     first = _LENGTH_BYTES + length
@@ -131,11 +135,10 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _order(item: tuple[str, Any]) -> tuple[int, int]:
     """Sort by place; what has none is refused when it is its turn."""
     name, entry = item
-    try:
-        start, stop = entry["data_offsets"]
-        return int(start), int(stop)
-    except (LookupError, TypeError, ValueError) as error:
-        raise ValueError(f"tensor {name!r} has no place") from error
+    offsets = entry.get("data_offsets") if isinstance(entry, dict) else None
+    if not isinstance(offsets, list) or [type(offset) for offset in offsets] != [int, int]:
+        raise ValueError(f"tensor {name!r} has no place")
+    return offsets[0], offsets[1]
 
 
 class _Place(NamedTuple):
@@ -162,7 +165,7 @@ def _place(entry: dict[str, Any], *, start: int, first: int, name: str) -> _Plac
     return _Place(name, dtype, shape, count, start)
 
 
-def _views(content: bytearray, places: list[_Place], *, first: int) -> dict[str, Tensor]:
+def _views(content: Content, places: list[_Place], *, first: int) -> dict[str, Tensor]:
     """Return all tensors; those of a file of one type are pieces of one view."""
     dtypes = {place.dtype for place in places}
     if len(dtypes) != 1 or first % (size := dtypes.pop().itemsize) or first == len(content):
@@ -176,7 +179,7 @@ def _views(content: bytearray, places: list[_Place], *, first: int) -> dict[str,
     }
 
 
-def _view(content: bytearray, place: _Place) -> Tensor:
+def _view(content: Content, place: _Place) -> Tensor:
     name, dtype, shape, count, start = place
     if not count:
         return _empty(shape, dtype=dtype, name=name)

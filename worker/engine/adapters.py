@@ -16,7 +16,7 @@ from core.errors import Corrupt, GraftworkError, InvalidRequest, NotFound, Unava
 from core.store import Files
 from models.nn.terms import Terms
 from models.wire import AdapterRef
-from worker.engine.helper import Pace, use_one_core
+from worker.engine.helper import Pace, start_helpers
 from worker.engine.metrics import Metrics
 from worker.engine.request import Request
 from worker.engine.resident import LaidOut, Loader, Prepared, Resident
@@ -73,9 +73,7 @@ class AdapterCache:
         self._hashing = ThreadPoolExecutor(
             FETCHES_AT_ONCE, thread_name_prefix="hash", initializer=self.pace.keep
         )
-        self._helpers = ThreadPoolExecutor(
-            FETCHES_AT_ONCE, thread_name_prefix="fetch", initializer=self._begin_helper
-        )
+        self._helpers = start_helpers(FETCHES_AT_ONCE, name="fetch", pace=self.pace)
 
     def ready(self, request: Request) -> bool:
         """Say whether a request's version takes rows of it; if not, see to it that it will."""
@@ -167,10 +165,6 @@ class AdapterCache:
         self._helpers.shutdown(wait=True, cancel_futures=True)
         self._hashing.shutdown(wait=True)
 
-    def _begin_helper(self) -> None:
-        self.pace.keep()
-        use_one_core()
-
     def _fetch_in_helper(self, adapter: AdapterRef) -> None:
         try:
             prepared = self._prepare_and_verify(adapter)
@@ -261,7 +255,7 @@ class _TermsOf(Mapping[str, Terms]):
 
 
 def _explain(adapter: AdapterRef, error: Exception) -> GraftworkError:
-    """Return what a request for this adapter is told."""
+    """Return what a request for this adapter is told; the log has what is ours alone to know."""
     log.warning("adapter_unusable", adapter=adapter.name, digest=adapter.digest, exc_info=error)
     if isinstance(error, NotFound):
         return NotFound(
@@ -272,7 +266,5 @@ def _explain(adapter: AdapterRef, error: Exception) -> GraftworkError:
     if isinstance(error, GraftworkError):
         return error
     if isinstance(error, OSError):
-        return Unavailable(f"The adapter {adapter.name!r} could not be fetched: {error}.")
-    return Corrupt(
-        f"The adapter {adapter.name!r} cannot be loaded: {error}.", code="adapter_unusable"
-    )
+        return Unavailable(f"The adapter {adapter.name!r} could not be fetched.")
+    return Corrupt(f"The adapter {adapter.name!r} cannot be loaded.", code="adapter_unusable")

@@ -1,5 +1,6 @@
 """Puts one engine together from the settings; runs in the torch thread."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -17,6 +18,7 @@ from worker.engine.admission import admit
 from worker.engine.blocks import Blocks
 from worker.engine.drafts import Drafter
 from worker.engine.graphs import graphs_for
+from worker.engine.helper import start_helpers
 from worker.engine.inbox import Inbox
 from worker.engine.loop import Loop
 from worker.engine.metrics import Metrics
@@ -41,6 +43,8 @@ class Assembly:
     loader: Loader
     loop: Loop
     threads: Threads
+    inspector: ThreadPoolExecutor
+    """Reads what is inspected beside the steps, one after the other: each fills some memory."""
     form: str
     """What computes steps, in a few words."""
 
@@ -115,7 +119,8 @@ def assemble(
     )
     with torch.inference_mode():
         runner.warm_up()
-    return Assembly(manifest, backbone, renderer, context, loader, loop, threads, form)
+    inspector = start_helpers(1, name="inspect", pace=loop.adapters.pace)
+    return Assembly(manifest, backbone, renderer, context, loader, loop, threads, inspector, form)
 
 
 def _device(compute: ComputeSettings) -> str:

@@ -117,8 +117,9 @@ class Engine:
             folder = await asyncio.to_thread(
                 self._store.fetch_tree, digest, Path(scratch) / "adapter"
             )
-            look = inspect(folder, digest=digest, loader=opened.loader, budget=budget)
-            return await asyncio.wrap_future(self._inbox.ask(look))
+            return await inspect(
+                folder, digest=digest, opened=opened, budget=budget, inbox=self._inbox
+            )
 
     @property
     def busy(self) -> bool:
@@ -259,6 +260,7 @@ class Engine:
                         self._inbox.gather(lambda: self._coming > 0)
             self._fail_all(_stopping())
             opened.loop.adapters.close()
+            opened.inspector.shutdown(wait=False, cancel_futures=True)
         except Exception as error:
             log.error("engine_died", exc_info=error)
             self._dead = True

@@ -5,6 +5,7 @@ import os
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 import torch
@@ -63,3 +64,13 @@ def use_one_core() -> None:
     torch.get_num_threads()  # torch sets what it takes for right once, at its first use in a thread
     with suppress(OSError, AttributeError):
         ctypes.CDLL(OPENMP).omp_set_num_threads(1)
+
+
+def start_helpers(count: int, *, name: str, pace: Pace) -> ThreadPoolExecutor:
+    """Return threads that may use torch beside the steps."""
+
+    def begin() -> None:
+        pace.keep()
+        use_one_core()
+
+    return ThreadPoolExecutor(count, thread_name_prefix=name, initializer=begin)

@@ -1,10 +1,15 @@
-"""What an adapter that somebody brings is, and whether it fits; runs in the torch thread."""
+"""What an adapter that somebody brings is, and whether it fits.
 
+A helper reads and checks it; the torch thread only computes what needs a forward.
+"""
+
+import asyncio
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import suppress
+from functools import partial
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import structlog
 import torch
@@ -16,8 +21,7 @@ from models.nn.artifact import (
     PROVENANCE,
     TENSORS,
     TRAINING_TENSORS,
-    load_training_tensors,
-    read_artifact,
+    check_training_tensors,
     read_files,
     read_json,
 )
@@ -25,7 +29,9 @@ from models.nn.methods import METHODS, parse_method
 from models.nn.methods.base import Method
 from models.nn.shape import Shape
 from models.wire import AdapterRef, InspectReply
-from worker.engine.resident import Loader
+from worker.engine.assembly import Assembly
+from worker.engine.inbox import Inbox
+from worker.engine.resident import Loader, Prepared
 
 SHOWN_NAMES = 2000
 
@@ -34,32 +40,67 @@ Sizes = Mapping[str, tuple[int, ...]]
 log = structlog.get_logger(__name__)
 
 
-def inspect(
-    folder: Path, *, digest: str, loader: Loader, budget: int
-) -> Generator[None, None, InspectReply]:
+class _Read(NamedTuple):
+    """An adapter that is whole, and the dimensions that its file has."""
+
+    prepared: Prepared
+    held: Sizes
+
+
+async def inspect(
+    folder: Path, *, digest: str, opened: Assembly, budget: int, inbox: Inbox
+) -> InspectReply:
     """Load the adapter as a request would, within `budget` bytes; if that fails, say why.
 
-    Names are those of the file. Nothing stays in memory. Yields where other rows may have a step.
+    Names are those of the file. Nothing stays in memory.
     """
+    loader = opened.loader
+    look = partial(_look, folder, digest=digest, loader=loader, budget=budget)
+    found = await asyncio.get_running_loop().run_in_executor(opened.inspector, look)
+    if isinstance(found, InspectReply):
+        return found
+    return await asyncio.wrap_future(inbox.ask(_finish(found, loader)))
+
+
+def _look(folder: Path, *, digest: str, loader: Loader, budget: int) -> _Read | InspectReply:
+    """Read and check everything, or say what is wrong; no forward, so a helper may."""
     shape = loader.backbone.shape
     try:
         held = _read_sizes(folder / TENSORS)
-    except (OSError, SafetensorError) as error:
+    except SafetensorError as error:
         return InspectReply(problems=[f"{TENSORS} is not a whole safetensors file: {error}."])
+    except OSError as error:
+        log.warning("adapter_unreadable", digest=digest, exc_info=error)
+        return InspectReply(problems=[f"{TENSORS} is not a whole safetensors file."])
     size = sum(map(prod, held.values())) * loader.backbone.dtype.itemsize
     if size > budget:
         needs = f"{TENSORS} takes {size} bytes in memory; the engine has {budget} for adapters."
         return InspectReply(problems=[needs])
     try:
-        files = read_files(folder)
-        yield from loader.finish(loader.prepare(AdapterRef(name=TENSORS, digest=digest), files))
-        method = read_artifact(files, shape=shape).method
+        adapter = AdapterRef(name=TENSORS, digest=digest)
+        prepared = loader.prepare(adapter, read_files(folder))
         if (folder / TRAINING_TENSORS).is_file():
-            load_training_tensors(folder, shape=shape)
-    except Exception as error:  # noqa: BLE001 - whatever is wrong with it is what was asked
-        log.info("adapter_does_not_fit", digest=digest, kind=type(error).__name__)
+            check_training_tensors(folder, method=prepared.artifact.method, shape=shape)
+    except Exception as error:  # whatever is wrong with it is what was asked
+        log.info("adapter_does_not_fit", digest=digest, exc_info=error)
         return _compare(folder, held, shape=shape, problem=_tell(error))
-    return _describe(method, shape, matched=_cut(held))
+    return _Read(prepared, held)
+
+
+def _finish(read: _Read, loader: Loader) -> Generator[None, None, InspectReply]:
+    """Compute what a forward has to say; yields where other rows may have a step."""
+    prepared, problems = read.prepared, list[str]()
+    try:
+        yield from loader.finish(prepared)
+    except Exception as error:  # as above
+        log.info("adapter_does_not_fit", digest=prepared.adapter.digest, exc_info=error)
+        problems.append(_tell(error))
+    return _describe(
+        prepared.artifact.method,
+        loader.backbone.shape,
+        matched=_cut(read.held),
+        problems=problems,
+    )
 
 
 def _read_sizes(path: Path) -> dict[str, tuple[int, ...]]:
@@ -126,7 +167,7 @@ def _read(folder: Path, name: str) -> dict[str, Any]:
 
 
 def _tell(error: Exception) -> str:
-    said = error.message if isinstance(error, GraftworkError) else f"It cannot be loaded: {error}."
+    said = error.message if isinstance(error, GraftworkError) else "It cannot be loaded."
     return said.encode("utf-8", "backslashreplace").decode()
 
 

@@ -19,6 +19,8 @@ from worker.engine.resident import Form
 from worker.engine.sequence import Excerpt, Footing, Scored
 from worker.engine.tree import Continuation, Tree
 
+_SHORT: Sequence[Message] = ({"role": "user", "content": "probe"},)
+
 
 class _Group(NamedTuple):
     """Labels that share a tree, and of each the scored tokens with the nodes they follow."""
@@ -54,6 +56,7 @@ class Labelling:
         shown = show(asked, pairs, self.renderer)
         prompt = render(shown, self.renderer)
         taken = self.footing.rows + len(prompt.ids)
+        require_fit(index, taken, context=self.context)
         continuations = self._continue(shown, prompt)
         longest = max(map(len, continuations)) - 1
         require_fit(index, taken + longest, context=self.context)
@@ -104,25 +107,27 @@ class Labelling:
         """Return every label's tokens behind a prompt.
 
         In a conversation they follow the template's header and depend on nothing before it; so the
-        first label is rendered for each prompt, the others again only if it came out differently.
+        first label is rendered for each prompt, and the others behind a short one, or behind this
+        one if the first came out differently there.
         """
         source = shown.source
         if source.messages is None:
             text = source.text or ""
             return [self._after_text(text, label) for label in self.labels]
-        first = self._in_chat(source.messages, self.labels[0], prompt)
-        if not self._known or self._known[0] != first:
-            rest = [self._in_chat(source.messages, label, prompt) for label in self.labels[1:]]
-            self._known = [first, *rest]
-            self._whole = []
+        first = self._in_chat(source.messages, self.labels[0], start=len(prompt.ids))
+        for messages in (_SHORT, source.messages):
+            if not self._known or self._known[0] != first:
+                start = len(self.renderer.prompt(messages))
+                self._known = [self._in_chat(messages, one, start=start) for one in self.labels]
+                self._whole = []
         return self._known
 
     def _in_chat(
-        self, messages: Sequence[Message], label: str, prompt: Prompt
+        self, messages: Sequence[Message], label: str, *, start: int
     ) -> list[tuple[int, bool]]:
         answer = {"role": "assistant", "content": label}
         example = self.renderer.example([*map(_unlearned, messages), answer])
-        return _answer(example, start=len(prompt.ids))
+        return _answer(example, start=start)
 
     def _after_text(self, text: str, label: str) -> list[tuple[int, bool]]:
         lead = "" if label[:1].isspace() else self.form.lead

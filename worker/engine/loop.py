@@ -160,7 +160,7 @@ class Loop:
             self.fail(request, error)
         except Exception as error:
             log.warning("request_unopened", exc_info=error)
-            self._fault(request, f"This request could not be put to the model: {error}.")
+            self._fault(request, "This request could not be put to the model.")
         else:
             for row in rows:
                 request.sequences.append(row)
@@ -213,7 +213,7 @@ class Loop:
                     if all(sequence.slot is not None for sequence in part.sequences):
                         self._run(part)
                 return 1
-            self._fault(sequences[0].request, f"This request could not be computed: {error}.")
+            self._fault(sequences[0].request, "This request could not be computed.")
             return 1
         self._apply(step, computed)
         return max(1, len(computed.drawn))
@@ -309,8 +309,12 @@ class Loop:
         reading = excerpt.request
         try:
             self._reader.close(excerpt)
-        except Exception as error:  # noqa: BLE001 - one request's fault must not stop the others
-            self._fault(reading, f"This request could not be read: {error}.")
+        except GraftworkError as error:
+            self._fault(reading, error.message)
+            return
+        except Exception as error:
+            log.warning("request_unread", exc_info=error)
+            self._fault(reading, "This request could not be read.")
             return
         self._end(excerpt)
         self._add_rows(reading, reading.feed)

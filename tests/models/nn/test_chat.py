@@ -154,17 +154,28 @@ def test_prompts_are_prefixes_where_nothing_is_added_for_an_answer(byte_tokenize
     assert _labelled(renderer, example) == f" {contents[1]}<|im_end|> {contents[3]}<|im_end|>"
 
 
-def test_a_prompt_is_rendered_once_however_many_turns_it_has(renderer, monkeypatch):
-    renderer.prompt(CHAT)
-    rendered = []
+@pytest.fixture
+def rendered(renderer, monkeypatch):
+    """One entry for each time that a template is rendered from now on."""
+    renderer.example(CHAT)
+    times = []
     render = template_module.render_jinja_template
     monkeypatch.setattr(
         template_module,
         "render_jinja_template",
-        lambda *args, **options: rendered.append(1) or render(*args, **options),
+        lambda *args, **options: times.append(1) or render(*args, **options),
     )
+    return times
+
+
+def test_a_prompt_is_rendered_once_however_many_turns_it_has(renderer, rendered):
     renderer.prompt([CHAT[1], CHAT[2]] * 100 + [CHAT[3]])
     assert len(rendered) == 1
+
+
+def test_a_conversation_is_rendered_again_for_what_is_learned_alone(renderer, rendered):
+    renderer.example([CHAT[1], CHAT[2] | {"weight": 0}] * 100 + CHAT[3:])
+    assert len(rendered) == 2
 
 
 def test_parts_are_joined_alike_in_training_and_serving(byte_tokenizer):

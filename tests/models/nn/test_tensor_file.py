@@ -61,11 +61,13 @@ def test_tensors_are_those_that_were_saved_and_lie_in_the_file():
         file({"a": entry(dtype="X1")}, bytes(4)),
         file({"a": entry(dtype=["F32"])}, bytes(4)),
         file({"a": entry(offsets=None)}, bytes(4)),
+        file({"a": entry(offsets=(inf, 4))}, bytes(4)),
+        file({"a": entry(offsets=(0.0, 4))}, bytes(4)),
         file({"a": 3}, bytes(4)),
         file({"a": {"dtype": "F32", "shape": [1]}}, bytes(4)),
         bytearray((200_000).to_bytes(8, "little") + b"[" * 200_000),
     ],
-    ids=range(20),
+    ids=range(22),
 )
 def test_what_is_no_such_file_is_refused(content):
     with pytest.raises(ValueError, match=r"header|tensor|bytes|JSON|Expecting|Extra|codec"):

@@ -1,6 +1,7 @@
 """Adapter versions: loaded once, kept while used, dropped when told, refused if bad."""
 
 import asyncio
+import re
 import threading
 from collections.abc import Callable, Container
 from typing import Any
@@ -181,4 +182,5 @@ def test_a_store_that_fails_unexpectedly_fails_only_its_requests(
     broken, unplugged, fine = ask_all(engine, requests)
     assert (broken.status, broken.code) == (500, "adapter_unusable")
     assert unplugged.status == 503
+    assert not re.search("broken|unplugged", broken.message + unplugged.message)
     assert fine.reasons

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import shutil
+import threading
 from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
@@ -15,11 +16,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from core.errors import NotFound
+from core.errors import Corrupt, NotFound
+from models.nn.artifact import load_training_tensors
 from models.nn.methods import METHODS
 from models.wire import AdapterRef, InspectReply
 from tests.tiny import make_tiny_base
-from tests.worker.engine.conftest import World, ask_all, order, put_adapter
+from tests.worker.engine.conftest import World, ask, ask_all, order, put_adapter
+from worker.engine import inspect as inspecting
 from worker.engine.engine import Engine
 
 # PEFT 0.21 reads an attribute that Transformers 5.24 renamed.
@@ -226,6 +229,68 @@ def test_files_that_are_not_what_their_names_say(
     assert look(engine, world, lora).problems
     shutil.copy(lora / "adapter_config.json", lora / "graftwork.json")
     assert look(engine, world, lora).problems
+
+
+def test_others_are_answered_while_it_is_read(
+    engine: Engine, world: World, lora: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, go, read = threading.Event(), threading.Event(), inspecting.read_files
+
+    def held_up(folder: Path) -> dict[str, bytearray]:
+        begun.set()
+        assert go.wait(20)
+        return read(folder)
+
+    monkeypatch.setattr(inspecting, "read_files", held_up)
+
+    async def play() -> InspectReply:
+        task = asyncio.create_task(engine.inspect(world.store.put_tree(lora)))
+        await asyncio.to_thread(begun.wait, 20)
+        await ask(engine, order("abc"))
+        go.set()
+        return await task
+
+    assert asyncio.run(play()).problems == []
+
+
+def to_nan(tensors: dict[str, torch.Tensor]) -> None:
+    next(reversed(tensors.values()))[..., -1] = torch.nan
+
+
+def halved(tensors: dict[str, torch.Tensor]) -> None:
+    tensors.update({name: tensor.half() for name, tensor in tensors.items()})
+
+
+def counted(tensors: dict[str, torch.Tensor]) -> None:
+    tensors.update({name: tensor.int() for name, tensor in tensors.items()})
+
+
+@pytest.mark.parametrize("change", [to_nan, halved, counted, dict.popitem, dict.clear, None])
+def test_training_tensors_are_refused_as_a_job_would_refuse_them(
+    engine: Engine, world: World, tmp_path: Path, change: Callable[..., object] | None
+) -> None:
+    folder, block = tmp_path / "pissa", {"type": "pissa", "rank": 2}
+    put_adapter(world.store, folder, backbone=world.backbone, block=block, seed=1)
+    path = folder / "training.safetensors"
+    if change is None:
+        path.write_bytes(b"")
+    else:
+        tensors = load_file(path)
+        change(tensors)
+        save_file(tensors, path)
+    expected = []
+    try:
+        load_training_tensors(folder, shape=world.backbone.shape)
+    except Corrupt as error:
+        expected = [error.message]
+    assert bool(expected) == (change is not halved)
+    assert look(engine, world, folder).problems == expected
+
+
+def test_no_path_of_the_engine_is_told(engine: Engine, world: World, lora: Path) -> None:
+    (lora / "adapter_model.safetensors").unlink()
+    (problem,) = look(engine, world, lora).problems
+    assert "/" not in problem
 
 
 def test_one_that_is_too_large_is_not_even_read(

@@ -193,6 +193,25 @@ def test_labels_are_scored_as_answers(
             assert count == len(examples[0][0])
 
 
+def test_a_conversation_is_rendered_for_one_label_and_for_none_if_it_does_not_fit(
+    start_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, lengths, example = start_engine(), list[int](), Renderer.example
+
+    def noted(self: Renderer, messages: Sequence[Any]) -> Any:
+        lengths.append(len(messages))
+        return example(self, messages)
+
+    monkeypatch.setattr(Renderer, "example", noted)
+    messages = [{"role": "user", "content": "Hi"}] * 3
+    read(engine, ClassifyRequest(inputs=[Input(messages=messages)], labels=LABELS))
+    assert lengths == [4, *(2 for _ in LABELS)]
+    lengths.clear()
+    with pytest.raises(InvalidRequest, match="256 tokens"):
+        read(engine, ClassifyRequest(inputs=[Input(messages=messages * 20)], labels=LABELS))
+    assert not lengths
+
+
 def test_labels_that_do_not_fit_one_slot_get_several(
     world: World, start_engine: Callable[..., Engine]
 ) -> None:
