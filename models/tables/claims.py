@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session, aliased
 from sqlalchemy.sql.elements import ColumnElement
 
 from core.errors import StaleFence
+from core.queue import TRAIN
 from models.tables import event
 from models.tables.base import Claim, Held, changes_one, database_now, lease_is_over, renew_leases
 from models.tables.job import OWNED, TERMINAL, Job, ring, ring_comparison
@@ -148,7 +149,7 @@ def validated(
         row.id,
         message=f"Files validated: {report['rows']} rows of {report['format']} data.",
     )
-    ring(session, "graftwork.train", row.id)
+    ring(session, TRAIN, row.id)
 
 
 def finish(session: Session, row: Job, *, state: str, **values: Any) -> None:
@@ -241,7 +242,7 @@ def _release(
     update_owned(session, row, state=state, fence=Job.fence + 1, **free | values)
     event.add(session, row.id, message=message, level=level)
     if state == "queued":
-        ring(session, "graftwork.train", row.id)
+        ring(session, TRAIN, row.id)
 
 
 def reclaim_expired(session: Session, *, max_attempts: int) -> None:
