@@ -1,5 +1,7 @@
 """`graftwork chat`: talk to a model in the terminal."""
 
+import sys
+from io import TextIOWrapper
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -57,7 +59,8 @@ class _Talk:
 
     def say(self, text: str) -> None:
         """Send a line and print the answer as it comes; a failed turn is forgotten."""
-        turn = [*self._messages, {"role": "user", "content": text}]
+        sound = text.encode(errors="surrogateescape").decode(errors="replace")
+        turn = [*self._messages, {"role": "user", "content": sound}]
         pieces: list[str] = []
         try:
             for piece in self._client.chat(self.model, turn, **self._sampling):
@@ -79,6 +82,8 @@ class _Talk:
 
 
 def _converse(talk: _Talk) -> None:
+    if isinstance(sys.stdin, TextIOWrapper):  # what is not UTF-8 comes as typed to `say`
+        sys.stdin.reconfigure(errors="surrogateescape")
     while True:
         try:
             line = input("> ").strip()

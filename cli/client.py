@@ -33,6 +33,12 @@ class Client:
                 "No API key: set GRAFTWORK_API_KEY or pass --api-key. `graftwork serve` shows the "
                 "first one once; `graftwork keys create` makes another."
             )
+        if not (api_key.isascii() and api_key.isprintable()):
+            raise Unauthorized("The API key holds characters that no key has; copy it once more.")
+        try:
+            httpx.URL(base_url)
+        except httpx.InvalidURL as error:
+            raise InvalidRequest(f"{base_url!r} is no URL: {error}.") from error
         self._base_url = base_url.rstrip("/")
         self._http = httpx.Client(
             headers={"Authorization": f"Bearer {api_key}"},

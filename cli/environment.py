@@ -45,5 +45,13 @@ def configure(
         first = error.errors()[0]
         variable = "__".join(str(part) for part in first["loc"]).upper()
         raise InvalidRequest(f"GRAFTWORK_{variable}: {first['msg']}.") from error
+    _require_folder(settings.data_folder)
     os.environ["GRAFTWORK_DATA_DIR"] = str(settings.data_folder)
     return settings
+
+
+def _require_folder(folder: Path) -> None:
+    """Refuse a data directory that cannot be one."""
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    if not there.is_dir():
+        raise InvalidRequest(f"The data directory cannot be {folder}: {there} is no folder.")

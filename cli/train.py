@@ -1,6 +1,7 @@
 """`graftwork train` and `graftwork watch`: upload a data set, post a job, follow it."""
 
 import json
+from math import isfinite
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import quote
@@ -61,6 +62,8 @@ def train(
     from cli.client import Client
 
     peft = {"type": method, **parse_options(option or [])}
+    if multiplier is not None and not isfinite(multiplier):
+        raise InvalidRequest(f"--learning-rate-multiplier {multiplier} is no finite number.")
     with Client(base_url, api_key=api_key) as client:
         body: dict[str, Any] = {
             "model": base or client.base_model(),
@@ -116,10 +119,17 @@ def parse_options(options: list[str], *, flag: str = "--option") -> dict[str, An
     parsed: dict[str, Any] = {}
     for option in options:
         name, equals, value = option.partition("=")
+        name = name.strip()
         if not equals or not name:
             raise InvalidRequest(f"{flag} {option!r} is not of the form name=value.")
+        if name in parsed:
+            raise InvalidRequest(f"{flag} gives {name!r} twice.")
+        if name == "type":
+            raise InvalidRequest(f"{flag} {option!r}: the method is not an option of itself.")
         try:
-            parsed[name.strip()] = json.loads(value)
+            parsed[name] = json.loads(value)
         except ValueError:
-            parsed[name.strip()] = value
+            parsed[name] = value
+        if isinstance(parsed[name], float) and not isfinite(parsed[name]):
+            raise InvalidRequest(f"{flag} {option!r} is no finite number.")
     return parsed

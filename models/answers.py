@@ -1,7 +1,7 @@
 """Rows of a data set as questions with answers, and the labels that answers may be; no torch."""
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from core.errors import InvalidRequest
@@ -15,6 +15,18 @@ from models.nn.problem import Pair
 def good_rows(path: Path) -> Iterable[Row]:
     """Go through the rows of a file that training keeps."""
     return (row for _, row in iterate(path) if not isinstance(row, Problem))
+
+
+def read_pairs(path: Path, *, param: str = "training_file") -> Iterator[Pair]:
+    """Yield the good rows as questions and answers; `InvalidRequest` names the line of another."""
+    for line, row in iterate(path):
+        if isinstance(row, Problem):
+            continue
+        try:
+            yield pair_of(row)
+        except InvalidRequest as error:
+            said = f"Line {line}: {error.message}"
+            raise InvalidRequest(said, code=error.code, param=param) from error
 
 
 def pair_of(row: Row) -> Pair:
@@ -53,12 +65,11 @@ def index_labels(path: Path, labels: Sequence[str], *, param: str) -> list[int]:
     index = {label: number for number, label in enumerate(labels)}
     found: list[int] = []
     unknown: set[str] = set()
-    for row in good_rows(path):
-        answer = pair_of(row).label
-        if answer in index:
-            found.append(index[answer])
+    for pair in read_pairs(path, param=param):
+        if pair.label in index:
+            found.append(index[pair.label])
         else:
-            unknown.add(answer)
+            unknown.add(pair.label)
     if unknown:
         raise InvalidRequest(
             f"The answer {min(unknown)[:80]!r} is none of the {len(labels)} labels that are "
@@ -76,7 +87,7 @@ def check_answers(method: Method, training: Path, validation: Path | None) -> No
     """
     if method.class_labels is None and "demonstrations" not in method.sites:
         return
-    pairs = map(pair_of, good_rows(training))
+    pairs = read_pairs(training)
     if method.class_labels is None:
         deque(pairs, maxlen=0)  # each has an answer
         return

@@ -208,18 +208,28 @@ def _is_plain(row: Row, *, line: bytes) -> bool:
     if b"\\u0000" in line:
         return False
     if isinstance(row, ChatRow):
-        count = len(row.messages)
-        if count > MOST_TURNS:
-            return False
-        if line.count(b'"role"') != count or line.count(b'"content"') != count:
-            return False
-        for turn in reversed(row.messages):
-            if type(turn) is AssistantTurn and turn.weight != 0:
-                return True
-        return False
+        return (
+            len(row.messages) <= MOST_TURNS
+            and all(line.count(key) == count for key, count in _count_keys(row.messages).items())
+            and any(type(turn) is AssistantTurn and turn.trained for turn in row.messages)
+        )
     if isinstance(row, CompletionRow):
         return line.count(b'"prompt"') == line.count(b'"completion"') == 1
     return line.count(b'"text"') == 1 and bool(row.text)
+
+
+def _count_keys(turns: list[AnyTurn]) -> dict[bytes, int]:
+    """Return how often each quoted key stands in a chat that has no key twice."""
+    parts = sum(len(turn.content) for turn in turns if not isinstance(turn.content, str))
+    return {
+        b'"messages"': 1,
+        b'"role"': len(turns),
+        b'"content"': len(turns),
+        b'"name"': sum(turn.name is not None for turn in turns),
+        b'"weight"': sum(type(turn) is AssistantTurn and turn.weight is not None for turn in turns),
+        b'"type"': parts,
+        b'"text"': 2 * parts,  # it is a value, too
+    }
 
 
 def iterate(path: Path) -> Iterator[tuple[int, Row | Problem]]:

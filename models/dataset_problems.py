@@ -70,6 +70,9 @@ def _parse(line: bytes) -> Any:
             "invalid_utf8",
             f"Byte {error.start + 1} of the line is {hint}; save the file as UTF-8.",
         ) from error
+    if line.count(0) * 3 > len(line):
+        said = "The line is full of NUL bytes, as UTF-16 and UTF-32 are; save the file as UTF-8."
+        raise _Fault("invalid_utf8", said)
     try:
         msgspec.json.decode(line)
         return json.loads(text, object_pairs_hook=_object_without_repeats)

@@ -3,6 +3,7 @@
 import json
 import re
 import secrets
+from codecs import BOM_UTF8
 from collections import Counter
 from collections.abc import Iterator
 from hashlib import sha256
@@ -208,7 +209,8 @@ def _suffix(asked: str | None, label: str) -> str:
 
 def _refuse_bare_text(store: Store, digest: str) -> None:
     """Refuse rows without an answer before anything is trained; the rest is the worker's to see."""
-    line, _, _ = next(store.stream(digest), b"").partition(b"\n")
+    begin = next(store.stream(digest), b"").removeprefix(BOM_UTF8)
+    line, _, _ = begin.lstrip().partition(b"\n")
     try:
         first = json.loads(line)
     except (ValueError, RecursionError):

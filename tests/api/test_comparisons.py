@@ -98,10 +98,12 @@ def test_what_cannot_be_compared_is_refused_before_any_job(
     assert http.get("/v1/fine_tuning/jobs").json()["data"] == []
 
 
+@pytest.mark.parametrize("begin", [b"", b"\n \n", b"\xef\xbb\xbf"])
 def test_rows_without_answers_are_refused(
-    http: httpx.Client, client: OpenAI, training_file: str
+    http: httpx.Client, client: OpenAI, training_file: str, begin: bytes
 ) -> None:
-    text = client.files.create(file=("t.jsonl", b'{"text": "a"}\n'), purpose="fine-tune").id
+    rows = begin + b'{"text": "a"}\n'
+    text = client.files.create(file=("t.jsonl", rows), purpose="fine-tune").id
     answer = post(http, training_file, validation_file=text)
     assert answer.status_code == 400
     assert answer.json()["error"]["code"] == "no_answers"

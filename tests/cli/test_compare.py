@@ -32,6 +32,14 @@ def test_methods_are_kinds_with_options(text: str, blocks: Any) -> None:
     assert parse_methods(text) == blocks
 
 
+@pytest.mark.parametrize(
+    "options", ["alpha=NaN", "alpha=-Infinity", "rank=1e400", "rank=2:rank=3", "type=ia3"]
+)
+def test_options_that_mean_nothing_are_refused(options: str) -> None:
+    with pytest.raises(InvalidRequest, match=options.partition("=")[0]):
+        parse_methods(f"lora:{options}")
+
+
 def test_an_option_without_a_value_is_refused() -> None:
     with pytest.raises(InvalidRequest, match="--methods 'rank'"):
         parse_methods("lora:rank")

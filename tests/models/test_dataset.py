@@ -22,6 +22,10 @@ from models.dataset import (
 USER = {"role": "user", "content": "Hello"}
 ANSWER = {"role": "assistant", "content": "Hi"}
 GOOD = {"messages": [USER, ANSWER]}
+DOUBLED = (
+    b'{"messages": [{"role": "assistant", "content": "c", %s}, '
+    b'{"role": "user", "content": [{"type": "text", %s}]}]}'
+)
 
 
 @pytest.fixture
@@ -84,6 +88,7 @@ def chat(*turns):
         ("invalid_json", b'{"text": "a"} {"text": "b"}'),
         ("invalid_json", b"[" * 100_000),
         ("invalid_json", b'{"text": "raw \x00 NUL"}'),
+        ("invalid_utf8", '{"text": "a"}'.encode("utf-16-be")),
         ("invalid_json", b'{"text": ' + b"1" * 5000 + b"}"),
         ("invalid_utf8", b'{"text": "\xff"}'),
         ("invalid_utf8", '{"text": "a"}'.encode("utf-16")),
@@ -98,6 +103,11 @@ def chat(*turns):
             "duplicate_key",
             b'{"messages": [{"role": "user", "role": "assistant", "content": "a"}]}',
         ),
+        ("duplicate_key", DOUBLED % (b'"weight": 0, "weight": 1', b'"text": "a"')),
+        ("duplicate_key", DOUBLED % (b'"weight": 1, "weight": 0', b'"text": "a"')),
+        ("duplicate_key", DOUBLED % (b'"name": "x", "name": "y"', b'"text": "a"')),
+        ("duplicate_key", DOUBLED % (b'"weight": 1', b'"text": "a", "text": "b"')),
+        ("duplicate_key", b'{"messages": [], ' + (DOUBLED % (b'"name": "x"', b'"text": ""'))[1:]),
         ("missing_messages", {}),
         ("missing_messages", {"question": "a", "answer": "b"}),
         ("missing_messages", {"messages": "a"}),

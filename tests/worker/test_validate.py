@@ -155,3 +155,10 @@ def test_a_fault_of_the_disk_is_tried_again_but_not_for_ever(
         assert found.state == state
     assert found.error is not None
     assert found.error["code"] == "storage_full"
+
+
+def test_a_row_without_an_answer_is_told_by_its_file_and_line(validate: Any) -> None:
+    ended = validate({"type": "head"}, CHAT, [*CHAT[:1], {"messages": CHAT[0]["messages"][1:]}])
+    assert ended.error is not None
+    assert (ended.error["code"], ended.error["param"]) == ("no_answers", "validation_file")
+    assert ended.error["message"].startswith("Line 2: ")

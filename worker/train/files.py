@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from models.answers import good_rows, index_labels, pair_of
+from models.answers import index_labels, read_pairs
 from models.dataset import Row
 from models.nn.chat import Example, Renderer
 from models.nn.problem import Pair
@@ -71,7 +71,7 @@ class Files:
 
     def pairs(self) -> Iterator[Pair]:
         """Go through the training file's questions and answers."""
-        return map(pair_of, good_rows(self.training_path))
+        return read_pairs(self.training_path)
 
     def targets(self, path: Path, labels: tuple[str, ...]) -> NDArray[np.int64]:
         """Return of every row the index of its answer among `labels`."""
