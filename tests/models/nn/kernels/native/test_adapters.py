@@ -15,6 +15,7 @@ from models.nn.kernels.native.adapter import StepAdapter, prepare
 from models.nn.kernels.native.batch import Run
 from models.nn.kernels.native.model import Unsuited
 from models.nn.kernels.native.step import Form
+from models.nn.low_rank import LowRank
 from models.nn.methods import METHODS, parse_method
 from models.nn.methods.base import Method
 from models.nn.prefix import Prefix, compile_prefix
@@ -38,8 +39,19 @@ pytestmark = pytest.mark.skipif(library() is None, reason=reason())
 
 IDS = drawn_ids(40, seed=5)
 BOUNDS = [0, 25, 37, 38, 39, 40]
+
+
+def mild(method: Method) -> Method:
+    """Halve what a low-rank method adds: by the default's 8, an adapter that is rounded once to
+    bfloat16 moves logits by a fifth, in the network in float32 too.
+    """
+    if not isinstance(method, LowRank):
+        return method
+    return method.model_copy(update={"alpha": 0.5 * method.alpha / method.scale})
+
+
 CASES = {
-    f"{kind}-{index}": cls(**example)
+    f"{kind}-{index}": mild(cls(**example))
     for kind, cls in METHODS.items()
     for index, example in enumerate(cls.examples)
     if cls.shares_batch
@@ -175,7 +187,7 @@ def test_tiles_give_every_kind_in_company_and_in_chunks_what_it_gets_alone(
     for first in range(0, len(cases), SLOTS - 1):
         chosen = cases[first : first + SLOTS - 1]
         rows = [row(case, slot) for slot, case in enumerate(chosen)] + [Row(SLOTS - 1, IDS)]
-        bounds = [[0, 25, *drawn], [0, *drawn], [0, 9, 36, *drawn]][: len(chosen)]
+        bounds = [[0, 25, *drawn], [0, *drawn], [0, 9, 35, *drawn]][: len(chosen)]
         together = advance(tiles, rows, [*bounds, [0, 11, 12, 40]])
         for case, found in zip(chosen, together, strict=False):
             assert torch.equal(found, advance(tiles, [row(case, 0)], [[0, *drawn]])[0]), case

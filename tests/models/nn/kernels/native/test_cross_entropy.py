@@ -61,7 +61,11 @@ def test_large_logits_and_tokens_that_cannot_come() -> None:
         head = Weight(weight.to(hidden), bias.to(hidden))
         return form.linear_cross_entropy(hidden, weight=head, targets_n=targets)[0]
 
-    assert_close_to_exact(partial(losses, cross_entropy), partial(losses, reference), (hidden,))
+    # Of logits near 50, products of 13 bits leave a hundredth, and of the gradient as much.
+    bound = 0.01 if hidden.dtype is torch.bfloat16 else 0.04
+    assert_close_to_exact(
+        partial(losses, cross_entropy), partial(losses, reference), (hidden,), bound=bound
+    )
 
 
 def test_what_is_no_number_stays_so() -> None:
@@ -90,11 +94,14 @@ def test_hits_are_the_argmax() -> None:
     weight = drawn(VOCABULARY, 64, seed=2)
     targets = (hidden.double() @ weight.double().T).argmax(-1)
     targets[::2] = 0
+    best = (hidden.double() @ weight.double().T).topk(2).values
+    clear = best[:, 0] - best[:, 1] > 0.03  # products may round to 13 bits
     _, correct = cross_entropy.linear_cross_entropy(
         hidden, weight=Weight(weight), targets_n=targets
     )
+    assert clear.sum() > 30
     assert not correct[::2].any()
-    assert correct[1::2].all()
+    assert correct[1::2][clear[1::2]].all()
 
 
 def test_a_row_does_not_depend_on_its_company() -> None:
