@@ -136,6 +136,18 @@ def test_what_changes_the_meaning_of_a_file_is_refused_by_name(setting, tmp_path
     assert caught.value.code == "unsupported_adapter"
 
 
+def test_a_weight_of_the_base_beside_an_adapter_is_refused_with_the_way_out(tmp_path):
+    config = peft.LoraConfig(r=2, target_modules=["lm_head"])
+    theirs = peft.get_peft_model(make_network("llama"), config)
+    with pytest.warns(UserWarning, match="save_embedding_layers"):
+        theirs.save_pretrained(tmp_path)
+    shape = make_backbone("llama").shape
+    with pytest.raises(InvalidRequest, match="save_embedding_layers=False"):
+        load_artifact(tmp_path, shape=shape)
+    theirs.save_pretrained(tmp_path, save_embedding_layers=False)
+    assert load_artifact(tmp_path, shape=shape).method.target_modules == ("lm_head",)
+
+
 def test_other_types_are_refused(tmp_path):
     backbone = _save_bare(tmp_path)
     (tmp_path / "adapter_config.json").write_text('{"peft_type": "BOFT"}')
