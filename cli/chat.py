@@ -53,14 +53,13 @@ class _Talk:
     ) -> None:
         self._client = client
         self._sampling = sampling
-        self._start = [{"role": "system", "content": system}] if system else []
+        self._start = [{"role": "system", "content": _sound(system)}] if system else []
         self._messages = list(self._start)
         self.model = model
 
     def say(self, text: str) -> None:
         """Send a line and print the answer as it comes; a failed turn is forgotten."""
-        sound = text.encode(errors="surrogateescape").decode(errors="replace")
-        turn = [*self._messages, {"role": "user", "content": sound}]
+        turn = [*self._messages, {"role": "user", "content": _sound(text)}]
         pieces: list[str] = []
         try:
             for piece in self._client.chat(self.model, turn, **self._sampling):
@@ -81,8 +80,13 @@ class _Talk:
             out.print(f"{mark} {entry['id']}", markup=False)
 
 
+def _sound(text: str) -> str:
+    """Put a sign for each byte that is not UTF-8, as Python hands on what was typed."""
+    return text.encode(errors="surrogateescape").decode(errors="replace")
+
+
 def _converse(talk: _Talk) -> None:
-    if isinstance(sys.stdin, TextIOWrapper):  # what is not UTF-8 comes as typed to `say`
+    if isinstance(sys.stdin, TextIOWrapper):
         sys.stdin.reconfigure(errors="surrogateescape")
     while True:
         try:
@@ -97,7 +101,7 @@ def _converse(talk: _Talk) -> None:
             if command == "/models":
                 talk.list_models()
             elif command == "/model" and argument:
-                talk.model = argument.strip()
+                talk.model = _sound(argument.strip())
             elif command == "/reset":
                 talk.reset()
             elif command.startswith("/"):

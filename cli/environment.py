@@ -52,6 +52,9 @@ def configure(
 
 def _require_folder(folder: Path) -> None:
     """Refuse a data directory that cannot be one."""
-    there = next(path for path in (folder, *folder.parents) if path.exists())
+    try:
+        there = next(path for path in (folder, *folder.parents) if path.exists())
+    except OSError as error:
+        raise InvalidRequest(f"The data directory cannot be {folder}: {error.strerror}.") from error
     if not there.is_dir():
         raise InvalidRequest(f"The data directory cannot be {folder}: {there} is no folder.")

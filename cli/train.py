@@ -127,9 +127,15 @@ def parse_options(options: list[str], *, flag: str = "--option") -> dict[str, An
         if name == "type":
             raise InvalidRequest(f"{flag} {option!r}: the method is not an option of itself.")
         try:
-            parsed[name] = json.loads(value)
-        except ValueError:
+            parsed[name] = json.loads(value, parse_float=_finite, parse_constant=_finite)
+        except (ValueError, RecursionError):
             parsed[name] = value
-        if isinstance(parsed[name], float) and not isfinite(parsed[name]):
-            raise InvalidRequest(f"{flag} {option!r} is no finite number.")
+        except OverflowError as error:
+            raise InvalidRequest(f"{flag} {option!r} is no finite number.") from error
     return parsed
+
+
+def _finite(text: str) -> float:
+    if not isfinite(value := float(text)):
+        raise OverflowError
+    return value

@@ -33,6 +33,8 @@ from core.pace import give_way
 
 PIECE = 1024 * 1024
 MANIFEST = "tree-manifest.json"
+UNFINISHED = ".put-"
+"""What the names of files begin with that are being written."""
 
 
 class Files(NamedTuple):
@@ -168,7 +170,8 @@ class Store:
         folder = _tree(digest, "")
         with _typed_errors(folder):
             pages = list(obstore.list(self._objects, folder))
-        return [Path(item["path"]).name for page in pages for item in page]
+        names = (Path(item["path"]).name for page in pages for item in page)
+        return [name for name in names if not name.startswith(UNFINISHED)]
 
     def check(self) -> None:
         """Raise `Unavailable` unless the store answers."""
@@ -265,7 +268,7 @@ def _open_beside(target: Path) -> tuple[int, str]:
     while True:
         target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         with suppress(FileNotFoundError):  # a tree was removed meanwhile, its empty folder too
-            return tempfile.mkstemp(dir=target.parent, prefix=".put-")
+            return tempfile.mkstemp(dir=target.parent, prefix=UNFINISHED)
 
 
 @contextmanager

@@ -21,6 +21,7 @@ def run() -> None:
             target_metadata=Base.metadata,
             render_as_batch=rebuilds,
             compare_type=True,
+            transactional_ddl=True,  # of SQLite Alembic believes the opposite
         )
         with context.begin_transaction():
             context.run_migrations()

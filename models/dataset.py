@@ -11,6 +11,7 @@ turn, as long as an earlier one is trained. `name` is accepted, as OpenAI accept
 template here shows it to the network. Any other key that would be ignored is a problem instead.
 """
 
+import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +24,8 @@ from models.dataset_problems import MOST_TURNS, Problem, examine
 LONGEST_LINE = 8 * 1024 * 1024
 REPORTED_PROBLEMS = 50
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_ESCAPED_ASCII = re.compile(rb"\\u00[0-7]")
+"""NUL, or what may spell a key."""
 
 
 class TextPart(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True):
@@ -205,7 +208,7 @@ def _is_plain(row: Row, *, line: bytes) -> bool:
     Counting the quoted keys finds a key written twice, of which decoding keeps the last: inside
     of a text the quotes are escaped, so that only a text that equals the key is suspected in vain.
     """
-    if b"\\u0000" in line:
+    if _ESCAPED_ASCII.search(line):
         return False
     if isinstance(row, ChatRow):
         return (

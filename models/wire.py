@@ -1,4 +1,4 @@
-"""What the engine and who asks it say to each other: requests, replies, lines of a stream."""
+"""What the engine and its callers say to each other: requests, replies, lines of a stream."""
 
 from typing import Any, Literal
 

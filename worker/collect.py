@@ -8,6 +8,7 @@ from pathlib import Path
 import structlog
 
 from core.database import Database
+from core.errors import Unavailable
 from core.store import Store
 from models.tables import (
     adapter,
@@ -32,20 +33,24 @@ log = structlog.get_logger(__name__)
 
 def collect(*, database: Database, store: Store, work_folder: Path) -> None:
     """Remove what nobody needs any more, in the store and in the worker's own folder."""
+    _collect_work(database, work_folder)
     for remove in (_collect_files, _collect_adapters, _collect_resumes):
         try:
             remove(database, store)
+        except Unavailable:
+            raise
         except Exception:
             log.exception("a part of the collection failed", part=remove.__name__)
-    _collect_work(database, work_folder)
 
 
 @contextmanager
 def _apart(digest: str, store: Store) -> Iterator[None]:
-    """Log what goes wrong with one thing and go on to the next, unless the whole store is away."""
+    """Log what goes wrong with one thing and go on to the next, unless it goes wrong with all."""
     try:
         yield
-    except Exception:
+    except Exception as error:
+        if isinstance(error, Unavailable) and error.code == "database_unavailable":
+            raise
         log.exception("could not be removed; the next round tries again", digest=digest)
         store.check()
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import structlog
-from pydantic import TypeAdapter
 
 from core.database import Database
 from core.errors import GraftworkError, InvalidData, StaleFence, StorageFull, Unavailable
@@ -17,7 +16,7 @@ from models import dataset
 from models.answers import check_answers
 from models.gang import gang_of
 from models.loop_request import LoopRequest, resolve
-from models.nn.methods import AnyMethod
+from models.nn.methods import parse_method
 from models.nn.methods.base import Method
 from models.spec import LoopSpec
 from models.tables import claims
@@ -61,7 +60,7 @@ def validate_files(row: Job, *, settings: Settings, database: Database, store: S
 
 
 def _validate(row: Job, *, folder: Path, database: Database, store: Store) -> None:
-    method = TypeAdapter[Any](AnyMethod).validate_python(row.method)
+    method = parse_method(row.method)
     report = _look(row, method, store=store, folder=folder)
     sizes = [path.stat().st_size for path in sorted(folder.iterdir())]
     loop = resolve(LoopRequest(**row.loop), method=method, rows=report["rows"])

@@ -29,7 +29,7 @@ _NEUTRAL_SETTINGS = frozenset(
     }
 )
 MOST_NAMES = 4096
-"""More than any base has linear layers."""
+"""No base has as many linear layers."""
 
 
 def _check_some(names: tuple[str, ...]) -> tuple[str, ...]:

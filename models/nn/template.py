@@ -54,7 +54,7 @@ class ChatTemplate:
     def conversation(self, turns: Sequence[Turn]) -> Rendering:
         """Render a conversation as it stands, and again up to each learned answer; see `prompt`.
 
-        Other answers are left out, but for those that end the marks of a learned one.
+        Other answers are left out, except where they bound the marks of a learned one.
         """
         text, marks = self._text(turns, is_prompt=False)
         cuts = self._cuts(text, marks)

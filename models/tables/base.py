@@ -132,7 +132,7 @@ def hold_writers(session: Session, table: type[Base]) -> None:
 def dead_digests(
     session: Session, table: Any, *, pinned: Sequence[Select[Any] | CompoundSelect[Any]], limit: int
 ) -> Sequence[str]:
-    """Return what bytes deleted rows have that nobody needs any more, the oldest rows' first.
+    """Return the digests of deleted rows that nobody needs any more, the oldest first.
 
     `pinned` selects those that somebody needs: they stay, however many, and are in nobody's way.
     """

@@ -108,6 +108,7 @@ def chat(*turns):
         ("duplicate_key", DOUBLED % (b'"name": "x", "name": "y"', b'"text": "a"')),
         ("duplicate_key", DOUBLED % (b'"weight": 1', b'"text": "a", "text": "b"')),
         ("duplicate_key", b'{"messages": [], ' + (DOUBLED % (b'"name": "x"', b'"text": ""'))[1:]),
+        ("duplicate_key", DOUBLED % (b'"weight": 0, "w\\u0065ight": 1', b'"text": "a"')),
         ("missing_messages", {}),
         ("missing_messages", {"question": "a", "answer": "b"}),
         ("missing_messages", {"messages": "a"}),

@@ -14,7 +14,7 @@ from worker.compare.questions import Question, Questions
 AT_ONCE = 16
 CLASSIFY_ROWS = 16
 TIMED_ANSWERS, TIMED_TOKENS, TIMED_INPUTS, ROUNDS = 8, 32, 32, 3
-SPARE_TOKENS = 16
+SPARE_TOKENS, MOST_TOKENS = 16, 2048
 
 CLASSIFIERS_ONLY = ("labels_not_allowed", "not_generative")
 """What the engine says to who takes a classifier for something else."""
@@ -135,7 +135,8 @@ def longest_answer(questions: Sequence[Question]) -> int:
     not much more.
     """
     references = (text for question in questions for text in question.references)
-    return max(len(text.encode()) for text in references) + SPARE_TOKENS
+    longest = max(len(text.encode()) for text in references)
+    return min(longest + SPARE_TOKENS, MOST_TOKENS)
 
 
 def overhead(model: Asked, *, base: Asked) -> float | None:

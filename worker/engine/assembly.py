@@ -44,7 +44,7 @@ class Assembly:
     loop: Loop
     threads: Threads
     inspector: ThreadPoolExecutor
-    """Reads what is inspected beside the steps, one after the other: each fills some memory."""
+    """Reads what is inspected beside the steps."""
     form: str
     """What computes steps, in a few words."""
 

@@ -76,12 +76,19 @@ class Demonstrations:
         return cls(method, tensors, fixed, renderer, features, context)
 
     def pairs(self, source: Input) -> Sequence[Pair]:
-        """Return what to show before this request."""
-        if self.fixed:
-            return self.fixed
-        text = _question(source, self.renderer)
-        ids = self.renderer.encode(text) or [self.renderer.eos_id]
-        return self.method.demonstrations(self.tensors, Asking(text, ids, self.features))
+        """Return what to show before this request.
+
+        `InvalidRequest`, before anything is tokenised, for an adapter that shows more than fits.
+        """
+        shown: Sequence[Pair] = self.fixed
+        if not shown:
+            text = _question(source, self.renderer)
+            ids = self.renderer.encode(text) or [self.renderer.eos_id]
+            shown = self.method.demonstrations(self.tensors, Asking(text, ids, self.features))
+        size = sum(len(text.encode()) for pair in shown for text in pair)
+        if size > self.context * self.renderer.longest_token:
+            raise takes_too_much(self.context)
+        return shown
 
     def shared(self, wrap: Callable[[str], Input]) -> list[int]:
         """Return the tokens that every request begins with which `wrap` makes of a text."""
@@ -92,20 +99,18 @@ class Demonstrations:
         return [token for token, _ in equal]
 
     def prompt(self, source: Input) -> Prompt:
-        """Return the request's tokens behind those of its demonstrations.
+        """Return the request's tokens behind those of its demonstrations."""
+        return render(show(source, self.pairs(source), self.renderer), self.renderer)
 
-        `InvalidRequest`, before anything is tokenised, for an adapter that shows more than fits.
-        """
-        pairs = self.pairs(source)
-        size = sum(len(text.encode()) for pair in pairs for text in pair)
-        if size > self.context * self.renderer.longest_token:
-            raise InvalidRequest(
-                f"The context of this engine is {self.context} tokens; what the adapter shows "
-                "before a request takes more.",
-                code="context_length_exceeded",
-                param="model",
-            )
-        return render(show(source, pairs, self.renderer), self.renderer)
+
+def takes_too_much(context: int) -> InvalidRequest:
+    """Return the error of an adapter whose own words leave a request no room."""
+    return InvalidRequest(
+        f"The context of this engine is {context} tokens; what the adapter puts before a request "
+        "takes more.",
+        code="context_length_exceeded",
+        param="model",
+    )
 
 
 class Shown(NamedTuple):

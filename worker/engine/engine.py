@@ -71,6 +71,7 @@ class Engine:
         self._opened: Assembly | None = None
         self._draining = self._closing = self._dead = False
         self._rows_out = 0
+        self._inspection = asyncio.Lock()  # one at a time: each fills some memory
         self._coming = 0
         """Requests that are being read."""
         self._intake = ThreadPoolExecutor(1, thread_name_prefix="intake")
@@ -117,14 +118,15 @@ class Engine:
             folder = await asyncio.to_thread(
                 self._store.fetch_tree, digest, Path(scratch) / "adapter"
             )
-            return await inspect(
-                folder, digest=digest, opened=opened, budget=budget, inbox=self._inbox
-            )
+            async with self._inspection:
+                return await inspect(
+                    folder, digest=digest, opened=opened, budget=budget, inbox=self._inbox
+                )
 
     @property
     def busy(self) -> bool:
         """Whether any request is in flight."""
-        return self._rows_out > 0
+        return self._rows_out > 0 or self._inspection.locked()
 
     def drop(self, digest: str) -> None:
         """Free an adapter version's memory as soon as no row uses it."""

@@ -115,12 +115,15 @@ class Labelling:
             text = source.text or ""
             return [self._after_text(text, label) for label in self.labels]
         first = self._in_chat(source.messages, self.labels[0], start=len(prompt.ids))
-        for messages in (_SHORT, source.messages):
-            if not self._known or self._known[0] != first:
-                start = len(self.renderer.prompt(messages))
-                self._known = [self._in_chat(messages, one, start=start) for one in self.labels]
-                self._whole = []
+        if not self._known or self._known[0] != first:
+            self._learn(_SHORT, start=len(self.renderer.prompt(_SHORT)))
+        if self._known[0] != first:
+            self._learn(source.messages, start=len(prompt.ids))
         return self._known
+
+    def _learn(self, messages: Sequence[Message], *, start: int) -> None:
+        self._known = [self._in_chat(messages, label, start=start) for label in self.labels]
+        self._whole = []
 
     def _in_chat(
         self, messages: Sequence[Message], label: str, *, start: int

@@ -23,7 +23,7 @@ from models.nn.prefix import Prefix, compile_in_pieces
 from models.nn.tensor_file import cast_adjacent, largest
 from models.nn.terms import Pooling, Terms
 from models.wire import AdapterRef, Input
-from worker.engine.demonstrations import Demonstrations
+from worker.engine.demonstrations import Demonstrations, takes_too_much
 from worker.engine.request import Request
 from worker.engine.sequence import Footing
 
@@ -46,9 +46,13 @@ class Form(msgspec.Struct, frozen=True):
     system: str | None = None
     lead: str = ""
     """White space between a bare prompt and its completion."""
+    overflows: int | None = None
+    """The engine's context, where the words above leave no room in it."""
 
     def wrap(self, text: str) -> Input:
-        """Return a text as a request."""
+        """Return a text as a request; `InvalidRequest` where no text would fit."""
+        if self.overflows is not None:
+            raise takes_too_much(self.overflows)
         if self.format != "chat":
             return Input(text=text)
         system = [] if self.system is None else [{"role": "system", "content": self.system}]
@@ -133,21 +137,31 @@ class Loader:
         terms = Terms.of(artifact.method, artifact.tensors, self.base, casts=casts)
         stored = (*artifact.tensors.values(), *casts.values())
         _require_bounded(adapter, _largest(terms, stored=stored, bound=artifact.largest))
-        form = _read_form(artifact, default=self.form)
-        self._require_room(form)
-        return Prepared(adapter, artifact, terms, form)
+        return Prepared(adapter, artifact, terms, self._read_form(artifact))
 
-    def _require_room(self, form: Form) -> None:
-        """Refuse words that leave a request no room: they are put before each of its inputs."""
-        words = (form.system or "") + form.lead
-        bound = self.context * self.renderer.longest_token
-        if len(words.encode()) > bound or len(self.renderer.encode(words)) >= self.context:
-            raise InvalidRequest(
-                f"The context of this engine is {self.context} tokens; the adapter's `prompt` "
-                "takes more.",
-                code="context_length_exceeded",
-                param="model",
-            )
+    def _read_form(self, artifact: Artifact) -> Form:
+        """Return the form that an artifact names; `Corrupt` if it is none: anybody may bring one.
+
+        Words of it that leave a bare text no room are found out here, and not with each text.
+        """
+        prompt = artifact.provenance.get("prompt")
+        if prompt is None:
+            return self.form
+        try:
+            form = msgspec.convert(prompt, Form)
+        except msgspec.ValidationError as error:
+            raise Corrupt(f"graftwork.json has a `prompt` that is none: {error}.") from error
+        fills = self._fills_context((form.system or "") + form.lead)
+        return msgspec.structs.replace(form, overflows=self.context if fills else None)
+
+    def _fills_context(self, text: str) -> bool:
+        """Say whether a text has as many tokens as there are positions, reading no more of it."""
+        end = self.context
+        while len(self.renderer.encode(text[:end])) < self.context:
+            if end >= len(text):
+                return False
+            end *= 2
+        return True
 
     @torch.inference_mode()
     def finish(self, prepared: Prepared) -> Generator[None, None, Resident]:
@@ -173,7 +187,7 @@ class Loader:
                 param="model",
             )
         if rows + len(shared) >= self.context:
-            shared = []
+            raise takes_too_much(self.context)
         backbone = self.backbone.using(terms.weights)
         prefix = yield from compile_in_pieces(backbone, terms, token_ids=shared)
         if prefix is not None:
@@ -225,17 +239,6 @@ class Loader:
                     code="adapter_base_mismatch",
                     param="model",
                 )
-
-
-def _read_form(artifact: Artifact, *, default: Form) -> Form:
-    """Return the form that an artifact names; `Corrupt` if it is none: anybody may bring one."""
-    prompt = artifact.provenance.get("prompt")
-    if prompt is None:
-        return default
-    try:
-        return msgspec.convert(prompt, Form)
-    except msgspec.ValidationError as error:
-        raise Corrupt(f"graftwork.json has a `prompt` that is none: {error}.") from error
 
 
 def _require_bounded(adapter: AdapterRef, magnitude: float) -> None:

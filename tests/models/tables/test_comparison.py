@@ -7,10 +7,9 @@ import pytest
 from core.database import Database
 from core.errors import InvalidRequest
 from models.tables import claims, comparison, job
-from models.tables.comparison import Comparison
 from models.tables.job import Job
 from tests.conftest import fresh_postgres
-from tests.factories import make_queued_job
+from tests.factories import make_comparison, make_queued_job
 
 
 @pytest.fixture
@@ -24,23 +23,8 @@ def database(postgres_url: str) -> Iterator[Database]:
 @pytest.fixture
 def running(database: Database) -> Job:
     """A job of the comparison `c` that a worker trains."""
-    row = Comparison(
-        id="c",
-        tenant="acme",
-        base="tiny",
-        training_file="t",
-        validation_file="v",
-        validation_digest="0" * 64,
-        budget={},
-        training={},
-        metric="auto",
-        seed=1,
-        max_validation_rows=10,
-        entries=[],
-        request_digest="1" * 64,
-    )
     with database.unit_of_work() as session:
-        comparison.add(session, row, jobs=[])
+        make_comparison(session, id="c")
         make_queued_job(session, comparison_id="c")
     with database.unit_of_work() as session:
         taken = claims.take(session, owner="w", seconds=30, state="queued")

@@ -69,7 +69,7 @@ def test_a_bad_value_is_named_by_its_key(key, value):
 def test_of_a_long_bad_list_the_first_item_is_told(kind, key):
     error = _refusal({"type": kind, key: [1] * 10_000})
     assert error.param == f"peft.{key}"
-    assert len(error.message) < 200
+    assert error.__cause__.error_count() <= 2
 
 
 @pytest.mark.parametrize("block", [{}, {"type": "x"}, {"type": None}, {"type": ["lora"]}])
