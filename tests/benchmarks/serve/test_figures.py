@@ -69,11 +69,8 @@ def test_the_oracle_reads_once_what_sides_answer_alike() -> None:
         }
     ]
     assert (found["one"].worst, found["one"].allowed, found["one"].right) == (0.1, 0.4, True)
-    assert (found["other"].worst, found["other"].allowed, found["other"].right) == (
-        0.6,
-        0.05,
-        False,
-    )
+    other = found["other"]
+    assert (other.worst, other.allowed, other.right) == (0.6, 0.4, False)
 
 
 def test_a_shortfall_is_measured_from_the_likeliest() -> None:
