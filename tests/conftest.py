@@ -106,6 +106,15 @@ def database(database_url: str) -> Iterator[Database]:
 
 
 @pytest.fixture
+def postgres(postgres_url: str) -> Iterator[Database]:
+    """An open database on PostgreSQL, for what SQLite has no need of."""
+    for url in fresh_postgres(postgres_url):
+        opened = Database(url)
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
 def store(tmp_path: Path) -> Store:
     """An empty store in a folder."""
     return Store((tmp_path / "store").as_uri())

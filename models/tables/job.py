@@ -20,7 +20,7 @@ from sqlalchemy import (
     String,
     UniqueConstraint,
     func,
-    or_,
+    literal,
     select,
     union,
     update,
@@ -219,15 +219,7 @@ def pinned_digests() -> CompoundSelect[Any]:
 
 def is_pinned(session: Session, digest: str) -> bool:
     """Say whether a job that has not ended needs these bytes."""
-    query = select(Job.id).where(
-        Job.state.not_in(TERMINAL),
-        or_(
-            Job.training_digest == digest,
-            Job.validation_digest == digest,
-            Job.parent_digest == digest,
-        ),
-    )
-    return session.scalar(query.limit(1)) is not None
+    return bool(session.scalar(select(literal(digest).in_(pinned_digests()))))
 
 
 def ended_resumes(session: Session, *, limit: int) -> Sequence[tuple[str, str]]:

@@ -11,7 +11,6 @@ from core.database import Database
 from core.errors import Unavailable
 from models.tables import claims, job
 from models.tables.job import Job
-from tests.conftest import fresh_postgres
 from tests.factories import make_queued_job
 from worker.lease import Leases
 
@@ -29,14 +28,6 @@ def take_three(database: Database) -> list[Job]:
 @pytest.fixture
 def rows(database: Database) -> list[Job]:
     return take_three(database)
-
-
-@pytest.fixture
-def postgres(postgres_url: str) -> Iterator[Database]:
-    for url in fresh_postgres(postgres_url):
-        opened = Database(url)
-        yield opened
-        opened.close()
 
 
 @pytest.fixture
