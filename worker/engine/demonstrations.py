@@ -103,11 +103,10 @@ class Demonstrations:
         return render(show(source, self.pairs(source), self.renderer), self.renderer)
 
 
-def takes_too_much(context: int) -> InvalidRequest:
-    """Return the error of an adapter whose own words leave a request no room."""
+def takes_too_much(context: int, *, taken: str = "more") -> InvalidRequest:
+    """Return the error of an adapter that leaves a request no room."""
     return InvalidRequest(
-        f"The context of this engine is {context} tokens; what the adapter puts before a request "
-        "takes more.",
+        f"The context of this engine is {context} tokens; the adapter takes {taken}.",
         code="context_length_exceeded",
         param="model",
     )

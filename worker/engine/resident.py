@@ -181,11 +181,7 @@ class Loader:
         shared = demonstrations.shared(form.wrap) if demonstrations else []
         rows = terms.prefix_rows
         if rows > self.context - 2:  # a token to read and one to write
-            raise InvalidRequest(
-                f"The context of this engine is {self.context} tokens; the adapter takes {rows}.",
-                code="context_length_exceeded",
-                param="model",
-            )
+            raise takes_too_much(self.context, taken=str(rows))
         if rows + len(shared) >= self.context:
             raise takes_too_much(self.context)
         backbone = self.backbone.using(terms.weights)
