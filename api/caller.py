@@ -57,9 +57,9 @@ class Caller:
         """Return a reply, or stop the engine's work on it when the caller leaves."""
         return await unless_gone(reply, receive=self._receive)
 
-    async def admitted(self, lines: Lines) -> Lines:
-        """Wait until the engine has taken the request."""
-        return await unless_gone(admitted(lines), receive=self._receive)
+    async def admitted(self, lines: Lines, *, prompts: int = 1) -> Lines:
+        """Wait until the engine has taken the request, every prompt of it."""
+        return await unless_gone(admitted(lines, prompts=prompts), receive=self._receive)
 
 
 CallerDep = Annotated[Caller, Depends()]

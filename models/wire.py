@@ -121,6 +121,10 @@ class GenerateLine(msgspec.Struct, frozen=True, kw_only=True, tag_field="type"):
     """Base of what the engine streams."""
 
 
+class GenerateOpened(GenerateLine, frozen=True, tag="opened"):
+    """The request is one that can be served; its rows may have to wait."""
+
+
 class GenerateStart(GenerateLine, frozen=True, tag="start"):
     """The request was admitted."""
 
@@ -157,4 +161,4 @@ class GenerateError(GenerateLine, frozen=True, tag="error"):
     message: str
 
 
-AnyGenerateLine = GenerateStart | GenerateDelta | GenerateEnd | GenerateError
+AnyGenerateLine = GenerateOpened | GenerateStart | GenerateDelta | GenerateEnd | GenerateError

@@ -32,7 +32,8 @@ async def create_completion(body: TextRequest, caller: CallerDep) -> BaseModel |
     lines = caller.ask(requests)
     if not body.stream:
         return await caller.wait(text.collect(lines, body))
-    return _stream(text.stream(await caller.admitted(lines), body), body)
+    taken = await caller.admitted(lines, prompts=len(requests))
+    return _stream(text.stream(taken, body), body)
 
 
 def _stream(chunks: AsyncGenerator[BaseModel], body: SamplingRequest) -> EventStream:

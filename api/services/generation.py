@@ -13,7 +13,7 @@ from api.schemas.sampling import CompletionTokens, PromptTokens, SamplingRequest
 from core.errors import GraftworkError, InvalidRequest, Unavailable
 from core.settings import LimitSettings
 from models.spec import SamplingSpec
-from models.wire import AnyGenerateLine, GenerateEnd, GenerateRequest
+from models.wire import AnyGenerateLine, GenerateEnd, GenerateRequest, GenerateStart
 
 QUEUED_LINES = 64
 MAX_CHOICES = 128
@@ -67,14 +67,26 @@ async def _pump(
         await queue.put(internal_fault())
 
 
-async def admitted(lines: Lines) -> Lines:
-    """Wait for the first line, so that a refusal is still an answer, and return all of them."""
-    return _replay(await anext(lines), lines)
+async def admitted(lines: Lines, *, prompts: int) -> Lines:
+    """Wait until every prompt is taken and one begins, and return all lines.
+
+    So a refusal is still an answer; prompts beyond the engine's slots keep nobody waiting.
+    """
+    heard: list[Line] = []
+    taken: set[int] = set()
+    begun = False
+    while not begun or len(taken) < prompts:
+        number, line = await anext(lines)
+        heard.append((number, line))
+        taken.add(number)
+        begun = begun or isinstance(line, GenerateStart)
+    return _replay(heard, lines)
 
 
-async def _replay(first: Line, lines: Lines) -> Lines:
+async def _replay(heard: list[Line], lines: Lines) -> Lines:
     async with aclosing(lines):
-        yield first
+        for line in heard:
+            yield line
         async for line in lines:
             yield line
 

@@ -25,6 +25,7 @@ from models.wire import (
     GenerateDelta,
     GenerateEnd,
     GenerateError,
+    GenerateOpened,
     GenerateRequest,
     GenerateStart,
     Input,
@@ -38,6 +39,7 @@ REFUSALS = {
     "refuse": (400, "context_length_exceeded", "The prompt has 9 tokens; 8 fit."),
     "unknown": (404, "adapter_not_found", "No such adapter."),
     "overload": (503, "engine_overloaded", "Too many wait."),
+    "refuse late": (400, "context_length_exceeded", "The prompt has 9 tokens; 8 fit."),
 }
 NAMED = "refuse by name"
 """Refused as what cannot be read, by its place in the batch."""
@@ -141,6 +143,8 @@ class FakeEngine:
             text = (
                 asked.prompt if asked.prompt is not None else " ".join(map(str, asked.prompt_ids))
             )
+        if text == "refuse late":
+            await asyncio.sleep(0.3)
         if text in REFUSALS:
             return refuse(text)
         return StreamingResponse(self._lines(asked, text), media_type="application/x-ndjson")
@@ -148,6 +152,9 @@ class FakeEngine:
     async def _lines(self, asked: GenerateRequest, text: str) -> AsyncIterator[bytes]:
         ended = False
         try:
+            yield msgspec.json.encode(GenerateOpened()) + b"\n"
+            if text == "queue":
+                await asyncio.sleep(600)
             async for line in self._answer(asked, text):
                 yield line if isinstance(line, bytes) else msgspec.json.encode(line) + b"\n"
             ended = True

@@ -101,6 +101,19 @@ def test_one_bad_prompt_of_many_ends_all(stack: Stack, client: OpenAI) -> None:
     wait_until(lambda: stack.engine.cancelled == before + 1, seconds=2)
 
 
+def test_a_stream_begins_once_every_prompt_is_taken(stack: Stack, client: OpenAI) -> None:
+    before = stack.engine.cancelled
+    with pytest.raises(BadRequestError) as refused:
+        client.completions.create(model="tiny", prompt=["stall", "refuse late"], stream=True)
+    assert (refused.value.code, refused.value.param) == ("context_length_exceeded", "prompt")
+    wait_until(lambda: stack.engine.cancelled == before + 1, seconds=2)
+
+
+def test_a_stream_waits_for_no_prompt_that_waits_for_a_slot(client: OpenAI) -> None:
+    with client.completions.create(model="tiny", prompt=["a", "queue"], stream=True) as stream:
+        assert next(iter(stream)).choices[0].text == "[base]"
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_client_that_leaves_stops_the_engine(stack: Stack, key: str, stream: bool) -> None:
     before, asked = stack.engine.cancelled, len(stack.engine.requests)

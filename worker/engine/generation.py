@@ -11,7 +11,7 @@ from models.wire import (
     EmbedReply,
     GenerateEnd,
     GenerateError,
-    GenerateStart,
+    GenerateOpened,
     Input,
 )
 from worker.engine.request import Request
@@ -46,17 +46,17 @@ class Generation(Request):
 
     async def lines(self) -> AsyncIterator[AnyGenerateLine]:
         """Yield lines to the last; an error before the first is raised, a later one is a line."""
-        started = False
+        opened = False
         while True:
             event = await self._events.get()
             if isinstance(event, GraftworkError):
-                if not started:
+                if not opened:
                     raise event
                 yield GenerateError(status=event.status, code=event.code, message=event.message)
                 return
             if isinstance(event, EmbedReply | ClassifyReply):
                 raise TypeError("A generation gets lines.")
-            started = started or isinstance(event, GenerateStart)
+            opened = opened or isinstance(event, GenerateOpened)
             yield event
             if isinstance(event, GenerateEnd):
                 return

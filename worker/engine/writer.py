@@ -9,7 +9,7 @@ from typing import Literal
 from core.errors import InvalidRequest
 from models.nn.chat import Renderer
 from models.spec import SamplingSpec
-from models.wire import GenerateDelta, GenerateEnd, GenerateStart
+from models.wire import GenerateDelta, GenerateEnd, GenerateOpened, GenerateStart
 from worker.engine.demonstrations import Prompt
 from worker.engine.generation import Generation
 from worker.engine.intake import token_limit
@@ -47,7 +47,7 @@ class Writer:
         self._bytes_of = lambda token: spellings.get(token, b"")
 
     def open(self, generation: Generation, resident: Resident | None) -> list[Choice]:
-        """Return a row for every choice, now that the adapter is known.
+        """Return a row for every choice, now that the adapter is known, and say so.
 
         `InvalidRequest` for a classifier, or where its prefix and demonstrations leave no room.
         """
@@ -64,7 +64,7 @@ class Writer:
         )
         echoed = sampling.echo and sampling.logprobs
         scored = _echoed(prompt) if echoed else []
-        return [
+        rows = [
             Choice(
                 request=generation,
                 index=index,
@@ -82,6 +82,8 @@ class Writer:
             )
             for index in range(sampling.n)
         ]
+        self._outbox.put(generation, GenerateOpened())
+        return rows
 
     def start(self, choice: Choice) -> None:
         """Say that a row was admitted; demonstrations are not echoed."""

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +14,7 @@ from core.errors import GraftworkError, InvalidRequest
 from models.nn.attention import PackedCausal
 from models.nn.chat import Renderer
 from models.nn.executors import NOBODY
-from models.wire import GenerateDelta, GenerateEnd, GenerateRequest
+from models.wire import GenerateDelta, GenerateEnd, GenerateOpened, GenerateRequest
 from tests.worker.engine.conftest import World, ask, ask_all, order, until
 from worker.engine.engine import Engine
 from worker.engine.runner import Runner
@@ -94,6 +95,24 @@ def test_choices_are_rows_of_one_request(engine: Engine) -> None:
     answer = ask_all(engine, [request])[0]
     assert sorted(answer.reasons) == list(range(11))
     assert answer.last == GenerateEnd(prompt_tokens=len(PROMPT), completion_tokens=44)
+
+
+def test_who_waits_for_a_slot_is_told_that_it_will_be_served(
+    start_engine: Callable[..., Engine],
+) -> None:
+    engine = start_engine(rows=1)
+    long = order(PROMPT, n=4, max_tokens=200, ignore_eos=True)
+
+    async def play() -> tuple[Any, int]:
+        async with (
+            aclosing(engine.generate(long)) as running,
+            aclosing(engine.generate(order(PROMPT))) as waiting,
+        ):
+            await anext(running)
+            return await anext(waiting), engine.health()["waiting"]
+
+    first, waiting = asyncio.run(play())
+    assert (first, waiting) == (GenerateOpened(), 4)
 
 
 def test_stop_strings_end_a_row_and_are_not_shown(engine: Engine) -> None:

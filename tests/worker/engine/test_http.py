@@ -89,7 +89,8 @@ def test_lines_are_streamed(world: World, client: httpx.Client) -> None:
     adapter = {"name": "mine", "digest": world.adapters[0].digest}
     response = client.post("/generate", json=body(adapter=adapter, sampling={"logprobs": True}))
     assert response.headers["content-type"].startswith("application/x-ndjson")
-    start, *deltas, end = lines_of(response)
+    opened, start, *deltas, end = lines_of(response)
+    assert opened == {"type": "opened"}
     assert start == {"type": "start", "prompt_tokens": 20}
     assert end == {
         "type": "end",
