@@ -2,7 +2,7 @@
 
 from typing import Any, Generic, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidatorFunctionWrapHandler, field_validator
 
 ItemT = TypeVar("ItemT")
 
@@ -11,6 +11,23 @@ class Wire(BaseModel):
     """Base of request bodies: numbers are finite, and a key that nobody reads is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @field_validator("*", mode="wrap")
+    @classmethod
+    def _refuse_truth_for_numbers(cls, given: Any, read: ValidatorFunctionWrapHandler) -> Any:
+        """Raise where true or false stands for a number, which pydantic would read as 1 or 0."""
+        value = read(given)
+        if _holds_truth(given) and not _holds_truth(value):
+            raise ValueError("give a number, not true or false")
+        return value
+
+
+def _holds_truth(value: Any) -> bool:
+    """Say whether a value is true or false, or a list with such in it."""
+    if not isinstance(value, list):
+        return isinstance(value, bool)
+    kinds = set(map(type, value))
+    return bool in kinds or (list in kinds and any(map(_holds_truth, value)))
 
 
 class Reply(BaseModel):

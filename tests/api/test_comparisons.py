@@ -72,6 +72,7 @@ def test_all_is_every_kind_with_its_defaults(http: httpx.Client, training_file: 
     [
         ({"budget": {"tokens": 1, "seconds": 1}}, "budget", "invalid_value"),
         ({"budget": {}}, "budget", "invalid_value"),
+        ({"budget": {"tokens": True}}, "budget.tokens", "invalid_value"),
         ({"methods": []}, "methods", "invalid_value"),
         ({"methods": [{"type": "lora"}, {"type": "magic"}]}, "methods.1.type", "unknown_method"),
         ({"methods": [{"rank": 2}]}, "methods.0.type", "unknown_method"),

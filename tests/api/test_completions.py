@@ -231,6 +231,11 @@ def test_what_asks_for_nothing_is_accepted(client: OpenAI) -> None:
         ({"n": 17}, "invalid_value", "n"),
         ({"n": 0}, "invalid_value", "n"),
         ({"n": 10**12}, "invalid_value", "n"),
+        *(
+            ({name: True}, "invalid_value", name)
+            for name in ("n", "seed", "max_tokens", "max_completion_tokens", "temperature", "top_p")
+        ),
+        ({"logprobs": True, "top_logprobs": True}, "invalid_value", "top_logprobs"),
         ({"max_tokens": 100_000}, "invalid_value", "max_tokens"),
         ({"max_completion_tokens": 100_000}, "invalid_value", "max_completion_tokens"),
         ({"min_tokens": 100_000}, "invalid_value", "min_tokens"),
@@ -271,7 +276,11 @@ def test_what_cannot_be_done_is_refused_by_name(
 
 
 @pytest.mark.parametrize(
-    "prompt", [[], [[]], ["a"] * 129, [-1], [1, "a"], {"a": 1}, None, [2**40], [["a"]]]
+    "prompt",
+    [
+        *([], [[]], ["a"] * 129, [-1], [1, "a"], {"a": 1}, None, [2**40], [["a"]]),
+        *([1, True], [True, 1], [[1], [False]]),
+    ],
 )
 def test_bad_prompts_are_refused(http: httpx.Client, prompt: Any) -> None:
     response = http.post("/v1/completions", json={"model": "tiny", "prompt": prompt})

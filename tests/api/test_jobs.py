@@ -115,6 +115,8 @@ def test_auto_may_be_said(client: OpenAI, training_file: str) -> None:
                 ("max_seconds", "inf"),
                 ("max_seconds", 1e308),
                 ("max_tokens", 10**13),
+                ("max_tokens", True),
+                ("weight_decay", False),
                 ("micro_batch_tokens", 2**20 + 1),
             )
         ),
@@ -138,6 +140,18 @@ def test_auto_may_be_said(client: OpenAI, training_file: str) -> None:
         ({"suffix": "a\n"}, "invalid_value", "suffix"),
         ({"suffix": "x" * 65}, "invalid_value", "suffix"),
         ({"seed": -1}, "invalid_value", "seed"),
+        ({"seed": True}, "invalid_value", "seed"),
+        ({"hyperparameters": {"n_epochs": True}}, "invalid_value", "hyperparameters.n_epochs"),
+        (
+            {
+                "method": {
+                    "type": "supervised",
+                    "supervised": {"hyperparameters": {"batch_size": True}},
+                }
+            },
+            "invalid_value",
+            "method.supervised.hyperparameters.batch_size",
+        ),
         ({"seed": 2**40}, "invalid_value", "seed"),
         ({"metadata": {"k" * 65: "v"}}, "invalid_value", "metadata." + "k" * 64),
         ({"metadata": {"k": "v" * 513}}, "invalid_value", "metadata.k"),
