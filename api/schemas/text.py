@@ -11,7 +11,8 @@ MAX_PROMPTS = 128
 MAX_TOKEN_IDS = 131072
 
 TokenIds = Annotated[
-    list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1, max_length=MAX_TOKEN_IDS)
+    list[Annotated[int, Field(ge=0, lt=2**31)]],
+    Field(min_length=1, max_length=MAX_TOKEN_IDS, fail_fast=True),
 ]
 Texts = Annotated[list[str], Field(min_length=1, max_length=MAX_PROMPTS)]
 ListsOfIds = Annotated[list[TokenIds], Field(min_length=1, max_length=MAX_PROMPTS)]

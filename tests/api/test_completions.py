@@ -295,6 +295,13 @@ def test_too_many_prompts_are_told_the_bound(http: httpx.Client) -> None:
     assert "at most 128 prompts" in error["message"]
 
 
+def test_of_token_ids_the_first_that_cannot_be_is_told(http: httpx.Client) -> None:
+    response = http.post("/v1/completions", json={"model": "tiny", "prompt": [1, -1] * 40_000})
+    error = response.json()["error"]
+    assert error["param"] == "prompt.1"
+    assert len(error["message"]) < 160
+
+
 def test_offsets_count_a_split_character_once(client: OpenAI) -> None:
     reply = client.completions.create(model="tiny", prompt="split", logprobs=0)
     assert reply.choices[0].text == "ü[base] split"
