@@ -166,7 +166,11 @@ def _holds(inside: Any, part: Any) -> bool:
 
 
 def _code(problems: Sequence[Mapping[str, Any]]) -> str:
-    kinds = {"extra_forbidden": "unknown_parameter", "missing": "missing_required_parameter"}
+    kinds = {
+        "extra_forbidden": "unknown_parameter",
+        "missing": "missing_required_parameter",
+        "unsupported_content": "unsupported_content",
+    }
     return kinds.get(problems[0]["type"], "invalid_value")
 
 

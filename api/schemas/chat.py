@@ -3,6 +3,7 @@
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from api.schemas.common import Reply, Wire
 from api.schemas.sampling import FinishReason, SamplingRequest, Usage
@@ -22,10 +23,10 @@ class TextPart(Wire):
     def _only_text(cls, part: Any) -> Any:
         kind = part.get("type") if isinstance(part, dict) else None
         if isinstance(kind, str) and kind != "text":
-            raise InvalidRequest(
-                f"Message parts of type '{kind[:32]}' are not supported; use 'text'.",
-                code="unsupported_content",
-                param="messages",
+            raise PydanticCustomError(
+                "unsupported_content",
+                "parts of type '{kind}' are not supported; use 'text'",
+                {"kind": kind[:32]},
             )
         return part
 
@@ -55,10 +56,8 @@ class Message(Wire):
     @classmethod
     def _only_talk(cls, role: Any) -> Any:
         if role in ("tool", "function"):
-            raise InvalidRequest(
-                f"Messages with the role '{role}' are not supported.",
-                code="unsupported_content",
-                param="messages",
+            raise PydanticCustomError(
+                "unsupported_content", "the role '{role}' is not supported", {"role": role}
             )
         return role
 

@@ -75,12 +75,22 @@ def test_only_chats_take_predictions(client: OpenAI) -> None:
 
 
 @pytest.mark.parametrize(
-    "prediction", [{"type": "image", "content": "x"}, {"type": "content"}, "so it goes"]
+    ("prediction", "param"),
+    [
+        ({"type": "image", "content": "x"}, "prediction.type"),
+        ({"type": "content"}, "prediction.content"),
+        ({"type": "content", "content": 1}, "prediction.content"),
+        ({"type": "content", "content": [{"type": "text"}]}, "prediction.content.0.text"),
+        ({"type": "content", "content": [{"type": "image_url"}]}, "prediction.content.0"),
+        ("so it goes", "prediction"),
+    ],
 )
-def test_a_prediction_of_another_form_is_refused(client: OpenAI, prediction: Any) -> None:
+def test_a_prediction_of_another_form_is_refused(
+    client: OpenAI, prediction: Any, param: str
+) -> None:
     with pytest.raises(BadRequestError) as refused:
         client.chat.completions.create(model="tiny", messages=user("hi"), prediction=prediction)
-    assert refused.value.param.startswith("prediction")
+    assert refused.value.param == param
 
 
 def test_a_stream_has_roles_texts_reasons_and_usage(client: OpenAI) -> None:
@@ -249,13 +259,17 @@ def test_what_asks_for_nothing_is_accepted(client: OpenAI) -> None:
         ({"logprobs": True, "top_logprobs": 21}, "invalid_value", "top_logprobs"),
         ({"messages": []}, "invalid_value", "messages"),
         ({"messages": user("a") * 1025}, "invalid_value", "messages"),
-        ({"messages": [{"role": "tool", "content": "a"}]}, "unsupported_content", "messages"),
+        (
+            {"messages": [{"role": "tool", "content": "a"}]},
+            "unsupported_content",
+            "messages.0.role",
+        ),
         ({"messages": [{"role": "boss", "content": "a"}]}, "invalid_value", "messages.0.role"),
         ({"messages": [{"role": "user"}]}, "missing_required_parameter", "messages.0.content"),
         (
             {"messages": user([{"type": "image_url", "image_url": {"url": "x"}}])},
             "unsupported_content",
-            "messages",
+            "messages.0.content.0",
         ),
         (
             {"messages": user([{"type": "text"}])},

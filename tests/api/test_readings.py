@@ -200,6 +200,8 @@ def test_many_labels_make_small_batches(stack: Stack, client: OpenAI) -> None:
         ({"input": ["a"] * 1025}, "input"),
         ({"input": [{"role": "user"}]}, "input"),
         ({"input": ["a", {"role": "user", "content": "a"}]}, "input"),
+        ({"input": user([{"type": "image_url"}])}, "input"),
+        ({"input": [{"role": "tool", "content": "a"}]}, "input"),
         ({"input": [1, 2]}, "input"),
         ({"top_k": 0}, "top_k"),
     ],
