@@ -115,6 +115,8 @@ class TokenChoice(msgspec.Struct, frozen=True, kw_only=True):
     bytes: list[int]
     logprob: float | None
     top: list[TokenPiece] = []
+    silent: bool = False
+    """Whether it adds no text, as what ends one does; `text` and `bytes` are its name then."""
 
 
 class GenerateLine(msgspec.Struct, frozen=True, kw_only=True, tag_field="type"):

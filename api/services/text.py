@@ -83,7 +83,8 @@ class _Answer:
     def _advance(self, token: TokenChoice) -> int:
         """Return where a token begins; a character split by tokens counts once, at its end."""
         begin = self._length
-        self._length += len(self._decoder.decode(bytes(token.bytes)))
+        if not token.silent:
+            self._length += len(self._decoder.decode(bytes(token.bytes)))
         return begin
 
     def _logprobs(self, tokens: list[TokenChoice], *, offsets: list[int]) -> TextLogprobs | None:

@@ -166,8 +166,14 @@ class FakeEngine:
         words = [f"[{who}]", *(f" {word}" for word in text.split())]
         yield GenerateStart(prompt_tokens=3)
         if text == "split":
-            for spelled, shown in ((b"\xc3", ""), (b"\xbc", "\u00fc")):
-                piece = TokenChoice(id=1, text="\ufffd", bytes=list(spelled), logprob=-0.5, top=[])
+            for spelled, shown in ((b"\xc3", ""), (b"\xbc", "\u00fc"), (b"<|end|>", "")):
+                piece = TokenChoice(
+                    id=1,
+                    text=spelled.decode(errors="replace"),
+                    bytes=list(spelled),
+                    logprob=-0.5,
+                    silent=spelled == b"<|end|>",
+                )
                 yield GenerateDelta(index=0, text=shown, tokens=[piece])
         for index in range(asked.sampling["n"]):
             for word in words:

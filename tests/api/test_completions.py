@@ -316,11 +316,11 @@ def test_of_token_ids_the_first_that_cannot_be_is_told(http: httpx.Client) -> No
     assert len(error["message"]) < 160
 
 
-def test_offsets_count_a_split_character_once(client: OpenAI) -> None:
+def test_offsets_count_a_split_character_once_and_control_tokens_never(client: OpenAI) -> None:
     reply = client.completions.create(model="tiny", prompt="split", logprobs=0)
     assert reply.choices[0].text == "ü[base] split"
-    assert reply.choices[0].logprobs.text_offset == [0, 0, 1, 7]
-    assert reply.choices[0].logprobs.tokens[:2] == ["bytes:\\xc3", "bytes:\\xbc"]
+    assert reply.choices[0].logprobs.text_offset == [0, 0, 1, 1, 7]
+    assert reply.choices[0].logprobs.tokens[:3] == ["bytes:\\xc3", "bytes:\\xbc", "<|end|>"]
 
 
 def test_a_context_too_long_names_what_was_sent(client: OpenAI) -> None:

@@ -44,10 +44,11 @@ class TextStream:
         An invisible one (end of sequence) adds no text.
         """
         for drawn in tokens:
+            silent = drawn.token in invisible
             if self._with_tokens:
-                choice = describe(drawn, bytes_of=self._bytes_of)
+                choice = describe(drawn, bytes_of=self._bytes_of, silent=silent)
                 self._tokens.append((self._shown + len(self._held), choice))
-            if drawn.token not in invisible:
+            if not silent:
                 self._held += self._decoder.decode(self._bytes_of(drawn.token))
         return self._release()
 
@@ -80,13 +81,15 @@ class TextStream:
         return Piece(text, shown)
 
 
-def describe(drawn: Drawn, *, bytes_of: BytesOf) -> TokenChoice:
+def describe(drawn: Drawn, *, bytes_of: BytesOf, silent: bool) -> TokenChoice:
     """Return a token and its alternatives as the wire shows them."""
     top = [
         TokenPiece(token, *_spell(bytes_of(token)), logprob=logprob) for token, logprob in drawn.top
     ]
     text, spelled = _spell(bytes_of(drawn.token))
-    return TokenChoice(id=drawn.token, text=text, bytes=spelled, logprob=drawn.logprob, top=top)
+    return TokenChoice(
+        id=drawn.token, text=text, bytes=spelled, logprob=drawn.logprob, top=top, silent=silent
+    )
 
 
 def _spell(spelling: bytes) -> tuple[str, list[int]]:

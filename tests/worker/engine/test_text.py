@@ -90,6 +90,6 @@ def test_tokens_that_come_together_give_what_they_give_one_by_one() -> None:
 
 def test_invisible_tokens_have_no_text() -> None:
     text = stream([b"<|end|>", b"a"], with_tokens=True)
-    piece = text.push(Drawn(0), invisible={0})
-    assert piece.text == ""
-    assert [t.id for t in piece.tokens] == [0]
+    piece = text.push(Drawn(0), Drawn(1), invisible={0})
+    assert piece.text == "a"
+    assert [(t.id, t.silent) for t in piece.tokens] == [(0, True), (1, False)]
