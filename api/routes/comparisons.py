@@ -14,7 +14,7 @@ from api.schemas.comparisons import ComparisonCreate, ComparisonObject
 from api.services.comparisons import create, read_plot
 from models.tables import comparison
 from models.tables.comparison import Comparison
-from models.tables.comparison_table import assemble
+from models.tables.comparison_table import assemble, assemble_all
 
 router = keyed_router()
 
@@ -54,7 +54,8 @@ def list_comparisons(
     """List comparisons, newest first."""
     with database.reading() as session:
         rows, has_more = comparison.list_page(session, tenant=tenant, page=page)
-        shown = [ComparisonObject.of(row, table=assemble(session, row)) for row in rows]
+        tables = zip(rows, assemble_all(session, rows), strict=True)
+        shown = [ComparisonObject.of(row, table=table) for row, table in tables]
         return list_items(shown, has_more=has_more)
 
 

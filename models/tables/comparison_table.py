@@ -1,12 +1,14 @@
 """The table of a comparison as far as it goes, from its jobs and what was measured."""
 
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import msgspec
+from sqlalchemy import and_, select
 from sqlalchemy.orm import Session
 
 from models.comparison import BASE_LABEL, ComparisonResult, Evaluated, MethodResult, pareto
-from models.tables import adapter, comparison
+from models.tables.adapter import Adapter
 from models.tables.comparison import Comparison
 from models.tables.job import Job
 
@@ -14,15 +16,43 @@ NOT_APPLICABLE = ("no_label_set", "unknown_label")
 """How a classifier's job fails on data whose answers are no labels."""
 
 
+class _Trained(NamedTuple):
+    """A job of a comparison, and the bytes of its adapter while that lives."""
+
+    job: Job
+    bytes: int
+
+
 def assemble(session: Session, row: Comparison) -> ComparisonResult:
     """Return the table: that of the end, or what is known before."""
+    (table,) = assemble_all(session, [row])
+    return table
+
+
+def assemble_all(session: Session, rows: Sequence[Comparison]) -> list[ComparisonResult]:
+    """Return the table of each comparison; their jobs are read together."""
+    unfinished = [row.id for row in rows if row.result is None]
+    trained = _read_jobs(session, unfinished)
+    return [_table(row, trained) for row in rows]
+
+
+def _read_jobs(session: Session, comparison_ids: Sequence[str]) -> dict[str, _Trained]:
+    """Return the jobs of comparisons by their ids, in one query."""
+    result_of_job = and_(
+        Adapter.name == Job.fine_tuned_model,
+        Adapter.tenant == Job.tenant,
+        Adapter.deleted_at.is_(None),
+    )
+    query = select(Job, Adapter.bytes).outerjoin(Adapter, result_of_job)
+    found = session.execute(query.where(Job.comparison_id.in_(comparison_ids)))
+    return {job.id: _Trained(job, size or 0) for job, size in found}
+
+
+def _table(row: Comparison, trained: Mapping[str, _Trained]) -> ComparisonResult:
     if row.result is not None:
         return msgspec.convert(row.result, ComparisonResult)
-    jobs = {one.id: one for one in comparison.list_jobs(session, row.id)}
-    rows = [
-        _base_row(row),
-        *(_method_row(session, row, entry=entry, job=jobs[entry["job"]]) for entry in row.entries),
-    ]
+    methods = (_method_row(row, entry, trained=trained[entry["job"]]) for entry in row.entries)
+    rows = [_base_row(row), *methods]
     return ComparisonResult(
         metric=row.measured_by or row.metric,
         rows=rows,
@@ -44,14 +74,8 @@ def _base_row(row: Comparison) -> MethodResult:
     )
 
 
-def _method_row(
-    session: Session, row: Comparison, *, entry: dict[str, Any], job: Job
-) -> MethodResult:
-    made = (
-        adapter.find(session, job.fine_tuned_model, tenant=row.tenant)
-        if job.fine_tuned_model
-        else None
-    )
+def _method_row(row: Comparison, entry: dict[str, Any], *, trained: _Trained) -> MethodResult:
+    job = trained.job
     usage = job.usage or {}
     peak = usage.get("peak_bytes")
     ended = _ended(job) or _measured(
@@ -65,7 +89,7 @@ def _method_row(
         model=job.fine_tuned_model,
         loss=(job.metrics or {}).get("full_valid_loss"),
         parameters=job.trained_parameters or 0,
-        artifact_bytes=made.bytes if made else 0,
+        artifact_bytes=trained.bytes,
         trained_tokens=job.trained_tokens or 0,
         seconds=usage.get("train_seconds"),
         tokens_per_second=usage.get("tokens_per_second"),
