@@ -21,7 +21,7 @@ from models.spec import (
     Succeeded,
     Validated,
 )
-from models.tables import adapter, checkpoint, claims, event
+from models.tables import adapter, checkpoint, claims, event, job
 from models.tables.adapter import Adapter
 from models.tables.base import database_now
 from models.tables.checkpoint import Checkpoint
@@ -60,10 +60,13 @@ class Recorder:
 
     @record.register
     def _(self, message: Validated) -> None:
-        report = {**(self._row.report or {}), **message.report}
+        """Tell it once: every try finds the same."""
         with self._database.unit_of_work() as session:
+            known = job.get(session, self._row.id, tenant=self._row.tenant).report or {}
+            report = {**known, **message.report}
             claims.update_owned(session, self._row, report=report)
-            event.add(session, self._row.id, message="Data tokenised.", data=message.report)
+            if report != known:
+                event.add(session, self._row.id, message="Data tokenised.", data=message.report)
 
     @record.register
     def _(self, message: Started) -> None:

@@ -10,7 +10,7 @@ import pytest
 from core.database import Database
 from core.errors import StorageFull
 from core.store import Store
-from models.spec import Broke, CheckpointSaved, Metrics, Stopped, Succeeded
+from models.spec import Broke, CheckpointSaved, Metrics, Stopped, Succeeded, Validated
 from models.tables import checkpoint, claims, event, job
 from models.tables.base import Page
 from models.tables.job import Job
@@ -76,6 +76,21 @@ def test_what_may_have_been_told_already_is_not_told_again(
         recorder.may_have_told = True
     recorder.record(metrics(2, train_loss=1.0))
     assert [data["step"] for data in told(database, row)] == [1, 2]
+
+
+def test_what_became_of_the_data_is_told_once(database: Database, store: Store, row: Job) -> None:
+    message = Validated(report={"kept": 3, "labelled_share": 0.1, "validation": {"kept": 1}})
+    first = Recorder(row, database=database, store=store)
+    for _ in range(2):  # the answer to the first COMMIT was lost
+        first.record(message)
+        first.may_have_told = True
+    first.record(Stopped(step=1))
+    again = take(database)
+    assert again.report == {"rows": 3, "format": "chat", **message.report}
+    Recorder(again, database=database, store=store).record(message)
+    with database.reading() as session:
+        events, _ = event.list_page(session, row.id, page=Page(limit=100))
+    assert [one.data for one in events if one.message == "Data tokenised."] == [message.report]
 
 
 def test_nothing_is_called_saved_that_found_no_room(
