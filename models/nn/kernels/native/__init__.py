@@ -7,7 +7,6 @@ Shapes: M rows, N outputs, K inputs.
 import ctypes
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -29,15 +28,6 @@ Argument = Tensor | int | float | bytes | None
 
 class Unavailable(Exception):
     """Why there are no C++ kernels here."""
-
-
-@dataclass(frozen=True)
-class Packed:
-    """A (N, K) bfloat16 weight as the kernels read it: N/16 panels of K/2 rows of 16 pairs."""
-
-    panels: Tensor
-    outputs: int
-    inputs: int
 
 
 class Library:
@@ -85,18 +75,6 @@ class Library:
         self._functions[name] = function
         return function  # type: ignore[no-any-return]  # ctypes has no types here
 
-    def pack(self, weight_nk: Tensor, *, transposed: bool = False) -> Packed:
-        """Pack a bfloat16 weight (N, K), or the transpose of the one given.
-
-        ValueError unless N is a multiple of 16, K of 32 and the rows are contiguous.
-        """
-        outputs, inputs = weight_nk.shape[::-1] if transposed else weight_nk.shape
-        if not packs(outputs, inputs) or weight_nk.stride(1) != 1:
-            raise ValueError(f"A weight of {outputs} x {inputs} cannot be packed.")
-        panels = torch.empty(outputs * inputs, dtype=torch.bfloat16)
-        self._pack(weight_nk, outputs, inputs, panels.data_ptr(), transposed=transposed)
-        return Packed(panels, outputs, inputs)
-
     def pack_at(self, address: int, weight_nk: Tensor) -> None:
         """Pack a contiguous bfloat16 weight (N, K) into memory that is there.
 
@@ -105,7 +83,8 @@ class Library:
         outputs, inputs = weight_nk.shape
         if outputs % PANEL_WIDTH or inputs % 2 or not weight_nk.is_contiguous():
             raise ValueError(f"A weight of {outputs} x {inputs} cannot be packed.")
-        self._pack(weight_nk, outputs, inputs, address, transposed=False)
+        sizes = (weight_nk.stride(0), outputs, inputs)
+        self.call("pack", _of(weight_nk, torch.bfloat16), *sizes, 0, address)
 
     def pack_int8_at(self, address: int, weight_nk: Tensor) -> None:
         """Pack a contiguous int8 weight (N, K) into memory that is there."""
@@ -137,32 +116,6 @@ class Library:
         if any(size % PANEL_WIDTH for size in weight_nk.shape) or not weight_nk.is_contiguous():
             raise ValueError(f"A weight of {tuple(weight_nk.shape)} cannot be packed.")
         self.call("pack_rounded", _of(weight_nk, torch.float32), *weight_nk.shape, address)
-
-    def _pack(
-        self, weight: Tensor, outputs: int, inputs: int, address: int, *, transposed: bool
-    ) -> None:
-        sizes = (weight.stride(0), outputs, inputs)
-        self.call("pack", _of(weight, torch.bfloat16), *sizes, int(transposed), address)
-
-    def gemm(self, x_mk: Tensor, packed: Packed, *, dtype: torch.dtype = torch.bfloat16) -> Tensor:
-        """Return x WT (M, N) in bfloat16 or float32, summed in float32 from bfloat16 x (M, K).
-
-        A row's bits do not depend on the other rows, nor on the number of threads.
-        """
-        x_mk = x_mk if x_mk.stride(-1) == 1 else x_mk.contiguous()
-        y_mn = torch.empty(len(x_mk), packed.outputs, dtype=dtype)
-        kind = "f32" if dtype is torch.float32 else "bf16"
-        getattr(self.handle, f"gw_gemm_{kind}_{self.instructions}")(
-            _address(x_mk, torch.bfloat16),
-            _long(x_mk.stride(0)),
-            _long(len(x_mk)),
-            _address(packed.panels, torch.bfloat16),
-            _long(packed.inputs),
-            _long(packed.outputs),
-            _address(y_mn, dtype),
-            _long(y_mn.stride(0)),
-        )
-        return y_mn
 
 
 def takes(*tensors: Tensor) -> bool:
