@@ -138,13 +138,12 @@ class Renderer:
         """A bound of the bytes that one token stands for: those of the longest written form."""
         return max(len(piece.encode()) for piece in self.tokenizer.get_vocab())
 
-    def token_bytes(self, token_id: int) -> bytes:
-        """Return the bytes that one token stands for, which need not be whole characters."""
-        return self.spellings.get(token_id, b"")
-
     @cached_property
     def spellings(self) -> dict[int, bytes]:
-        """The bytes of every token; finding them takes 0.3 s for some 50,000."""
+        """The bytes of every token, which need not be whole characters.
+
+        Finding them takes 0.3 s for some 50,000.
+        """
         decoder = json.dumps(json.loads(self._backend.to_str())["decoder"])
         spell = _spell_bytes if '"ByteLevel"' in decoder else _spell_text
         added = {index: str(token.content).encode() for index, token in self._added.items()}

@@ -66,7 +66,7 @@ def _renderer(tokenizer, template):
 
 def _labelled(renderer, example):
     ids = [index for index, label in zip(*example, strict=True) if label]
-    return b"".join(map(renderer.token_bytes, ids)).decode()
+    return b"".join(renderer.spellings[index] for index in ids).decode()
 
 
 def _ordinary(tokenizer, messages, **settings):
@@ -129,7 +129,7 @@ def test_for_any_text_prompts_are_prefixes_and_no_text_becomes_control(
     expected = "".join(
         f"<|im_start|>{role}\n{part}<|im_end|>\n" for role, part in zip(roles, parts, strict=True)
     )
-    assert b"".join(map(renderer.token_bytes, example.ids)).decode() == expected
+    assert b"".join(renderer.spellings[index] for index in example.ids).decode() == expected
     assert _labelled(renderer, example) == f"{parts[1]}<|im_end|>{parts[3]}<|im_end|>"
 
 
@@ -316,13 +316,12 @@ def test_a_tokenizer_that_begins_texts_begins_ours(byte_tokenizer):
     assert example.ids.count(1) == 1
 
 
-def test_token_bytes_join_to_the_text(tokenizer):
+def test_spellings_join_to_the_text(tokenizer):
     renderer = Renderer(tokenizer)
     text = "Hello there, how\n  are you"
-    joined = b"".join(map(renderer.token_bytes, renderer.encode(text))).decode()
+    joined = b"".join(renderer.spellings[index] for index in renderer.encode(text)).decode()
     assert joined.strip() == text
-    assert renderer.token_bytes(renderer.eos_id) == b"<|im_end|>"
-    assert renderer.token_bytes(10**6) == b""
+    assert renderer.spellings[renderer.eos_id] == b"<|im_end|>"
 
 
 def test_every_token_has_its_bytes(tokenizer):
@@ -331,7 +330,7 @@ def test_every_token_has_its_bytes(tokenizer):
     assert sorted(renderer.spellings) == list(range(len(tokenizer)))
     for index, piece in enumerate(tokenizer.convert_ids_to_tokens(range(len(tokenizer)))):
         if piece.isascii():
-            assert renderer.token_bytes(index) == piece.encode()
+            assert renderer.spellings[index] == piece.encode()
 
 
 def test_a_piece_beyond_the_byte_alphabet_is_plain_text(byte_tokenizer):
@@ -344,7 +343,7 @@ def test_a_piece_beyond_the_byte_alphabet_is_plain_text(byte_tokenizer):
     )
     renderer = Renderer(beside)
     (own,) = (index for index, piece in renderer.spellings.items() if piece[:3] == b"caf")
-    assert renderer.token_bytes(own).decode() == renderer.decode([own]) == "caf\u4e00"
+    assert renderer.spellings[own].decode() == renderer.decode([own]) == "caf\u4e00"
 
 
 def test_the_digest_names_tokenizer_and_template(byte_tokenizer, tmp_path):
