@@ -38,29 +38,14 @@ class Prefix:
         return sum(side.nbytes for side in (*self.keys, *self.values))
 
 
-@torch.no_grad()
-def compile_prefix(
-    backbone: Backbone, terms: Terms, *, token_ids: Sequence[int] = ()
-) -> Prefix | None:
-    """Compute what stands before an adapter's sequences, and then before it `token_ids`.
-
-    None where nothing does. The other terms of the adapter act on these rows too.
-    """
-    pieces = compile_in_pieces(backbone, terms, token_ids=token_ids)
-    while True:
-        try:
-            next(pieces)
-        except StopIteration as end:
-            prefix: Prefix | None = end.value
-            return prefix
-
-
 def compile_in_pieces(
     backbone: Backbone, terms: Terms, *, token_ids: Sequence[int] = (), rows: int = PIECE
 ) -> Generator[None, None, Prefix | None]:
-    """Compute what `compile_prefix` returns, and yield after every so many rows.
+    """Compute what stands before an adapter's sequences, and then before it `token_ids`.
 
-    So whoever has other work may do it in between.
+    None where nothing does. The other terms of the adapter act on these rows too. Yields after
+    every so many rows, so that whoever has other work may do it in between; for use without
+    gradients.
     """
     ids_t = torch.tensor(token_ids, dtype=torch.int64, device=backbone.device)
     rows_td = backbone.embed(ids_t)

@@ -13,7 +13,7 @@ from models.nn.backbone import Backbone
 from models.nn.executors import NOBODY, Executor
 from models.nn.forward import Part, forward
 from models.nn.methods.base import Method
-from models.nn.prefix import Prefix
+from models.nn.prefix import Prefix, compile_in_pieces
 from models.nn.terms import KeysValues, Terms
 
 VOCAB = 97
@@ -154,6 +154,19 @@ def run(
 def _as_terms(prefix: Prefix) -> dict[int, KeysValues]:
     pairs = zip(prefix.keys, prefix.values, strict=True)
     return {layer: KeysValues(keys, values) for layer, (keys, values) in enumerate(pairs)}
+
+
+@torch.no_grad()
+def compile_prefix(
+    backbone: Backbone, terms: Terms, *, token_ids: Sequence[int] = ()
+) -> Prefix | None:
+    """Return what stands before an adapter's sequences, and then before it `token_ids`."""
+    pieces = compile_in_pieces(backbone, terms, token_ids=token_ids)
+    while True:
+        try:
+            next(pieces)
+        except StopIteration as end:
+            return end.value
 
 
 def run_alone(

@@ -7,9 +7,15 @@ from models.nn.executors import NOBODY, Bank, Packed
 from models.nn.flat import FLAT_FAMILIES
 from models.nn.forward import Part, forward
 from models.nn.methods import METHODS
-from models.nn.prefix import compile_prefix
 from models.nn.terms import Terms
-from tests.models.nn.families import VARIANTS, make_backbone, random_ids, random_tensors, run
+from tests.models.nn.families import (
+    VARIANTS,
+    compile_prefix,
+    make_backbone,
+    random_ids,
+    random_tensors,
+    run,
+)
 
 FLAT = ["llama", "llama-biased-tied", "mistral", "qwen2"]
 LENGTHS = (17, 1, 22)

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from models.nn.prefix import compile_in_pieces, compile_prefix
+from models.nn.prefix import compile_in_pieces
 from models.nn.terms import KeysValues, Terms
-from tests.models.nn.families import make_backbone, random_ids
+from tests.models.nn.families import compile_prefix, make_backbone, random_ids
 
 
 @pytest.mark.parametrize("variant", ["llama", "gemma2"])

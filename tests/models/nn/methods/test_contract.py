@@ -17,9 +17,9 @@ from models.nn.head import class_logits, pool
 from models.nn.loss import next_token_loss
 from models.nn.methods import METHODS, AnyMethod, parse_method
 from models.nn.methods.base import SITES, Method
-from models.nn.prefix import compile_prefix
 from models.nn.terms import Terms
 from tests.models.nn.families import (
+    compile_prefix,
     make_backbone,
     random_ids,
     random_tensors,

@@ -18,9 +18,9 @@ from models.nn.kernels.native.step import Form
 from models.nn.low_rank import LowRank
 from models.nn.methods import METHODS, parse_method
 from models.nn.methods.base import Method
-from models.nn.prefix import Prefix, compile_prefix
+from models.nn.prefix import Prefix
 from models.nn.terms import LinearTerm, Terms
-from tests.models.nn.families import random_tensors, run_terms
+from tests.models.nn.families import compile_prefix, random_tensors, run_terms
 from tests.models.nn.kernels.native.comparing import needs_avx512
 from tests.models.nn.kernels.native.stepping import (
     FORMS,

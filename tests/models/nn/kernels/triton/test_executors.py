@@ -11,9 +11,8 @@ from models.nn.forward import Part, forward
 from models.nn.kernels.plain import PLAIN
 from models.nn.kernels.triton.forms import improve
 from models.nn.methods import METHODS
-from models.nn.prefix import compile_prefix
 from models.nn.terms import Terms
-from tests.models.nn.families import make_backbone, random_ids, random_tensors, run
+from tests.models.nn.families import compile_prefix, make_backbone, random_ids, random_tensors, run
 from tests.models.nn.kernels.triton.agreement import DEVICE
 
 pytestmark = pytest.mark.skipif(DEVICE != "cpu", reason="compares with a base on the CPU")
