@@ -12,14 +12,13 @@ import typer
 from cli.console import Commands, err, fail, out, tell_call
 from cli.options import DEFAULT_URL, ApiKey, BaseUrl
 from core.errors import InvalidRequest
+from models.adapter_files import NAMES, TENSORS
 
 if TYPE_CHECKING:
     from cli.client import Refused
 
 app = typer.Typer(cls=Commands, no_args_is_help=True, help="Import and export adapters.")
 
-TENSORS = "adapter_model.safetensors"
-NAMES = ("adapter_config.json", "graftwork.json", TENSORS, "training.safetensors")
 SHOWN = 5
 
 

@@ -16,12 +16,7 @@ from typing import IO, Any, NamedTuple
 from core.errors import InvalidRequest, TooLarge
 from core.settings import MEBIBYTE
 from core.store import full_disk
-
-CONFIG = "adapter_config.json"
-PROVENANCE = "graftwork.json"
-TENSORS = "adapter_model.safetensors"
-TRAINING = "training.safetensors"
-KEPT = (CONFIG, PROVENANCE, TENSORS, TRAINING)
+from models.adapter_files import NAMES, PEFT_CONFIG, PROVENANCE, TENSORS
 
 PICKLES = frozenset({".bin", ".ckpt", ".joblib", ".pickle", ".pkl", ".pt", ".pth"})
 MAX_ENTRIES = 256
@@ -149,10 +144,10 @@ def _choose(entries: list[zipfile.ZipInfo]) -> dict[str, zipfile.ZipInfo]:
     chosen = {
         entry.filename.removeprefix(folder): entry
         for entry in entries
-        if entry.filename.startswith(folder) and entry.filename.removeprefix(folder) in KEPT
+        if entry.filename.startswith(folder) and entry.filename.removeprefix(folder) in NAMES
     }
-    if not chosen.keys() & {CONFIG, PROVENANCE}:
-        raise _lacking(f"neither {CONFIG} (of PEFT) nor {PROVENANCE} (of an export)")
+    if not chosen.keys() & {PEFT_CONFIG, PROVENANCE}:
+        raise _lacking(f"neither {PEFT_CONFIG} (of PEFT) nor {PROVENANCE} (of an export)")
     return chosen
 
 

@@ -13,13 +13,14 @@ from starlette.concurrency import run_in_threadpool
 from api.errors import Reported
 from api.schemas.catalog import ImportedModel, ImportReport
 from api.schemas.jobs import Suffix
-from api.services.archive import CONFIG, PROVENANCE, unpack
+from api.services.archive import unpack
 from api.services.catalog import adapter_card
 from api.services.readiness import Parts
 from api.services.upload import filename_of
 from api.upload_form import PREFIX, UploadForm
 from core.errors import GraftworkError, InvalidRequest
 from core.ids import random_letters
+from models.adapter_files import PEFT_CONFIG, PROVENANCE
 from models.tables import adapter, checkpoint, job
 from models.tables.adapter import Adapter
 from models.tables.base import hold_writers
@@ -81,8 +82,8 @@ def _unpack(form: UploadForm, folder: Path, *, limit: int, suffix: str) -> Arriv
         "filename": filename_of(form),
         "format": "graftwork" if PROVENANCE in kept else "peft",
     }
-    if CONFIG in kept:
-        source["base_model"] = _base_model(folder / CONFIG)
+    if PEFT_CONFIG in kept:
+        source["base_model"] = _base_model(folder / PEFT_CONFIG)
     return Arrival(folder, source, ignored, suffix)
 
 

@@ -10,8 +10,8 @@ from typing import Any
 from safetensors import safe_open
 
 from api.schemas.catalog import ModelCard
-from api.services.archive import CONFIG, PROVENANCE, TENSORS, TRAINING
 from core.bases import REPOSITORIES
+from models.adapter_files import PEFT_CONFIG, PROVENANCE, TENSORS, TRAINING_TENSORS
 from models.nn.methods import METHODS
 
 LICENCES = {"smollm2-135m-instruct": "apache-2.0"}
@@ -21,7 +21,7 @@ _NUMBERS = re.compile(r"(?<=\.)\d+(?=\.|$)")
 
 def render(card: ModelCard, folder: Path) -> str:
     """Return the card of the adapter whose files lie in `folder`; equal inputs give equal text."""
-    provenance, peft = _read(folder / PROVENANCE), (folder / CONFIG).is_file()
+    provenance, peft = _read(folder / PROVENANCE), (folder / PEFT_CONFIG).is_file()
     method = card.graftwork.method or {}
     kind, count = str(method.get("type")), card.graftwork.parameters or 0
     base = card.graftwork.base
@@ -106,8 +106,8 @@ def _tensors(folder: Path, *, kind: str, peft: bool) -> str:
         else "under Graftwork's own names: PEFT has no form for this kind"
     )
     said = [f"`{TENSORS}` holds the tensors that are served, {form}."]
-    if (folder / TRAINING).is_file():
-        said.append(f"`{TRAINING}` holds those that training goes on from.")
+    if (folder / TRAINING_TENSORS).is_file():
+        said.append(f"`{TRAINING_TENSORS}` holds those that training goes on from.")
     if (folder / PROVENANCE).is_file():
         said.append(f"`{PROVENANCE}` has the method and where the adapter comes from.")
     counts: Counter[tuple[str, str, str]] = Counter()

@@ -8,7 +8,7 @@ from benchmarks.serve.measure import say
 from benchmarks.serve.work import in_turn
 from benchmarks.serve.world import LENGTH, RANK, World, ready, start_engine
 from benchmarks.sides import JSON, Side
-from models.nn.artifact import TENSORS
+from models.adapter_files import TENSORS
 
 PROMPT = 4
 """Tokens of the prompt whose first answer is waited for."""

@@ -16,16 +16,13 @@ from torch import Tensor
 
 from core.bases import REPOSITORIES
 from core.errors import Corrupt, InvalidRequest
+from models.adapter_files import PEFT_CONFIG, PROVENANCE, TENSORS, TRAINING_TENSORS
 from models.nn.base import Base
 from models.nn.methods import METHODS, explain, parse_method
 from models.nn.methods.base import Method
 from models.nn.shape import Shape
 from models.nn.tensor_file import Content, largest, read_tensors
 
-TENSORS = "adapter_model.safetensors"
-TRAINING_TENSORS = "training.safetensors"
-PEFT_CONFIG = "adapter_config.json"
-PROVENANCE = "graftwork.json"
 FORMAT = 1
 
 _PIECE = 1024 * 1024

@@ -24,7 +24,7 @@ from core.errors import Unavailable
 from core.memory import keep_freed_memory
 from core.settings import Settings
 from core.store import Store
-from models.nn.artifact import TRAINING_TENSORS
+from models.adapter_files import TRAINING_TENSORS
 from models.spec import SamplingSpec
 from models.wire import (
     AnyGenerateLine,

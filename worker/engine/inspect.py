@@ -16,11 +16,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from core.errors import GraftworkError, InvalidRequest
+from models.adapter_files import PEFT_CONFIG, PROVENANCE, TENSORS, TRAINING_TENSORS
 from models.nn.artifact import (
-    PEFT_CONFIG,
-    PROVENANCE,
-    TENSORS,
-    TRAINING_TENSORS,
     check_training_tensors,
     read_files,
     read_json,

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from core.errors import Corrupt, InvalidRequest
+from models.adapter_files import PROVENANCE
 from models.nn.artifact import Artifact, Files, read_artifact, read_provenance
 from models.nn.attention import PackedCausal, Span
 from models.nn.backbone import Backbone
@@ -150,7 +151,7 @@ class Loader:
         try:
             form = msgspec.convert(prompt, Form)
         except msgspec.ValidationError as error:
-            raise Corrupt(f"graftwork.json has a `prompt` that is none: {error}.") from error
+            raise Corrupt(f"{PROVENANCE} has a `prompt` that is none: {error}.") from error
         fills = self._fills_context((form.system or "") + form.lead)
         return msgspec.structs.replace(form, overflows=self.context if fills else None)
 
