@@ -6,16 +6,16 @@ import secrets
 from codecs import BOM_UTF8
 from collections import Counter
 from collections.abc import Iterator
-from hashlib import sha256
+from functools import partial
 from typing import Any
 
 from pydantic import BaseModel
-from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from api.schemas.comparisons import ComparisonCreate
 from api.schemas.jobs import HYPERPARAMETERS, JobCreate
 from api.services.catalog import find_target
+from api.services.idempotency import Once
 from api.services.submit import build_job, find_training_file
 from core.errors import InvalidRequest, NotFound
 from core.ids import new_id
@@ -41,20 +41,15 @@ def create(
     store: Store,
 ) -> Comparison:
     """Add a comparison and its jobs, or return the one that an earlier request made."""
-    digest = sha256(json.dumps(body.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
-    if earlier := _find_earlier(session, idempotency_key, tenant=tenant, digest=digest):
+    find = partial(comparison.find_by_idempotency_key, session, tenant=tenant)
+    once = Once(session, body, key=idempotency_key, find=find)
+    if earlier := once.find_earlier():
         return earlier
     row = _build(session, body, tenant=tenant, settings=settings, store=store)
-    row.idempotency_key, row.request_digest = idempotency_key, digest
+    once.mark(row)
     jobs = list(_build_jobs(session, body, row=row, settings=settings))
     row.entries = [{"label": label, "method": one.method, "job": one.id} for label, one in jobs]
-    try:
-        with session.begin_nested():
-            return comparison.add(session, row, jobs=[one for _, one in jobs])
-    except IntegrityError:
-        if earlier := _find_earlier(session, idempotency_key, tenant=tenant, digest=digest):
-            return earlier
-        raise
+    return once.add(lambda: comparison.add(session, row, jobs=[one for _, one in jobs]))
 
 
 def read_plot(store: Store, row: Comparison, *, name: str) -> Iterator[bytes]:
@@ -101,20 +96,6 @@ def _word(name: str, value: Any) -> str:
     if isinstance(value, list | tuple):
         return f"{name}={'+'.join(map(str, value))}"
     return f"{name}={value}"
-
-
-def _find_earlier(
-    session: Session, key: str | None, *, tenant: str, digest: str
-) -> Comparison | None:
-    if key is None:
-        return None
-    earlier = comparison.find_by_idempotency_key(session, key, tenant=tenant)
-    if earlier is not None and earlier.request_digest != digest:
-        raise InvalidRequest(
-            "This Idempotency-Key was used with another body; use a new key for a new comparison.",
-            code="idempotency_key_reused",
-        )
-    return earlier
 
 
 def _build(

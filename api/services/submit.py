@@ -2,14 +2,14 @@
 
 import json
 import secrets
-from hashlib import sha256
+from functools import partial
 
-from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from api.schemas.jobs import DEFAULT_METHOD, JobCreate
 from api.services.bases import find_shape
 from api.services.catalog import Target, find_target
+from api.services.idempotency import Once
 from core.errors import InvalidRequest
 from core.ids import new_id
 from core.settings import Settings
@@ -32,34 +32,13 @@ def submit(
     settings: Settings,
 ) -> Job:
     """Add a job, or return the one that an earlier request with the same key added."""
-    digest = _digest(body)
-    if earlier := _find_earlier(session, idempotency_key, tenant=tenant, digest=digest):
+    find = partial(job.find_by_idempotency_key, session, tenant=tenant)
+    once = Once(session, body, key=idempotency_key, find=find)
+    if earlier := once.find_earlier():
         return earlier
     row = build_job(session, body, tenant=tenant, settings=settings)
-    row.idempotency_key, row.request_digest = idempotency_key, digest
-    try:
-        with session.begin_nested():
-            return job.add(session, row)
-    except IntegrityError:
-        if earlier := _find_earlier(session, idempotency_key, tenant=tenant, digest=digest):
-            return earlier
-        raise
-
-
-def _digest(body: JobCreate) -> str:
-    return sha256(json.dumps(body.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
-
-
-def _find_earlier(session: Session, key: str | None, *, tenant: str, digest: str) -> Job | None:
-    if key is None:
-        return None
-    earlier = job.find_by_idempotency_key(session, key, tenant=tenant)
-    if earlier is not None and earlier.request_digest != digest:
-        raise InvalidRequest(
-            "This Idempotency-Key was used with another body; use a new key for a new job.",
-            code="idempotency_key_reused",
-        )
-    return earlier
+    once.mark(row)
+    return once.add(lambda: job.add(session, row))
 
 
 def build_job(session: Session, body: JobCreate, *, tenant: str, settings: Settings) -> Job:
