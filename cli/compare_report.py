@@ -12,7 +12,7 @@ from rich.text import Text
 
 from cli.client import JSON, Client
 from cli.console import err, out
-from models.comparison import describe_budget
+from models.comparison import describe_budget, shorten
 
 ENDED = ("succeeded", "failed", "cancelled")
 POLL_SECONDS = 2.0
@@ -30,7 +30,6 @@ COLUMNS = (
     "serving",
 )
 ON_FRONT = "* Pareto front: no other row is as good with as few trained parameters."
-UNITS = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
 def follow(client: Client, comparison_id: str) -> JSON:
@@ -127,8 +126,6 @@ def _or_nothing(value: Any, form: str) -> str:
     return "" if value is None else form.format(value)
 
 
-def _size(value: float, *, unit: str = "") -> str:
-    for size, prefix in UNITS:
-        if value >= size:
-            return f"{value / size:.3g} {prefix}{unit}".strip()
-    return f"{value:.0f} {unit}".strip()
+def _size(value: int, *, unit: str = "") -> str:
+    digits, prefix = shorten(value)
+    return f"{digits} {prefix}{unit}".strip()

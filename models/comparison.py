@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 BASE_LABEL = "base"
+_PREFIXES = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
 class Measured(msgspec.Struct, frozen=True):
@@ -69,6 +70,14 @@ def describe_budget(budget: Mapping[str, float]) -> str:
     """Return in words how much each method was trained."""
     [(unit, amount)] = budget.items()
     return f"{amount:,.0f} {unit} each"
+
+
+def shorten(amount: float) -> tuple[str, str]:
+    """Return an amount in three digits, and the prefix of the unit that they count."""
+    for size, prefix in _PREFIXES:
+        if amount >= size:
+            return f"{amount / size:.3g}", prefix
+    return f"{amount:.3g}", ""
 
 
 class Cost(NamedTuple):

@@ -23,6 +23,7 @@ from models.comparison import (
     MethodResult,
     describe_budget,
     front,
+    shorten,
 )
 from worker.compare.labels import Label, Place, place_labels
 
@@ -47,7 +48,6 @@ RING: dict[str, Any] = {
     "zorder": 3.5,
 }
 NAMES = {"accuracy": "accuracy", "exact_match": "exact match", "bleu": "BLEU"}
-UNITS = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
 DOTS_PER_INCH = 160
 LEAST_SECONDS = 0.1
 """What takes less has a place of its own at the left."""
@@ -105,10 +105,7 @@ class _Scale(NamedTuple):
 
 def format_count(value: float) -> str:
     """Return a count in few letters, such as 1.2M."""
-    for size, unit in UNITS:
-        if value >= size:
-            return f"{value / size:.3g}{unit}"
-    return f"{value:.3g}"
+    return "".join(shorten(value))
 
 
 def format_seconds(value: float) -> str:
