@@ -8,7 +8,7 @@ from itertools import cycle, islice
 
 from models.spec import SamplingSpec
 from models.wire import AdapterRef, ClassifyRequest, GenerateRequest
-from worker.compare.engine import Engine, EngineRefused
+from worker.compare.engine_client import EngineClient, EngineRefused
 from worker.compare.questions import Question, Questions
 
 AT_ONCE = 16
@@ -29,7 +29,9 @@ class Asked:
     the question, if there are any, and answers freely, always with the likeliest token, if not.
     """
 
-    def __init__(self, engine: Engine, questions: Questions, *, adapter: AdapterRef | None) -> None:
+    def __init__(
+        self, engine: EngineClient, questions: Questions, *, adapter: AdapterRef | None
+    ) -> None:
         self._engine = engine
         self._questions = questions
         self._adapter = adapter

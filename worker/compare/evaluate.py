@@ -25,7 +25,7 @@ from models.tables.comparison import Comparison
 from models.tables.file import File
 from models.wire import AdapterRef
 from worker.compare.ask import Asked, overhead
-from worker.compare.engine import Engine, EngineRefused
+from worker.compare.engine_client import EngineClient, EngineRefused
 from worker.compare.metrics import measure
 from worker.compare.questions import Questions, read_questions
 from worker.lease import Leases
@@ -101,7 +101,7 @@ class Evaluation:
         try:
             questions = self._read_questions(folder)
             self._set(measured_by=questions.metric)
-            with Engine(self._settings.engine_address, check=self._check) as engine:
+            with EngineClient(self._settings.engine_address, check=self._check) as engine:
                 base = Asked(engine, questions, adapter=None)
                 self._ask_all(engine, base, questions, scratch=folder / "answers.jsonl")
             self._publish(folder)
@@ -117,7 +117,9 @@ class Evaluation:
             seed=self._row.seed,
         )
 
-    def _ask_all(self, engine: Engine, base: Asked, questions: Questions, *, scratch: Path) -> None:
+    def _ask_all(
+        self, engine: EngineClient, base: Asked, questions: Questions, *, scratch: Path
+    ) -> None:
         """Ask every model that has not been asked, one after the other."""
         for label, reference in self._find_models():
             answers: list[str] = []

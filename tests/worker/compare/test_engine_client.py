@@ -11,15 +11,15 @@ from core.errors import Unavailable
 from models.spec import SamplingSpec
 from models.wire import GenerateRequest
 from tests.api.fake_engine import FakeEngine
-from worker.compare import engine as module
-from worker.compare.engine import Engine, EngineRefused
+from worker.compare import engine_client as module
+from worker.compare.engine_client import EngineClient, EngineRefused
 
 
 class Stop(Exception):
     """Somebody wants the thread back."""
 
 
-def ask(engine: Engine, text: str) -> str:
+def ask(engine: EngineClient, text: str) -> str:
     sampling = SamplingSpec(max_tokens=4, temperature=0.0).model_dump()
     return engine.generate(GenerateRequest(sampling=sampling, prompt=text))
 
@@ -33,7 +33,7 @@ def fake(tmp_path: Path) -> Iterator[FakeEngine]:
 
 def test_the_pieces_become_one_text(fake: FakeEngine, tmp_path: Path) -> None:
     fake.start()
-    with Engine(f"unix:{tmp_path / 'engine.sock'}", check=lambda: None) as engine:
+    with EngineClient(f"unix:{tmp_path / 'engine.sock'}", check=lambda: None) as engine:
         assert ask(engine, "hello there") == "[base] hello there"
 
 
@@ -44,7 +44,7 @@ def test_what_no_second_try_would_mend_is_refused(
     fake: FakeEngine, tmp_path: Path, text: str, code: str
 ) -> None:
     fake.start()
-    with Engine(f"unix:{tmp_path / 'engine.sock'}", check=lambda: None) as engine:
+    with EngineClient(f"unix:{tmp_path / 'engine.sock'}", check=lambda: None) as engine:
         with pytest.raises(EngineRefused) as error:
             ask(engine, text)
         assert error.value.code == code
@@ -54,7 +54,7 @@ def test_what_no_second_try_would_mend_is_refused(
 def test_an_engine_that_restarts_is_waited_for(fake: FakeEngine, tmp_path: Path) -> None:
     timer = Timer(1.5, fake.start)
     timer.start()
-    with Engine(f"unix:{tmp_path / 'engine.sock'}", check=lambda: None) as engine:
+    with EngineClient(f"unix:{tmp_path / 'engine.sock'}", check=lambda: None) as engine:
         assert ask(engine, "late") == "[base] late"
     timer.join()
 
@@ -67,7 +67,7 @@ def test_it_is_not_waited_for_without_end(
     monkeypatch.setattr(module, "PAUSE_SECONDS", 0.1)
     fake.start()
     address = f"unix:{tmp_path / 'engine.sock'}"
-    with Engine(address, check=lambda: None) as engine, pytest.raises(Unavailable):
+    with EngineClient(address, check=lambda: None) as engine, pytest.raises(Unavailable):
         ask(engine, text)
 
 
@@ -82,7 +82,10 @@ def test_a_worker_that_ends_waits_for_no_answer(fake: FakeEngine, tmp_path: Path
     timer = Timer(0.5, wanted_back.set)
     timer.start()
     began = time.monotonic()
-    with Engine(f"unix:{tmp_path / 'engine.sock'}", check=check) as engine, pytest.raises(Stop):
+    with (
+        EngineClient(f"unix:{tmp_path / 'engine.sock'}", check=check) as engine,
+        pytest.raises(Stop),
+    ):
         ask(engine, "flood")
     assert time.monotonic() - began < 10
     timer.join()

@@ -35,7 +35,7 @@ class EngineRefused(GraftworkError):
     """The engine cannot do what was asked, now or later."""
 
 
-class Engine:
+class EngineClient:
     """Speaks the engine's protocol over a Unix socket or TCP; safe to use from many threads.
 
     `check` is called all the time; what it raises ends whatever goes on.
