@@ -17,7 +17,7 @@ import structlog
 from core.faults import VARIABLE as CRASH_VARIABLE
 from core.memory import LARGE_PAGES
 from models.spec import Said
-from worker.share import Share
+from worker.affinity import Affinity
 
 log = structlog.get_logger(__name__)
 _decoder = msgspec.json.Decoder(Said)
@@ -43,7 +43,7 @@ class Trainer:
             start_new_session=True,
             env=_environment(),
         )
-        self._share = Share(self.process.pid, folder=cores_folder)
+        self._affinity = Affinity(self.process.pid, folder=cores_folder)
         self._reader = Thread(target=self._read, name="reader", daemon=True)
         self._reader.start()
 
@@ -70,7 +70,7 @@ class Trainer:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
         self._reader.join()
-        self._share.end()
+        self._affinity.end()
         return self.process.returncode
 
     def last_words(self) -> str:

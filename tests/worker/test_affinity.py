@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from core.cores import Beat, available, count
-from worker.share import Share
+from worker.affinity import Affinity
 
 IDLE = "import threading, time; threading.Thread(target=time.sleep, args=(60,)).start()"
 
@@ -43,7 +43,7 @@ def test_all_threads_leave_the_engine_its_cores_while_it_works(
 ) -> None:
     until(lambda: len(allowed(process)) == 2)
     everywhere, engine = set(available()), Beat(tmp_path, "engine")
-    share = Share(process, folder=tmp_path)
+    affinity = Affinity(process, folder=tmp_path)
     until(lambda: count(tmp_path, "trainer") == 1)
     assert allowed(process) == [everywhere] * 2
     kept = set(available()[max(1, len(everywhere) // 2) :]) or everywhere
@@ -54,27 +54,27 @@ def test_all_threads_leave_the_engine_its_cores_while_it_works(
 
     until(confined)
     until(lambda: allowed(process) == [everywhere] * 2)
-    share.end()
+    affinity.end()
     assert count(tmp_path, "trainer") == 0
 
 
 def test_a_thread_that_was_missed_is_met_at_the_next_look(tmp_path: Path, process: int) -> None:
     until(lambda: len(allowed(process)) == 2)
     cores, engine = set(available()), Beat(tmp_path, "engine")
-    share = Share(process, folder=tmp_path)
+    affinity = Affinity(process, folder=tmp_path)
     engine.beat()
     until(lambda: any(kept < cores for kept in allowed(process)) or len(cores) == 1)
     until(lambda: allowed(process) == [cores] * 2)
     os.sched_setaffinity(process, list(cores)[-1:])
     until(lambda: allowed(process) == [cores] * 2)
-    share.end()
+    affinity.end()
 
 
 def test_a_trainer_that_has_ended_is_no_error(tmp_path: Path) -> None:
     child = subprocess.Popen([sys.executable, "-c", ""])
     child.wait()
     Beat(tmp_path, "engine").beat()
-    share = Share(child.pid, folder=tmp_path)
+    affinity = Affinity(child.pid, folder=tmp_path)
     until(lambda: count(tmp_path, "trainer") == 1)
-    share.end()
+    affinity.end()
     assert count(tmp_path, "trainer") == 0

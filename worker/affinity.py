@@ -12,7 +12,7 @@ from threading import Event, Thread
 from core.cores import EVERY_SECONDS, Beat, available, count, engine_share
 
 
-class Share:
+class Affinity:
     """Watches over one trainer, in a thread of its own, until it is told to end."""
 
     def __init__(self, process: int, *, folder: Path) -> None:
@@ -23,7 +23,7 @@ class Share:
         self._was_confined = False
         self._beat = Beat(folder, "trainer")
         self._over = Event()
-        self._thread = Thread(target=self._watch, name="share", daemon=True)
+        self._thread = Thread(target=self._watch, name="affinity", daemon=True)
         self._thread.start()
 
     def end(self) -> None:
