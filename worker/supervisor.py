@@ -19,8 +19,8 @@ from core.errors import StaleFence, Unavailable
 from core.settings import Settings
 from core.store import Store
 from models.tables.job import Job
+from worker.claimed_job import ClaimedJob
 from worker.lease import TICK_SECONDS, Leases
-from worker.member import Member
 from worker.trainer import Trainer
 
 log = structlog.get_logger(__name__)
@@ -51,7 +51,7 @@ class Supervisor:
         self._looked_at = time.monotonic()
         self._heard_at = time.monotonic()
         self._trainer: Trainer | None = None
-        self._members: dict[str, Member] = {}
+        self._jobs: dict[str, ClaimedJob] = {}
         for row in rows:
             self._hold(row)
 
@@ -62,41 +62,41 @@ class Supervisor:
 
     def _train(self) -> None:
         try:
-            for member in list(self._members.values()):
-                self._enlist(member)
-            while self._members:
+            for job in list(self._jobs.values()):
+                self._enlist(job)
+            while self._jobs:
                 self._let_join()
                 self._pass_wishes()
                 self._hear()
         finally:
             if self._trainer is not None:
                 self._trainer.end()
-            for member in self._members.values():
-                member.close()
+            for job in self._jobs.values():
+                job.close()
 
-    def _hold(self, row: Job) -> Member:
-        member = Member(
+    def _hold(self, row: Job) -> ClaimedJob:
+        job = ClaimedJob(
             row,
             settings=self._settings,
             database=self._database,
             store=self._store,
             leases=self._leases,
         )
-        self._members[member.order] = member
-        return member
+        self._jobs[job.order] = job
+        return job
 
-    def _enlist(self, member: Member) -> None:
+    def _enlist(self, job: ClaimedJob) -> None:
         """Have a job trained, by the trainer that is there or by a new one."""
 
         def order() -> None:
             # It starts before the files are fetched: it has libraries to load meanwhile.
             trainer = self._trainer = self._trainer or self._start()
-            folder = member.write_order()
-            member.lease.guard(lambda: trainer.tell(f"drop {member.order}"))
+            folder = job.write_order()
+            job.lease.guard(lambda: trainer.tell(f"drop {job.order}"))
             trainer.tell(f"train {folder}")
 
-        member.attempt(order)
-        self._release_if_over(member)
+        job.attempt(order)
+        self._release_if_over(job)
 
     def _start(self) -> Trainer:
         settings = self._settings
@@ -105,7 +105,7 @@ class Supervisor:
     def _let_join(self) -> None:
         """Look from time to time for jobs in line that may join."""
         poll_seconds = self._settings.worker.poll_seconds
-        room = self._settings.worker.gang - len(self._members)
+        room = self._settings.worker.gang - len(self._jobs)
         if not room or time.monotonic() - self._looked_at < poll_seconds or self._stopping.is_set():
             return
         try:
@@ -118,14 +118,14 @@ class Supervisor:
             self._enlist(self._hold(row))
 
     def _pass_wishes(self) -> None:
-        for member in list(self._members.values()):
-            if member.lease.lost.is_set():
-                member.attempt(_say_lost)
-                self._release_if_over(member)
-            elif self._trainer is not None and member.lease.state == "pausing":
-                self._trainer.tell(f"pause {member.order}")
+        for job in list(self._jobs.values()):
+            if job.lease.lost.is_set():
+                job.attempt(_say_lost)
+                self._release_if_over(job)
+            elif self._trainer is not None and job.lease.state == "pausing":
+                self._trainer.tell(f"pause {job.order}")
             elif self._trainer is not None and self._stopping.is_set():
-                self._trainer.tell(f"stop {member.order}")
+                self._trainer.tell(f"stop {job.order}")
 
     def _hear(self) -> None:
         """Wait a little for a message, and write it down."""
@@ -141,9 +141,9 @@ class Supervisor:
         self._heard_at = time.monotonic()
         if said is None:
             self._bury(self._trainer)
-        elif (member := self._members.get(said.order)) is not None:
-            member.hear(said.message)
-            self._release_if_over(member)
+        elif (job := self._jobs.get(said.order)) is not None:
+            job.hear(said.message)
+            self._release_if_over(job)
 
     def _bury(self, trainer: Trainer) -> None:
         """Put every job of a trainer that died, or is as good as dead, back in line."""
@@ -151,19 +151,19 @@ class Supervisor:
         self._trainer = None
         how = signal.Signals(-code).name if code < 0 else f"exit {code}"
         log.warning("the trainer died", code=code, last_words=trainer.last_words())
-        for member in list(self._members.values()):
-            member.retry(f"The training process ended without a result ({how})")
-            member.is_over = True
-            self._release_if_over(member)
+        for job in list(self._jobs.values()):
+            job.retry(f"The training process ended without a result ({how})")
+            job.is_over = True
+            self._release_if_over(job)
 
-    def _release_if_over(self, member: Member) -> None:
+    def _release_if_over(self, job: ClaimedJob) -> None:
         """Forget a job that is over, and let the trainer forget it."""
-        if not member.is_over:
+        if not job.is_over:
             return
         if self._trainer is not None:
-            self._trainer.tell(f"drop {member.order}")
-        del self._members[member.order]
-        member.close()
+            self._trainer.tell(f"drop {job.order}")
+        del self._jobs[job.order]
+        job.close()
 
 
 def _say_lost() -> None:

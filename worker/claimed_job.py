@@ -27,7 +27,7 @@ FULL_DISK_SECONDS = 30.0
 log = structlog.get_logger(__name__)
 
 
-class Member:
+class ClaimedJob:
     """A job that this worker holds until `is_over`; close it then."""
 
     def __init__(
