@@ -6,7 +6,7 @@ from pathlib import Path
 
 from core.errors import InvalidRequest
 from models.dataset import AssistantTurn, ChatRow, CompletionRow, Row, iterate
-from models.dataset_problems import Problem
+from models.dataset_problems import LineProblem
 from models.nn.classifier import decide_labels
 from models.nn.methods.base import Method
 from models.nn.problem import Pair
@@ -14,13 +14,13 @@ from models.nn.problem import Pair
 
 def good_rows(path: Path) -> Iterable[Row]:
     """Go through the rows of a file that training keeps."""
-    return (row for _, row in iterate(path) if not isinstance(row, Problem))
+    return (row for _, row in iterate(path) if not isinstance(row, LineProblem))
 
 
 def read_pairs(path: Path, *, param: str = "training_file") -> Iterator[Pair]:
     """Yield the good rows as questions and answers; `InvalidRequest` names the line of another."""
     for line, row in iterate(path):
-        if isinstance(row, Problem):
+        if isinstance(row, LineProblem):
             continue
         try:
             yield pair_of(row)

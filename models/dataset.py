@@ -19,7 +19,7 @@ from typing import Annotated, Any, BinaryIO, ClassVar, Literal
 
 import msgspec
 
-from models.dataset_problems import MOST_TURNS, Problem, examine
+from models.dataset_problems import MOST_TURNS, LineProblem, examine
 
 LONGEST_LINE = 8 * 1024 * 1024
 REPORTED_PROBLEMS = 50
@@ -115,7 +115,7 @@ class DataReport(msgspec.Struct, frozen=True, kw_only=True):
     format: Format | None
     rows: int
     lines: int
-    problems: list[Problem]
+    problems: list[LineProblem]
     problem_counts: dict[str, int]
 
     def summary(self) -> str:
@@ -147,7 +147,7 @@ class DatasetReader:
         self.format: Format | None = None
         self.lines = 0
 
-    def __iter__(self) -> Iterator[tuple[int, Row | Problem]]:
+    def __iter__(self) -> Iterator[tuple[int, Row | LineProblem]]:
         """Yield (line number from 1, row or problem) for each line that is not blank."""
         blank = True
         with self._path.open("rb") as stream:
@@ -157,7 +157,7 @@ class DatasetReader:
                     line = line.removeprefix(_BYTE_ORDER_MARK)
                 if len(line) > LONGEST_LINE and not line.endswith(b"\n"):
                     _skip_line(stream)
-                    item: Row | Problem = Problem(
+                    item: Row | LineProblem = LineProblem(
                         line=self.lines,
                         code="line_too_long",
                         message=f"The line is over {LONGEST_LINE // 2**20} MB; "
@@ -171,9 +171,9 @@ class DatasetReader:
                 yield self.lines, item
         if blank:
             message = "The file holds no examples; write one JSON object on each line."
-            yield 1, Problem(line=1, code="empty_file", message=message)
+            yield 1, LineProblem(line=1, code="empty_file", message=message)
 
-    def _read(self, line: bytes) -> Row | Problem:
+    def _read(self, line: bytes) -> Row | LineProblem:
         try:
             row: Row = _DECODERS[self.format or "chat"].decode(line)
         except (msgspec.MsgspecError, RecursionError, ValueError):
@@ -183,17 +183,17 @@ class DatasetReader:
         self.format = self.format or "chat"
         return row
 
-    def _read_with_care(self, line: bytes) -> Row | Problem:
+    def _read_with_care(self, line: bytes) -> Row | LineProblem:
         """Read a line that is bad, of another format, or written in an unusual way."""
         value = examine(line, number=self.lines)
-        if isinstance(value, Problem):
+        if isinstance(value, LineProblem):
             return value
         kind: Format = (
             "chat" if "messages" in value else "text" if "text" in value else "completion"
         )
         self.format = self.format or kind
         if self.format != kind:
-            return Problem(
+            return LineProblem(
                 line=self.lines,
                 code="mixed_formats",
                 message=f"This is a {kind} example, but the file began with {self.format} ones; "
@@ -235,7 +235,7 @@ def _count_keys(turns: list[AnyTurn]) -> dict[bytes, int]:
     }
 
 
-def iterate(path: Path) -> Iterator[tuple[int, Row | Problem]]:
+def iterate(path: Path) -> Iterator[tuple[int, Row | LineProblem]]:
     """Yield (line number from 1, row or problem) for each line of a file that is not blank."""
     return iter(DatasetReader(path))
 
@@ -244,10 +244,10 @@ def inspect(path: Path) -> DataReport:
     """Read a whole file and report on it; no bytes whatever make this raise."""
     reader = DatasetReader(path)
     rows = 0
-    problems: list[Problem] = []
+    problems: list[LineProblem] = []
     counts: Counter[str] = Counter()
     for _, item in reader:
-        if isinstance(item, Problem):
+        if isinstance(item, LineProblem):
             counts[item.code] += 1
             if len(problems) < REPORTED_PROBLEMS:
                 problems.append(item)

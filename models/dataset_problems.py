@@ -32,7 +32,7 @@ _UNSUPPORTED = {
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
-class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class LineProblem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What is wrong with one line (its first fault), where in it, and what to do."""
 
     line: int
@@ -42,7 +42,7 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class _Fault(Exception):
-    """The first fault of a row, on its way to becoming a `Problem`."""
+    """The first fault of a row, on its way to becoming a `LineProblem`."""
 
     def __init__(self, code: str, message: str, *, param: str | None = None) -> None:
         super().__init__(message)
@@ -51,12 +51,12 @@ class _Fault(Exception):
         self.param = param
 
 
-def examine(line: bytes, *, number: int) -> dict[str, Any] | Problem:
+def examine(line: bytes, *, number: int) -> dict[str, Any] | LineProblem:
     """Return the row as a plain object without its null keys, or the first problem of it."""
     try:
         row = _check_row(_parse(line))
     except _Fault as fault:
-        return Problem(line=number, code=fault.code, message=fault.message, param=fault.param)
+        return LineProblem(line=number, code=fault.code, message=fault.message, param=fault.param)
     return row
 
 

@@ -13,7 +13,7 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 from benchmarks.train.protocol import IGNORED
 from cli.demo import EXAMPLES
 from models.dataset import Row, iterate
-from models.dataset_problems import Problem
+from models.dataset_problems import LineProblem
 from models.nn.chat import Example, Renderer
 from worker.train.plan import epoch_order
 from worker.train.rows import render_example
@@ -112,7 +112,7 @@ def read_set(name: str, path: Path, *, renderer: Renderer) -> RowSet:
     lines = [line for line in path.read_text().splitlines() if line.strip()][:MOST_ROWS]
     kept: list[tuple[str, Example]] = []
     for line, (_, row) in zip(lines, iterate(path), strict=False):
-        if not isinstance(row, Problem):
+        if not isinstance(row, LineProblem):
             kept.append((line, _render(row, renderer)))
     return RowSet(name, tuple(line for line, _ in kept), tuple(example for _, example in kept))
 

@@ -12,7 +12,7 @@ from models.dataset import (
     REPORTED_PROBLEMS,
     ChatRow,
     CompletionRow,
-    Problem,
+    LineProblem,
     TextRow,
     inspect,
     iterate,
@@ -152,7 +152,7 @@ def chat(*turns):
 )
 def test_names_every_problem(write, code, row):
     problem = read_one(write(row))
-    assert isinstance(problem, Problem)
+    assert isinstance(problem, LineProblem)
     assert problem.code == code
     assert problem.message.endswith(".")
     assert len(problem.message) < 300

@@ -8,7 +8,7 @@ import numpy as np
 from core.errors import InvalidData
 from models import dataset
 from models.dataset import AssistantTurn, ChatRow, CompletionRow, Row
-from models.dataset_problems import Problem
+from models.dataset_problems import LineProblem
 from models.wire import Input
 
 MOST_LABELS = 50
@@ -79,7 +79,7 @@ def choose_metric(metric: str, *, labels: int, rows: int) -> str:
 def _read(path: Path) -> list[Row]:
     rows = []
     for _, item in dataset.iterate(path):
-        if isinstance(item, Problem):
+        if isinstance(item, LineProblem):
             raise InvalidData(
                 f"Line {item.line} of the validation file: {item.message}",
                 param="validation_file",

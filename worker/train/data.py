@@ -18,7 +18,7 @@ from torch import Tensor
 
 from core.errors import InvalidData, InvalidRequest
 from models.dataset import REPORTED_PROBLEMS, Row, inspect, iterate
-from models.dataset_problems import Problem
+from models.dataset_problems import LineProblem
 from models.nn.chat import Example
 from models.nn.lineage import Tree, share_starts
 
@@ -116,7 +116,7 @@ def read_examples(
         for line, row in iterate(path):
             stay_alive()
             example = _render(row, line=line, render=render)
-            if isinstance(example, Problem):
+            if isinstance(example, LineProblem):
                 raise _invalid(path, problem=example, param=param)
             kept = (cut or keep_start)(example, line=line, max_length=max_length, counts=counts)
             if kept is not None:
@@ -183,15 +183,15 @@ def _count(kept: Example, *, labels: int, counts: DataCounts) -> None:
 
 
 def _render(
-    row: Row | Problem, *, line: int, render: Callable[[Row], Example]
-) -> Example | Problem:
+    row: Row | LineProblem, *, line: int, render: Callable[[Row], Example]
+) -> Example | LineProblem:
     """Tokenise one row; what the base's template refuses is a problem of that row."""
-    if isinstance(row, Problem):
+    if isinstance(row, LineProblem):
         return row
     try:
         return render(row)
     except InvalidRequest as error:
-        return Problem(line=line, code=error.code, message=error.message, param=error.param)
+        return LineProblem(line=line, code=error.code, message=error.message, param=error.param)
 
 
 def _nothing_left(counts: DataCounts, *, max_length: int, param: str) -> InvalidRequest:
@@ -203,7 +203,7 @@ def _nothing_left(counts: DataCounts, *, max_length: int, param: str) -> Invalid
     )
 
 
-def _invalid(path: Path, *, problem: Problem, param: str) -> InvalidData:
+def _invalid(path: Path, *, problem: LineProblem, param: str) -> InvalidData:
     """Prefer the report on the whole file; a template's refusal is only known here."""
     report = inspect(path)
     if report.problem_counts:
