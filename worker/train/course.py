@@ -19,11 +19,11 @@ from worker.train.optim import Optimizer
 from worker.train.plan import Plan
 from worker.train.problem import TrainingProblem
 from worker.train.score import Score
-from worker.train.tasks import Share, Task
+from worker.train.tasks import MicroBatch, Task
 from worker.train.turns import StepLost, Turn
 
 T = TypeVar("T")
-Want: TypeAlias = Turn | Share
+Want: TypeAlias = Turn | MicroBatch
 Work: TypeAlias = Generator[Want, Any, T]
 """See `turns.py`."""
 
@@ -114,7 +114,7 @@ class ByGradient:
         try:
             for index, stream in enumerate(self._training.streams(self._plan.batch(step))):
                 dropout = DropoutSource(self._seed, step, index)
-                score: Score = yield Share(self._training, stream, self._terms(), dropout)
+                score: Score = yield MicroBatch(self._training, stream, self._terms(), dropout)
                 total += score
         except StepLost:
             self.forget()

@@ -17,7 +17,7 @@ from models.spec import Broke, Failed
 from worker.train.course import Want, Work
 from worker.train.report import Channel
 from worker.train.score import Score
-from worker.train.tasks import Share, score_together
+from worker.train.tasks import MicroBatch, score_together
 from worker.train.turns import Dropped, Interrupted, StepLost, Turn
 
 LEAD = 512
@@ -46,10 +46,10 @@ class Member:
     """It was in a stream that failed, perhaps by its fault."""
 
     @property
-    def share(self) -> Share | None:
+    def micro_batch(self) -> MicroBatch | None:
         """What it wants, if that may be computed beside what others want."""
         want = self.want
-        if not isinstance(want, Share) or self.stays_alone or not want.may_share:
+        if not isinstance(want, MicroBatch) or self.stays_alone or not want.may_share:
             return None
         return want
 
@@ -58,9 +58,9 @@ class Gang:
     """The jobs of this process. They take turns in beats, and share by tokens.
 
     In a beat, who has had the fewest tokens goes first. Micro-batches join one stream while it is
-    no higher than one of them allows (`Share.most_rows`), which bounds the memory too; whoever is
-    `LEAD` ahead of the one who has had the fewest waits, whatever the size of their steps. A
-    newcomer starts level with the one who has had the fewest.
+    no higher than one of them allows (`MicroBatch.most_rows`), which bounds the memory too;
+    whoever is `LEAD` ahead of the one who has had the fewest waits, whatever the size of their
+    steps. A newcomer starts level with the one who has had the fewest.
     """
 
     def __init__(self) -> None:
@@ -80,8 +80,8 @@ class Gang:
             except (Interrupted, Dropped) as wish:
                 self._throw(member, wish)
         chosen = self._choose()
-        alone = [member for member in chosen if member.share is None]
-        self._score([member for member in chosen if member.share is not None])
+        alone = [member for member in chosen if member.micro_batch is None]
+        self._score([member for member in chosen if member.micro_batch is not None])
         for member in alone:
             if isinstance(member.want, Turn):
                 self._go_on(member, partial(next, member.work))
@@ -93,20 +93,20 @@ class Gang:
         for member in sorted(self.members, key=lambda member: member.served):
             if member.served - fewest > LEAD:
                 break
-            if (share := member.share) is not None:
-                most = max(most, share.most_rows)
-                if rows and rows + share.tokens > most:
+            if (batch := member.micro_batch) is not None:
+                most = max(most, batch.most_rows)
+                if rows and rows + batch.tokens > most:
                     continue
-                rows += share.tokens
+                rows += batch.tokens
             chosen.append(member)
             member.served += member.want.tokens
         return chosen
 
     def _score(self, members: Sequence[Member]) -> None:
         """Compute what these members want to share, and give each its own."""
-        shares = [member.want for member in members if isinstance(member.want, Share)]
+        batches = [member.want for member in members if isinstance(member.want, MicroBatch)]
         try:
-            scores = score_together(shares) if shares else []
+            scores = score_together(batches) if batches else []
         except Exception as error:
             if len(members) == 1:
                 self._throw(members[0], error)

@@ -74,7 +74,7 @@ class Task(ABC):
 
     def score(self, stream: Stream, terms: Terms) -> Score:
         """Return the sums over one stream, without dropout."""
-        return score_together([Share(self, stream, terms)])[0]
+        return score_together([MicroBatch(self, stream, terms)])[0]
 
     @abstractmethod
     def grade(self, stream: Stream, states: States) -> "Graded":
@@ -85,12 +85,12 @@ class Task(ABC):
         """Whether the trunk's states were computed once, by `prepare`."""
         return self._frozen is not None
 
-    def frozen(self, share: "Share") -> States | None:
-        """Return the picked states of a share that were computed once, if they were."""
+    def frozen(self, batch: "MicroBatch") -> States | None:
+        """Return the picked states of a micro-batch that were computed once, if they were."""
         if self._frozen is None:
             return None
-        picked_nd = self._frozen.of(share.stream.rows)
-        own = Segment(0, len(picked_nd), share.terms, share.dropout)
+        picked_nd = self._frozen.of(batch.stream.rows)
+        own = Segment(0, len(picked_nd), batch.terms, batch.dropout)
         return States(picked_nd, self.backbone, Segments([own]), (own,))
 
     def read_rows(self, stream: Stream) -> Tensor | None:  # noqa: ARG002 - not of all
@@ -151,7 +151,7 @@ class NextTokens(Task):
 
     def loss(self, stream: Stream, terms: Terms) -> Tensor:
         """Return the mean loss of a token, differentiable as a whole."""
-        states = _states([Share(self, stream, terms)])[0]
+        states = _states([MicroBatch(self, stream, terms)])[0]
         rows_n = torch.arange(len(states.hidden_td), device=states.hidden_td.device)
         logits_nv = states.logits(states.hidden_td, rows_n)
         return next_token_loss(logits_nv, stream.targets_n) / len(stream.targets_n)
@@ -199,7 +199,7 @@ class Labels(Task):
 
 
 @dataclass(frozen=True)
-class Share:
+class MicroBatch:
     """A micro-batch of one job, to be computed alone or in one stream with those of others."""
 
     task: Task
@@ -243,39 +243,39 @@ class Share:
 
 
 class Graded(NamedTuple):
-    """The sums of a share, and where its backward begins with what gradient."""
+    """The sums of a micro-batch, and where its backward begins with what gradient."""
 
     score: Score
     root: Tensor
     gradient: Tensor | None
 
 
-def score_together(shares: Sequence[Share]) -> list[Score]:
-    """Return the sums of each share; one forward and, where gradients are on, one backward for all.
+def score_together(batches: Sequence[MicroBatch]) -> list[Score]:
+    """Return the sums of each; one forward and, where gradients are on, one backward for all.
 
-    Several shares must each say that they may share.
+    Several must each say that they may share.
     """
-    graded = _grade(shares, _states(shares))
+    graded = _grade(batches, _states(batches))
     begun = [each for each in graded if each.root.requires_grad]
     if begun:
         torch.autograd.backward([each.root for each in begun], [each.gradient for each in begun])
     return [each.score for each in graded]
 
 
-def _grade(shares: Sequence[Share], states: Sequence[States]) -> list[Graded]:
-    """Return the sums of each share; by one product with the head, if no job can tell."""
+def _grade(batches: Sequence[MicroBatch], states: Sequence[States]) -> list[Graded]:
+    """Return the sums of each; by one product with the head, if no job can tell."""
     backbone, rows_nd = states[0].backbone, [own.hidden_td for own in states]
-    as_one = len(shares) > 1 and all(
-        isinstance(share.task, NextTokens)
+    as_one = len(batches) > 1 and all(
+        isinstance(batch.task, NextTokens)
         and backbone.has_plain_head(own.executor)
         and backbone.keeps_losses_apart(own.hidden_td)
-        for share, own in zip(shares, states, strict=True)
+        for batch, own in zip(batches, states, strict=True)
     )
     if not as_one:
         return [
-            share.task.grade(share.stream, own) for share, own in zip(shares, states, strict=True)
+            batch.task.grade(batch.stream, own) for batch, own in zip(batches, states, strict=True)
         ]
-    targets_n = torch.cat([share.stream.targets_n for share in shares])
+    targets_n = torch.cat([batch.stream.targets_n for batch in batches])
     losses = backbone.losses(torch.cat(rows_nd), targets_n=targets_n)
     pieces = (torch.split(each, [len(own) for own in rows_nd]) for each in losses)
     return [_sum_up(losses_n, correct_n) for losses_n, correct_n in zip(*pieces, strict=True)]
@@ -286,9 +286,9 @@ def _sum_up(losses_n: Tensor, correct_n: Tensor) -> Graded:
     return Graded(Score(loss.item(), int(correct_n.sum().item()), len(losses_n)), loss, None)
 
 
-def _states(shares: Sequence[Share]) -> list[States]:
-    """Return of each share the states that its loss is computed from."""
-    if len(shares) == 1 and (frozen := shares[0].task.frozen(shares[0])) is not None:
+def _states(batches: Sequence[MicroBatch]) -> list[States]:
+    """Return of each the states that its loss is computed from."""
+    if len(batches) == 1 and (frozen := batches[0].task.frozen(batches[0])) is not None:
         return [frozen]
-    whole = forward(shares[0].task.backbone, [share.part for share in shares])
-    return [share.task.picked(share.stream, whole.of(index)) for index, share in enumerate(shares)]
+    whole = forward(batches[0].task.backbone, [batch.part for batch in batches])
+    return [batch.task.picked(batch.stream, whole.of(index)) for index, batch in enumerate(batches)]

@@ -1,8 +1,8 @@
 """How jobs of one trainer take turns: each is a generator that stops where it wants to compute.
 
-It yields what it wants, and is resumed when it is that job's turn: with the score of a `Share`
-(`tasks.py`), or with nothing for a `Turn`, whose work it then does itself. A pause, a stop and the
-loss of a shared step are thrown into it there.
+It yields what it wants, and is resumed when it is that job's turn: with the score of a
+`MicroBatch` (`tasks.py`), or with nothing for a `Turn`, whose work it then does itself. A pause, a
+stop and the loss of a shared step are thrown into it there.
 """
 
 from collections.abc import Callable, Generator

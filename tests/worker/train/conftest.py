@@ -218,9 +218,9 @@ def together(monkeypatch):
     """How many jobs shared each stream."""
     counts = []
 
-    def spy(shares):
-        counts.append(len(shares))
-        return score_together(shares)
+    def spy(batches):
+        counts.append(len(batches))
+        return score_together(batches)
 
     score_together = module.score_together
     monkeypatch.setattr(module, "score_together", spy)

@@ -26,9 +26,9 @@ def heights(monkeypatch):
     """How many rows each stream had."""
     seen = []
 
-    def spy(shares):
-        seen.append(sum(share.tokens for share in shares))
-        return score_together(shares)
+    def spy(batches):
+        seen.append(sum(batch.tokens for batch in batches))
+        return score_together(batches)
 
     score_together = module.score_together
     monkeypatch.setattr(module, "score_together", spy)

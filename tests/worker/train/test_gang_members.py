@@ -107,10 +107,10 @@ def test_what_failed_together_is_done_again_alone(make_order, monkeypatch):
     """Whoever is at fault fails then; the others lose a step's time, and no gradient twice."""
     score_together, lost = module.score_together, []
 
-    def fail_third(shares):
-        scores = score_together(shares)  # gradients are there already
-        if len(shares) > 1:
-            lost.append(len(shares))
+    def fail_third(batches):
+        scores = score_together(batches)  # gradients are there already
+        if len(batches) > 1:
+            lost.append(len(batches))
             if len(lost) == 3:
                 raise RuntimeError("no luck")
         return scores

@@ -14,7 +14,7 @@ from worker.train import tasks as module
 from worker.train.data import read_examples
 from worker.train.rows import render_example
 from worker.train.score import Score
-from worker.train.tasks import NextTokens, Share
+from worker.train.tasks import MicroBatch, NextTokens
 from worker.train.turns import do_alone
 
 
@@ -86,9 +86,9 @@ def test_rows_that_drop_share_no_start(examples, backbone):
         (0.5, DropoutSource(1, 1), False),
     ):
         method, tensors = perturbed(backbone, dropout=dropout)
-        share = Share(task, stream, Terms.of(method, tensors, backbone.base), source)
-        assert (share.part.tree is not None) is shared
-        assert share.tokens == (examples.length(0) if shared else 2 * examples.length(0))
+        batch = MicroBatch(task, stream, Terms.of(method, tensors, backbone.base), source)
+        assert (batch.part.tree is not None) is shared
+        assert batch.tokens == (examples.length(0) if shared else 2 * examples.length(0))
 
 
 def test_loss_is_that_of_transformers(examples, backbone, base_folder):
