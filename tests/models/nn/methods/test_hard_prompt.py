@@ -11,14 +11,14 @@ from models.nn.artifact import load_artifact, save_artifact
 from models.nn.methods.hard_prompt import HardPrompt
 from models.nn.terms import Terms
 from tests.models.nn.families import make_backbone, make_network, random_ids, run_alone
-from tests.models.nn.methods.worded import Worded, train
+from tests.models.nn.methods.worded import TEXTS, Worded, train
 from tests.tiny import make_tokenizer as make_byte_tokenizer
 
 SEARCHES = ["autoprompt", "gcg"]
 
 
-def _adapted(**fields):
-    problem = Worded(HardPrompt(**fields))
+def _adapted(*, batch_size=2, **fields):
+    problem = Worded(HardPrompt(**fields), batch_size=batch_size)
     problem.method = problem.method.adapt(problem, torch.Generator())
     tensors = problem.method.init(problem.base, torch.Generator().manual_seed(0))
     return problem, tensors
@@ -96,21 +96,28 @@ def test_a_finished_prompt_is_its_tokens_before_the_text(variant, tmp_path):
 
 @pytest.mark.parametrize("algorithm", SEARCHES)
 def test_a_search_lowers_the_loss_at_a_bounded_cost_and_repeats_itself(algorithm):
+    """Of all rows at once: a swap that helps some batch may well harm another."""
     texts = []
     for _ in range(2):
         problem, tensors = _adapted(
-            prompt_length=4, algorithm=algorithm, steps=12, candidates=5, top_k=10
+            batch_size=len(TEXTS),
+            prompt_length=4,
+            algorithm=algorithm,
+            steps=12,
+            candidates=5,
+            top_k=10,
         )
-        before = sum(problem.loss(tensors, step=step).item() for step in range(4)) / 4
+        lowest = before = problem.loss(tensors, step=0).item()
         problem.losses = 0
         for step in range(problem.method.search_steps):
             tensors, values = problem.method.search(
                 tensors, problem, step=step, generator=torch.Generator().manual_seed(step)
             )
             assert values.keys() == {"train_loss", "swapped"}
+            assert values["train_loss"] <= lowest + 1e-6
+            lowest = values["train_loss"]
         assert problem.losses <= 12 * (1 + 5)
-        after = sum(problem.loss(tensors, step=step).item() for step in range(4)) / 4
-        assert after < before - 0.01
+        assert problem.loss(tensors, step=0).item() < before - 0.01
         ids = [int(token) for token in tensors["ids"].tolist()]
         assert problem.encode(problem.decode(ids)) == ids
         texts.append(problem.decode(ids))

@@ -1,6 +1,7 @@
 """A small task over a tiny base whose vocabulary has whole words, as methods may look at it."""
 
 from functools import cached_property
+from itertools import accumulate
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -34,8 +35,9 @@ def make_tokenizer():
 class Worded:
     """A `Problem` with real tokens, a real base and the real loss."""
 
-    def __init__(self, method, *, variant="qwen2"):
+    def __init__(self, method, *, variant="qwen2", batch_size=2):
         self.method = method
+        self.batch_size = batch_size
         self.backbone = make_backbone(variant)
         self.tokenizer = make_tokenizer()
         self.checks = 0
@@ -52,11 +54,13 @@ class Worded:
     def loss(self, t, *, step):
         self.losses += 1
         terms = Terms.of(self.method, t, self.base)
-        sequences = [self.encode(TEXTS[(step + offset) % len(TEXTS)]) for offset in range(2)]
+        texts = [TEXTS[(step + offset) % len(TEXTS)] for offset in range(self.batch_size)]
+        sequences = [self.encode(text) for text in texts]
         ids = torch.tensor([token for sequence in sequences for token in sequence])
         lengths = tuple(map(len, sequences))
         states = forward(self.backbone, [Part(ids, lengths, terms)])
-        rows = torch.tensor([row for row in range(len(ids) - 1) if row + 1 != lengths[0]])
+        ends = set(accumulate(lengths))
+        rows = torch.tensor([row for row in range(len(ids)) if row + 1 not in ends])
         logits = states.logits(states.hidden_td[rows], rows)
         return next_token_loss(logits, ids[rows + 1]) / len(rows)
 
