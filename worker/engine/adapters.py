@@ -17,9 +17,10 @@ from core.store import Files
 from models.nn.terms import Terms
 from models.wire import AdapterRef
 from worker.engine.helper import Pace, start_helpers
+from worker.engine.loader import Loader
 from worker.engine.metrics import Metrics
 from worker.engine.request import Request
-from worker.engine.resident import LaidOut, Loader, Prepared, Resident
+from worker.engine.resident import LaidOut, Prepared, Resident
 
 FETCHES_AT_ONCE = 2
 Fetch = Callable[[str], Files]

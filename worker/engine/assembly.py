@@ -20,11 +20,11 @@ from worker.engine.drafts import Drafter
 from worker.engine.graphs import graphs_for
 from worker.engine.helper import start_helpers
 from worker.engine.inbox import Inbox
+from worker.engine.loader import Identity, Loader
 from worker.engine.loop import Loop
 from worker.engine.metrics import Metrics
 from worker.engine.reader import Reader
 from worker.engine.request import Outbox
-from worker.engine.resident import Identity, Loader
 from worker.engine.runner import Runner
 from worker.engine.scheduler import Scheduler
 from worker.engine.shared import SharedPrompts

@@ -17,18 +17,15 @@ from safetensors import SafetensorError, safe_open
 
 from core.errors import GraftworkError, InvalidRequest
 from models.adapter_files import PEFT_CONFIG, PROVENANCE, TENSORS, TRAINING_TENSORS
-from models.nn.artifact import (
-    check_training_tensors,
-    read_files,
-    read_json,
-)
+from models.nn.artifact import check_training_tensors, read_files, read_json
 from models.nn.methods import METHODS, parse_method
 from models.nn.methods.base import Method
 from models.nn.shape import Shape
 from models.wire import AdapterRef, InspectReply
 from worker.engine.assembly import Assembly
 from worker.engine.inbox import Inbox
-from worker.engine.resident import Loader, Prepared
+from worker.engine.loader import Loader
+from worker.engine.resident import Prepared
 
 SHOWN_NAMES = 2000
 

@@ -7,8 +7,9 @@ import torch
 from core.errors import InvalidRequest
 from models.wire import ClassifyRequest
 from worker.engine.labels import Labelling
+from worker.engine.loader import Loader
 from worker.engine.reading import Classifying, Embedding, Plan, Reading
-from worker.engine.resident import Loader, Resident
+from worker.engine.resident import Resident
 from worker.engine.sampler import Drawn
 from worker.engine.sequence import Excerpt, Footing
 

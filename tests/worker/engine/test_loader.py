@@ -14,7 +14,7 @@ from models.nn.terms import (
     NormTerm,
     Terms,
 )
-from worker.engine.resident import LARGEST, _largest
+from worker.engine.loader import LARGEST, _largest
 
 ONE = torch.ones(1, 1)
 KEYS = torch.ones(1, 1, 1)
