@@ -3,12 +3,13 @@
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from core.bases import BaseManifest, verify
-from core.settings import ComputeSettings, Settings
+from core.settings import ComputeSettings, EngineSettings, Settings
 from models.nn.backbone import Backbone, pick_dtype
 from models.nn.chat import Renderer
 from models.nn.prepack import prepack
@@ -23,6 +24,7 @@ from worker.engine.inbox import Inbox
 from worker.engine.loader import Identity, Loader
 from worker.engine.loop import Loop
 from worker.engine.metrics import Metrics
+from worker.engine.native import NativeRunner
 from worker.engine.reader import Reader
 from worker.engine.request import Outbox
 from worker.engine.runner import Runner
@@ -75,29 +77,20 @@ def assemble(
     settings: Settings, *, fetch: Fetch, inbox: Inbox, outbox: Outbox, metrics: Metrics
 ) -> Assembly:
     """Verify and load the base, reserve its cache, and warm up."""
-    compute, folder = settings.engine.compute, settings.base_folder
+    folder = settings.base_folder
     manifest = verify(folder)
-    threads = Threads(settings.cores_folder, most=compute.threads)
-    device = _device(compute)
-    dtype = pick_dtype(device) if compute.dtype == "auto" else getattr(torch, compute.dtype)
-    backbone = Backbone.load(folder, dtype=dtype, device=device)
-    if settings.engine.quantization == "int8":
-        backbone = hold_in_8_bits(backbone)
+    threads = Threads(settings.cores_folder, most=settings.engine.compute.threads)
+    backbone = _load(folder, settings.engine)
     renderer = Renderer.load(folder)
-    rows, context = settings.engine.rows, min(settings.engine.context, backbone.shape.context)
-    reserve = partial(Blocks, backbone.shape, rows=rows, context=context, device=backbone.device)
-    # The C++ step reads a cache in bfloat16, also where the network computes in float32.
-    blocks = reserve(dtype=torch.bfloat16 if compute.dtype == "auto" else dtype)
-    native, form = admit(backbone, blocks)
-    if native is None and blocks.dtype is not dtype:
-        blocks = reserve(dtype=dtype)
+    blocks, native, form = _reserve(backbone, settings.engine)
+    context = blocks.context
     runner = Runner(backbone, blocks, native=native, graphs=graphs_for(backbone.device))
     identity = Identity(manifest.digest, renderer.digest)
     loader = Loader(backbone, renderer, identity, context, backbone.base.apart())
     if native is None:
         prepack(backbone)
     loop = Loop(
-        scheduler=Scheduler(rows=rows, prefill_tokens=settings.engine.prefill_tokens),
+        scheduler=Scheduler(rows=blocks.rows, prefill_tokens=settings.engine.prefill_tokens),
         blocks=blocks,
         shared=SharedPrompts(blocks, budget=settings.engine.prompt_bytes),
         runner=runner,
@@ -121,6 +114,31 @@ def assemble(
         runner.warm_up()
     inspector = start_helpers(1, name="inspect", pace=loop.adapters.pace)
     return Assembly(manifest, backbone, renderer, context, loader, loop, threads, inspector, form)
+
+
+def _load(folder: Path, settings: EngineSettings) -> Backbone:
+    """Load the base in the precision that it is served in."""
+    compute = settings.compute
+    device = _device(compute)
+    dtype = pick_dtype(device) if compute.dtype == "auto" else getattr(torch, compute.dtype)
+    backbone = Backbone.load(folder, dtype=dtype, device=device)
+    return hold_in_8_bits(backbone) if settings.quantization == "int8" else backbone
+
+
+def _reserve(
+    backbone: Backbone, settings: EngineSettings
+) -> tuple[Blocks, NativeRunner | None, str]:
+    """Return the cache, what computes steps over it natively, if anything, and `admit`'s words."""
+    context = min(settings.context, backbone.shape.context)
+    reserve = partial(
+        Blocks, backbone.shape, rows=settings.rows, context=context, device=backbone.device
+    )
+    # The C++ step reads a cache in bfloat16, also where the network computes in float32.
+    blocks = reserve(dtype=torch.bfloat16 if settings.compute.dtype == "auto" else backbone.dtype)
+    native, form = admit(backbone, blocks)
+    if native is None and blocks.dtype is not backbone.dtype:
+        blocks = reserve(dtype=backbone.dtype)
+    return blocks, native, form
 
 
 def _device(compute: ComputeSettings) -> str:
