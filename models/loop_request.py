@@ -30,7 +30,7 @@ class LoopRequest(Spec):
     batch_size: BatchSize = "auto"
     learning_rate_multiplier: Multiplier = "auto"
     learning_rate: float | None = Field(
-        default=None, gt=0, le=10, description="Instead of the method's own rate."
+        default=None, gt=0, le=MAX_LEARNING_RATE, description="Instead of the method's own rate."
     )
     scheduler: Literal["linear", "cosine", "constant"] = "linear"
     warmup_ratio: float = Field(default=0.05, ge=0, lt=1)

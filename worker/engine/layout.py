@@ -58,7 +58,7 @@ def _add_chunk(layout: Layout, chunk: Chunk) -> None:
     sequence, first = chunk.sequence, len(layout.ids)
     before, tree = sequence.footing.rows, sequence.tree
     start, stop = before + chunk.start, before + chunk.stop
-    trunk = before + len(sequence.prompt) - (len(tree.tokens) if tree else 0)
+    trunk = before + sequence.trunk
     layout.ids += sequence.prompt[chunk.start : chunk.stop]
     layout.places += tree.positions(start, stop, trunk=trunk) if tree else range(start, stop)
     layout.owners += [sequence.footing.owner] * (stop - start)
