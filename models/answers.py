@@ -42,7 +42,7 @@ def pair_of(row: Row) -> Pair:
 
 
 def last_answer(row: ChatRow) -> int:
-    """Return the index of the last answer that is learnt."""
+    """Return where the last learnt answer is; `InvalidRequest` where none follows a turn."""
     for index in range(len(row.messages) - 1, 0, -1):
         turn = row.messages[index]
         if isinstance(turn, AssistantTurn) and turn.trained:

@@ -163,7 +163,6 @@ class Evaluation:
         """Write down one model's row, and beside it what it answered."""
         file = self._store_answers(answers, questions, scratch=scratch) if answers else None
         if file is not None:
-            file.filename = f"answers-{len(self._row.measured)}.jsonl"
             found = msgspec.structs.replace(found, answers=file.id)
         with self._database.unit_of_work() as session:
             if file is not None:
@@ -184,7 +183,7 @@ class Evaluation:
         return File(
             id=new_id("file"),
             tenant=self._row.tenant,
-            filename="answers.jsonl",
+            filename=f"answers-{len(self._row.measured)}.jsonl",
             purpose="fine-tune-results",
             bytes=scratch.stat().st_size,
             digest=self._store.put_file(scratch),

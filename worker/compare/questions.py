@@ -5,9 +5,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from core.errors import InvalidData
+from core.errors import InvalidData, InvalidRequest
 from models import dataset
-from models.dataset import AssistantTurn, ChatRow, CompletionRow, Row
+from models.answers import last_answer
+from models.dataset import ChatRow, CompletionRow, Row
 from models.dataset_problems import LineProblem
 from models.wire import Input
 
@@ -95,13 +96,12 @@ def _question(row: Row) -> Question | None:
         return Question(row.prompt, (row.completion,)) if row.prompt else None
     if not isinstance(row, ChatRow):
         return None
-    last = max(
-        index
-        for index, turn in enumerate(row.messages)
-        if isinstance(turn, AssistantTurn) and turn.trained
-    )
+    try:
+        last = last_answer(row)
+    except InvalidRequest:
+        return None
     before = [{"role": turn.role, "content": turn.text} for turn in row.messages[:last]]
-    return Question(before, (row.messages[last].text,)) if before else None
+    return Question(before, (row.messages[last].text,))
 
 
 def _join(rows: list[Question]) -> list[Question]:
