@@ -83,8 +83,7 @@ class Library:
         outputs, inputs = weight_nk.shape
         if outputs % PANEL_WIDTH or inputs % 2 or not weight_nk.is_contiguous():
             raise ValueError(f"A weight of {outputs} x {inputs} cannot be packed.")
-        sizes = (weight_nk.stride(0), outputs, inputs)
-        self.call("pack", _of(weight_nk, torch.bfloat16), *sizes, 0, address)
+        self.call("pack", _of(weight_nk, torch.bfloat16), outputs, inputs, address)
 
     def pack_int8_at(self, address: int, weight_nk: Tensor) -> None:
         """Pack a contiguous int8 weight (N, K) into memory that is there."""

@@ -1,4 +1,4 @@
-// The products for processors with AMX, and their form without its instructions for tests.
+// The product by AMX by itself, which tests compare, and its form without these instructions.
 #include "blocks_amx.h"
 #include "gemm.h"
 #include "tiles_amx.h"

@@ -1,4 +1,4 @@
-// The products for processors with AVX2 alone.
+// The product by AVX2 by itself, which tests compare.
 #include "blocks_avx2.h"
 #include "gemm.h"
 

@@ -1,4 +1,4 @@
-// The products for processors with AVX512-BF16.
+// The product by AVX512-BF16 by itself, which tests compare.
 #include "blocks_avx512.h"
 #include "gemm.h"
 

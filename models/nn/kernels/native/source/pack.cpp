@@ -19,24 +19,19 @@ void pack(const bf16* source, index across, index along, Range outputs, index in
 }
 
 // The same of 16 outputs whose inputs lie side by side, pair by pair.
-void pack_panel(const bf16* source, index ld, index inputs, bf16* packed) {
+void pack_panel(const bf16* source, index inputs, bf16* packed) {
     for (index k = 0; k < inputs; k += 2)
         for (index n = 0; n < panel_width; ++n, packed += 2)
-            __builtin_memcpy(packed, source + n * ld + k, 2 * sizeof *packed);
+            __builtin_memcpy(packed, source + n * inputs + k, 2 * sizeof *packed);
 }
 
 }  // namespace
 
-// Packs W (N, K), or with `transposed` the W of which this is the transpose (K, N); N is a multiple
-// of 16, K of 2.
-GW_API void gw_pack(const bf16* weight, index ld, index outputs, index inputs, index transposed,
-                    bf16* packed) {
+// Packs W (N, K); N is a multiple of 16, K of 2.
+GW_API void gw_pack(const bf16* weight, index outputs, index inputs, bf16* packed) {
 #pragma omp parallel for schedule(static)
     for (index p = 0; p < outputs; p += panel_width)
-        if (transposed)
-            pack(weight, 1, ld, {p, p + panel_width}, inputs, inputs, packed);
-        else
-            pack_panel(weight + p * ld, ld, inputs, packed + p * inputs);
+        pack_panel(weight + p * inputs, inputs, packed + p * inputs);
 }
 
 // Packs int8 (N, K), which is read an input of 16 outputs at a time, not in pairs.
