@@ -18,6 +18,11 @@ from pathlib import Path
 FOLDER = Path(__file__).parent
 SOURCE = FOLDER / "source"
 COMMON = ("-O3", "-std=c++20", "-fPIC", "-fopenmp", "-fno-math-errno", "-Wall", "-Wextra")
+SANITIZED = (
+    *("-O1", "-g1", "-fno-omit-frame-pointer"),
+    *("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"),
+)
+"""Added by `GRAFTWORK_NATIVE=sanitized`: a read or write out of bounds ends the process."""
 AVX512 = (
     *(f"-mavx512{part}" for part in ("f", "bw", "dq", "vl", "vnni", "bf16")),
     "-mfma",
@@ -42,10 +47,11 @@ class CannotBuild(Exception):
 
 def library_path() -> Path:
     """Return where the library of these sources lies once built."""
-    content = hashlib.sha256(repr((COMMON, FLAGS)).encode())
+    content = hashlib.sha256(repr((_common(), FLAGS)).encode())
     for path in sorted(SOURCE.iterdir()):
         content.update(path.name.encode() + path.read_bytes())
-    return FOLDER / "build" / f"libgraftwork-{content.hexdigest()[:16]}.so"
+    folder = FOLDER / "build" / ("sanitized" if _is_sanitized() else "")
+    return folder / f"libgraftwork-{content.hexdigest()[:16]}.so"
 
 
 def build() -> Path:
@@ -58,22 +64,30 @@ def build() -> Path:
     compiler = os.environ.get("CXX") or next(filter(shutil.which, COMPILERS), None)
     if compiler is None:
         raise CannotBuild("no C++ compiler was found")
-    target.parent.mkdir(exist_ok=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
         objects = _compile_all(compiler, Path(scratch))
         linked = Path(scratch) / target.name
-        _run([compiler, "-shared", "-fopenmp", *map(str, objects), "-o", str(linked)])
+        _run([compiler, "-shared", *_common(), *map(str, objects), "-o", str(linked)])
         for old in target.parent.glob("libgraftwork-*.so"):
             old.unlink()
         linked.replace(target)
     return target
 
 
+def _is_sanitized() -> bool:
+    return os.environ.get("GRAFTWORK_NATIVE", "").lower() == "sanitized"
+
+
+def _common() -> tuple[str, ...]:
+    return (*COMMON, *SANITIZED) if _is_sanitized() else COMMON
+
+
 def _compile_all(compiler: str, scratch: Path) -> list[Path]:
     def compile_one(source: Path) -> Path:
         flags = next((FLAGS[end] for end in FLAGS if source.name.endswith(end)), ())
         target = scratch / f"{source.stem}.o"
-        _run([compiler, *COMMON, *flags, "-c", str(source), "-o", str(target)])
+        _run([compiler, *_common(), *flags, "-c", str(source), "-o", str(target)])
         return target
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:

@@ -41,3 +41,11 @@ def test_the_kernels_can_be_turned_off(monkeypatch: pytest.MonkeyPatch) -> None:
         assert "GRAFTWORK_NATIVE" in native.reason()
     finally:
         native.load.cache_clear()
+
+
+def test_a_library_that_checks_itself_lies_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GRAFTWORK_NATIVE", raising=False)
+    served = build.library_path()
+    monkeypatch.setenv("GRAFTWORK_NATIVE", "sanitized")
+    assert build.library_path().parent == served.parent / "sanitized"
+    assert build.library_path().name != served.name
