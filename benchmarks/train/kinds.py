@@ -11,10 +11,7 @@ KINDS = (
     Subject("dora", {"type": "dora", "rank": RANK}),
     # alpha 8 over the root of 16 is the scale that plain LoRA has here
     Subject("rslora", {"type": "lora", "rank": RANK, "alpha": 8, "use_rslora": True}),
-    # PEFT rounds what is left of W to bfloat16; we keep W and subtract beside it
-    Subject(
-        "pissa", {"type": "pissa", "rank": RANK}, form=PISSA, losses=Bound(mean=0.03, most=0.08)
-    ),
+    Subject("pissa", {"type": "pissa", "rank": RANK}, form=PISSA),
     Subject("ia3", {"type": "ia3"}),
     Subject("soft_prompt", {"type": "soft_prompt", "init": "vocabulary"}),
     # what bfloat16 rounds of the prompt's gradient, its encoder makes large, and steps larger
