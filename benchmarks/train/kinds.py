@@ -14,13 +14,15 @@ KINDS = (
     Subject("pissa", {"type": "pissa", "rank": RANK}, form=PISSA),
     Subject("ia3", {"type": "ia3"}),
     Subject("soft_prompt", {"type": "soft_prompt", "init": "vocabulary"}),
-    # what bfloat16 rounds of the prompt's gradient, its encoder makes large, and steps larger
+    # what is rounded of the gradient, its encoder makes large, and steps larger: in float32
+    # PEFT's second norm was up to 0.0013 from its own in float64, ours 0.0004
     Subject(
         "p_tuning",
         {"type": "soft_prompt", "encoder": "mlp", "init": "vocabulary"},
         form=P_TUNING,
         losses=Bound(mean=0.1, most=0.25),
         norms_in_float32=True,
+        exact_norms=Bound(mean=0.002, most=0.004),
     ),
     Subject("prefix", {"type": "prefix", "init": "vocabulary"}),
     Subject(
