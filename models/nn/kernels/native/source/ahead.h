@@ -87,6 +87,62 @@ class Stream {
     bool soon_ = false;
 };
 
+// The same of pieces of memory one behind the other, for products by vectors: with every call as
+// many lines as with any other, or the same line again. What is asked for at times is a branch that
+// is mispredicted each time, which costs more than the products meanwhile.
+class Steady {
+ public:
+    void clear() {
+        parts_.clear();
+        bytes_ = 0;
+    }
+    void add(const void* first, index bytes) {
+        if (bytes <= 0) return;
+        parts_.push_back({static_cast<const char*>(first), bytes});
+        bytes_ += bytes;
+    }
+    // None of it is needed soon.
+    void spread(index calls, [[maybe_unused]] bool soon) {
+        const index lines = bytes_ / line + static_cast<index>(parts_.size());
+        const index most = std::max<index>(calls, 1);
+        burst_ = (lines + most - 1) / most;
+        pace_ = burst_ ? (lines * line << shift) / (most * burst_) : 0;
+        part_ = 0;
+        next();
+    }
+
+    [[gnu::always_inline]] void operator()() {
+        for (index n = burst_; n > 0; --n) {
+            _mm_prefetch(first_ + (at_ >> shift), _MM_HINT_T1);
+            if ((at_ += pace_) >= end_) [[unlikely]] next();
+        }
+    }
+
+ private:
+    static constexpr index line = 64;
+    static constexpr int shift = 10;  // of a place in a part, which is in fractions of a byte
+
+    struct Part {
+        const char* first;
+        index bytes;
+    };
+
+    void next() {
+        at_ = 0;
+        if (part_ == parts_.size()) {
+            burst_ = 0;
+            return;
+        }
+        first_ = parts_[part_].first;
+        end_ = parts_[part_++].bytes << shift;
+    }
+
+    std::vector<Part> parts_;
+    std::size_t part_ = 0;  // that comes after the one being fetched
+    const char* first_ = nullptr;
+    index at_ = 0, end_ = 0, pace_ = 0, burst_ = 0, bytes_ = 0;
+};
+
 // The same of two pieces, at four places side by side, which memory gives faster than one behind
 // the other.
 class Abreast {

@@ -39,7 +39,7 @@ struct Amx {
     using Shaped = ShapedTiles<Tiles>;
     static constexpr index most_rows = 32;
     static constexpr int most_panels = 2;
-    static constexpr int most_once = most_rows;  // rows for which narrow panels go into a ring
+    static constexpr int piece_panels = 4;  // of a step's product
     static constexpr index step = 32;  // inputs of an operand must be a multiple of this
     static constexpr index between = step;  // from one call of meanwhile() to the next
     template <class Packed>

@@ -54,7 +54,7 @@ OperandOf<float, Packed> widen(const OperandOf<bf16, Packed>& given, index rows,
 struct Avx2 {
     static constexpr int most_rows = 6;  // of a panel; its sums take 12 of 16 registers
     static constexpr int most_panels = 4;
-    static constexpr int most_once = 0;  // rows for which narrow panels go into a ring
+    static constexpr int piece_panels = 4;  // of a step's product
     static constexpr index step = 2;  // inputs of an operand must be a multiple of this
     static constexpr index between = 16;  // inputs from one call of meanwhile() to the next
 

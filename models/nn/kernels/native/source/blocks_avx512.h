@@ -6,36 +6,20 @@
 
 #include <immintrin.h>
 
-#include "coded.h"
 #include "common.h"
-#include "narrow.h"
+#include "narrow_avx512.h"
 #include "operand.h"
 #include "products.h"
 #include "sum_block.h"
 
 namespace gw {
 
-inline __m512bh pair(const bf16* x) {
-    std::int32_t two;
-    __builtin_memcpy(&two, x, sizeof two);
-    return reinterpret_cast<__m512bh>(_mm512_set1_epi32(two));
-}
-
-inline __m512bh pairs(const bf16* w) { return reinterpret_cast<__m512bh>(_mm512_loadu_si512(w)); }
-
-// Narrow panels that are widened along with a product: into `wide`, where they are `kept` for more
-// rows to read, or into a ring for no longer than they are needed.
-template <class Packed, bool kept>
-struct Along {
-    OperandOf<bf16, Packed> given;
-    bf16* wide = nullptr;
-};
-
 struct Avx512 {
     using Number = bf16;  // of the operands of training
     static constexpr int most_rows = 6;  // of all panels at once
     static constexpr int most_panels = 4;
-    static constexpr int most_once = 12;  // rows for which narrow panels are widened into a ring
+    static constexpr int narrow_panels = 3;
+    static constexpr int piece_panels = 6;  // of a step's product
     static constexpr index step = 2;  // inputs of an operand must be a multiple of this
     static constexpr index between = 2;  // inputs from one call of meanwhile() to the next
     template <class Packed>
@@ -86,25 +70,24 @@ struct Avx512 {
         }
     }
 
-    // The same of narrow panels, which the first rows widen into `wide`, for the others to read. It
-    // is null for up to `most_once` rows: these take two panels at once rather than pass by twice.
+    // The same of narrow panels, at most `narrow_panels`, in registers: nothing is widened twice for
+    // as many rows as have sums there, and what is not stored waits for no store.
     template <int P, class Packed, class Store, class Meanwhile>
-    static void multiply_along(index rows, const OperandOf<bf16, Packed>& narrow, bf16* wide,
-                               Store&& store, Meanwhile&& meanwhile) {
-        if constexpr (P > 2)
-            if (!wide && rows > most_rows) {
-                const auto put = [&](index row, int p, __m512 sum) { store(row, p + 2, sum); };
-                multiply_along<2>(rows, narrow, wide, store, meanwhile);
-                return multiply_along<P - 2>(rows, narrow.panel(2), wide, put, meanwhile);
-            }
-        if (!wide)
-            return sum_rows<P>(rows, Along<Packed, false>{narrow}, Operand{}, store, meanwhile);
-        const index first = share(rows, 0, blocks_of(rows)).last;
-        sum_rows<P>(first, Along<Packed, true>{narrow, wide}, Operand{}, store, meanwhile);
-        const Operand others{narrow.x + first * narrow.ldx, narrow.ldx, wide, narrow.inputs,
-                             panel_width * narrow.inputs};
-        const auto put = [&](index row, int p, __m512 sum) { store(first + row, p, sum); };
-        multiply<P>(rows - first, others, {}, put, meanwhile);
+    static void multiply_narrow(index rows, const OperandOf<bf16, Packed>& given, Store&& store,
+                                Meanwhile&& meanwhile) {
+        const index blocks = narrow_blocks(rows, P);
+        for (index b = 0; b < blocks; ++b) {
+            const auto [top, bottom] = share(rows, b, blocks);
+            const auto put = [&, top = top](int r, int p, __m512 sum) { store(top + r, p, sum); };
+            sum_rows<P, narrow_rows(P)>(bottom - top, given.from(top), Operand{}, put, meanwhile);
+        }
+    }
+
+    // How often it calls meanwhile() for any number of panels.
+    static index narrow_calls(index rows, index panels, index inputs) {
+        const index groups = (panels + narrow_panels - 1) / narrow_panels;
+        const index some = (panels + groups - 1) / groups;
+        return groups * narrow_blocks(rows, some) * (inputs / between);
     }
 
     // How often `multiply_to` calls meanwhile().
@@ -142,34 +125,60 @@ struct Avx512 {
         }
     }
 
-    // A tile of each panel is widened part by part beside the dot products of the tile before: all
-    // at once, it would wait for them and they for it.
-    template <int R, int P, class Packed, bool kept, class Meanwhile>
-    [[gnu::always_inline]] static inline void add(const Along<Packed, kept>& along,
+    // Narrow panels are widened four inputs at a time.
+    template <int R, int P, class Packed, class Meanwhile>
+    [[gnu::always_inline]] static inline void add(const OperandOf<bf16, Packed>& given,
                                                   __m512 (&sum)[R][P], Meanwhile& meanwhile) {
-        using Panels = Widened<Packed, P, kept, 1>;
-        static_assert(P * tile_parts <= input_step / step);
-        const auto& given = along.given;
-        alignas(64) bf16 ring[kept ? 1 : Panels::ring];
-        Panels panels(given, kept ? along.wide : ring);
-        for (index part = 0; part < P * tile_parts; ++part) panels.widen(0, part);
-        for (index tile = 0; tile * input_step < given.inputs; ++tile) {
-            index part = 0;
-            const auto both = [&] {
-                panels.widen(tile + 1, part++);
-                meanwhile();
-            };
-            add<R, P>(Operand{given.x + tile * input_step, given.ldx, panels.at(0, tile),
-                              input_step, panels.stride()},
-                      sum, both);
+        InRegisters<Packed, P> panels(given);
+        for (index k = 0; k < given.inputs; k += input_step, panels.advance()) {
+            if (!panels.are_plain()) [[unlikely]] {
+                alignas(64) bf16 wide[P * tile_numbers];
+                panels.widen(wide);
+                const Operand tile{given.x + k, given.ldx, wide, input_step, tile_numbers};
+                add<R, P>(tile, sum, meanwhile);
+                continue;
+            }
+            RowsAbreast<R> rows(given.x + k, given.ldx);
+            for (index within = 0; within < tile_parts; ++within, rows.advance(part_bytes))
+                add_part<R, P>(rows, panels, within, sum, meanwhile);
         }
     }
 
    private:
+    static constexpr index part_bytes = input_step / tile_parts * sizeof(bf16);  // of a row
+
+    template <int R, int P, class Panels, class Meanwhile>
+    [[gnu::always_inline]] static inline void add_part(const RowsAbreast<R>& rows,
+                                                       const Panels& panels, index part,
+                                                       __m512 (&sum)[R][P], Meanwhile& meanwhile) {
+#pragma GCC unroll 2
+        for (int half = 0; half < 2; ++half) {
+            __m512bh w[2][P];
+#pragma GCC unroll 4
+            for (int p = 0; p < P; ++p) panels.read(p, part, half, w[0][p], w[1][p]);
+#pragma GCC unroll 2
+            for (int next = 0; next < 2; ++next) {
+                meanwhile();
+#pragma GCC unroll 12
+                for (int r = 0; r < R; ++r) {
+                    const __m512bh xs = rows.pair(r, 4 * half + 2 * next);
+#pragma GCC unroll 4
+                    for (int p = 0; p < P; ++p)
+                        sum[r][p] = _mm512_dpbf16_ps(sum[r][p], xs, w[next][p]);
+                }
+            }
+        }
+    }
+
+    // Rows of which some narrow panels have all sums in registers, beside what these widen to.
+    static constexpr int narrow_rows(index panels) { return panels == narrow_panels ? 8 : 12; }
+    static index narrow_blocks(index rows, index panels) {
+        return (rows + narrow_rows(panels) - 1) / narrow_rows(panels);
+    }
     static index blocks_of(index rows) { return (rows + most_rows - 1) / most_rows; }
 
-    // For as many rows as their sums have registers for, beside P panels.
-    template <int P, int R = P <= 2 ? most_once : most_rows, class First, class Put, class Meanwhile>
+    // For up to R rows.
+    template <int P, int R = most_rows, class First, class Put, class Meanwhile>
     static void sum_rows(index rows, const First& first, const Operand& more, const Put& put,
                          Meanwhile&& meanwhile) {
         if (rows == R)

@@ -88,10 +88,23 @@ inline Floats load_int8(const std::int8_t* source) {
     return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(sixteen));
 }
 
+// Two inputs of a row, over and over.
+inline __m512bh pair(const bf16* x) {
+    std::int32_t two;
+    __builtin_memcpy(&two, x, sizeof two);
+    return reinterpret_cast<__m512bh>(_mm512_set1_epi32(two));
+}
+
+// Two inputs of sixteen outputs.
+inline __m512bh pairs(const bf16* w) { return reinterpret_cast<__m512bh>(_mm512_loadu_si512(w)); }
+
 // Numbers that bfloat16 holds exactly, as 16 pairs.
+inline __m512i exact_pairs(Floats even, Floats odd) {
+    return _mm512_or_si512(_mm512_srli_epi32(_mm512_castps_si512(even), 16),
+                           _mm512_castps_si512(odd));
+}
 inline void store_exact_pairs(bf16* target, Floats even, Floats odd) {
-    _mm512_storeu_si512(target, _mm512_or_si512(_mm512_srli_epi32(_mm512_castps_si512(even), 16),
-                                                _mm512_castps_si512(odd)));
+    _mm512_storeu_si512(target, exact_pairs(even, odd));
 }
 
 // The numbers of one part of a coded tile, from its bytes and the panel's upper ones. Where a

@@ -24,6 +24,7 @@ class Narrow<std::int8_t> {
     explicit Narrow(const OperandOf<bf16, std::int8_t>& panel) : tiles_(panel.panels) {}
 
     const std::int8_t* tile(index which) const { return tiles_ + which * tile_numbers; }
+    bool is_plain(index) const { return true; }
 
     template <class Meanwhile>
     [[gnu::always_inline]] void widen(index which, index part, bf16* target,
@@ -49,6 +50,10 @@ class Narrow<Coded> {
           next_(reinterpret_cast<const Exception*>(uppers_ + upper_codes)) {}
 
     const std::uint8_t* tile(index which) const { return tiles_ + which * tile_bytes<Coded>; }
+    const std::uint8_t* uppers() const { return uppers_; }
+
+    // Whether a tile has no exceptions; those before it must have been widened.
+    bool is_plain(index which) const { return next_->place >= (which + 1) * tile_numbers; }
 
     template <class Meanwhile>
     [[gnu::always_inline]] void widen(index which, index part, bf16* target,
@@ -98,13 +103,6 @@ class Widened {
                     ahead += 64;
                 });
         }
-    }
-
-    // The `part`th part of all panels' tiles, if there are as many.
-    [[gnu::always_inline]] void widen(index tile, index part) {
-        const index panel = part / tile_parts;
-        if (panel < panels && tile < tiles_)
-            narrow_[panel].widen(tile, part % tile_parts, at(panel, tile), Nothing{});
     }
 
    private:

@@ -60,7 +60,7 @@ void compute_logits(State& state) {
         [&](int) { return state.s.normed.data(); },
         Terms{groups, b.wanted_group_count, b.replaces_weights != 0, state.low(), place},
         [&](Range, index first, index panels) {
-            return [&, first, panels](Piece& piece, index r, index row) {
+            return [&, first, panels](Piece<Isa>& piece, index r, index row) {
                 float* target = state.b.logits + state.b.targets[row] * state.m.vocabulary;
                 for (index p = 0; p < panels; ++p)
                     if (const index output = (first + p) * panel_width; state.b.likeliest)

@@ -61,7 +61,8 @@ class HeadPlace {
 };
 
 // Fetches keys and values that rows which decode attend to next; attention fetches the others.
-inline void fetch_cached(const State& state, index l, Range tasks, Stream& ahead) {
+template <class Isa>
+void fetch_cached(const State& state, index l, Range tasks, Fetching<Isa>& ahead) {
     constexpr index most = 128;  // positions: as many as arrive before they are read
     const auto& [m, b, s, team, thread] = state;
     for (index i = tasks.first; i < tasks.last; ++i) {
@@ -87,13 +88,13 @@ void project_heads(State& state, index l) {
             for (index row = rows.first; row < rows.last; ++row)
                 if (!follows(state.b, row)) places[p / 2].expect(state, row);
         }
-        return [&, places, panels](Piece& piece, index r, index row) {
+        return [&, places, panels](Piece<Isa>& piece, index r, index row) {
             for (index p = 0; p < panels; p += 2)
                 places[p / 2].take(state, row, piece.load(r, p), piece.load(r, p + 1));
         };
     };
-    const auto later = [&](Stream& ahead, index piece, index pieces) {
-        fetch_cached(state, l, share(state.s.tasks.size(), piece, pieces), ahead);
+    const auto later = [&](Fetching<Isa>& ahead, index piece, index pieces) {
+        fetch_cached<Isa>(state, l, share(state.s.tasks.size(), piece, pieces), ahead);
         state.downs(l, 1)(ahead, piece, pieces);
     };
     state.product<Isa>(l, state.qkv(l), {}, output, input, place, later);

@@ -76,7 +76,7 @@ void add_to_residual(State& state, index l, int sublayer, const Weight& weight,
                 for (index p = 0; p < panels; ++p)
                     _m_prefetchw(state.s.residual.data() + row * state.m.hidden +
                                  (first + p) * panel_width);
-        return [&, first, panels](Piece& piece, index r, index row) {
+        return [&, first, panels](Piece<Isa>& piece, index r, index row) {
             for (index p = 0; p < panels; ++p) {
                 const index at = row * state.m.hidden + (first + p) * panel_width;
                 const Floats value = piece.load(r, p);
@@ -101,7 +101,7 @@ void project_feed(State& state, index l) {
     };
     const auto input = [&](int place) { return state.input(l, place); };
     const auto gate = [&](Range, index first, index panels) {
-        return [&, first, panels](Piece& piece, index r, index row) {
+        return [&, first, panels](Piece<Isa>& piece, index r, index row) {
             const AdapterLayer* own = state.terms(row, l);
             const float* scale = own ? own->places[place_down].input_scale : nullptr;
             for (index p = 0; p < panels; p += 2) {

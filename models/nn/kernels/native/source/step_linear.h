@@ -1,7 +1,6 @@
 // A packed weight: how it is multiplied with, cut into pieces, and fetched.
 #pragma once
 
-#include "ahead.h"
 #include "narrow.h"
 #include "scratch.h"
 #include "step_piece.h"
@@ -55,13 +54,18 @@ struct Weight {
                 stride() / static_cast<index>(sizeof(Packed))};
     }
 
-    // How often a few rows and some panels let something else be done meanwhile.
+    // How often a block of rows and some panels let something else be done meanwhile.
     template <class Isa>
-    index steps(index panels) const {
+    index steps(index rows, index panels) const {
+        const index blocks = (rows + Isa::most_rows - 1) / Isa::most_rows;
 #ifndef __AVX512BF16__
-        if (matrix.rounded) return panels * (inputs / between_inputs);
+        if (matrix.rounded) return blocks * panels * (inputs / between_inputs);
+#else
+        if constexpr (!Isa::works_aside)
+            if (widening<Isa>() == Widening::along) return Isa::narrow_calls(rows, panels, inputs);
 #endif
-        return (panels + Isa::most_panels - 1) / Isa::most_panels * (inputs / Isa::between);
+        const index groups = (panels + Isa::most_panels - 1) / Isa::most_panels;
+        return blocks * groups * (inputs / Isa::between);
     }
 
     // A single row as the panels multiply it, if they are in block floating point.
@@ -113,24 +117,26 @@ struct Factor {
 template <class Isa, bool Far, class Meanwhile, class More>
 void multiply_weight(typename Isa::Shaped& shaped, const Weight& weight, const Factor& factor,
                      Meanwhile&& meanwhile, const More& more) {
+    constexpr index ld = Piece<Isa>::ld;
     const auto& [x, rows, panels, sums, wide, widened, rounded] = factor;
     const index count = panels.last - panels.first;
     const auto multiply = [&]<class Packed>(const OperandOf<bf16, Packed>& all) {
         if constexpr (Isa::works_aside) {
-            Isa::template multiply_into<Far>(shaped, sums, Piece::ld, count, rows, all, wide,
+            Isa::template multiply_into<Far>(shaped, sums, ld, count, rows, all, wide,
                                              meanwhile, more);
 #ifndef __AVX512BF16__
         } else if constexpr (std::is_same_v<Packed, Whole>) {
             const WholePanels first{reinterpret_cast<const char*>(all.panels), all.inputs};
-            multiply_rounded(rounded, rows, first, count, sums, Piece::ld, meanwhile);
+            multiply_rounded(rounded, rows, first, count, sums, ld, meanwhile);
 #endif
         } else {
-            const auto put = [sums](index r, index n, Floats sum) {
-                store(sums + r * Piece::ld + n * panel_width, sum);
+            const auto put = [=](index r, index n, Floats sum) {
+                store(sums + r * ld + n * panel_width, sum);
             };
             if constexpr (Isa::template widening<Packed> == Widening::along)
-                for_panels(count, [&](auto n) {
-                    Isa::template multiply_along<n>(rows, all, wide, put, meanwhile);
+                for_piece<Isa::narrow_panels>(count, [&](index first, auto some) {
+                    const auto here = [&](index r, int n, Floats sum) { put(r, first + n, sum); };
+                    Isa::template multiply_narrow<some>(rows, all.panel(first), here, meanwhile);
                 });
             else
                 multiply_piece<Isa>(x, all.ldx, rows, all.panels, all.inputs, count, put,
@@ -184,7 +190,7 @@ struct Cut {
     // Panels of a piece; where many blocks of rows pass by, those that stay in the first cache.
     template <class Isa>
     static index at_once(index rows) {
-        return Isa::works_aside && rows > block_rows<Isa> ? Isa::most_panels : most_panels;
+        return Isa::works_aside && rows > block_rows<Isa> ? Isa::most_panels : Isa::piece_panels;
     }
 
     Cut(const Weight& weight, index most, int threads, index parts, index block)

@@ -61,7 +61,7 @@ class Product {
             for (index top = rows.first; top < rows.last; top += block_rows<Isa>) {
                 const Range block{top, std::min(top + block_rows<Isa>, rows.last)};
                 turn_ = 1 - turn_;
-                Piece& piece = pieces()[Isa::works_aside ? turn_ : 0];
+                Piece<Isa>& piece = pieces()[Isa::works_aside ? turn_ : 0];
                 Rest& rest = rests_[turn_].emplace(InPlace{[&] {
                     return Rest{piece, panels, block, terms_.within(block), chains,
                                 finish_(block, panels.first, panels.last - panels.first), block};
@@ -81,7 +81,7 @@ class Product {
     using Take = std::invoke_result_t<const Finish&, Range, index, index>;
 
     struct Rest {  // of the work on a block whose sums are there
-        Piece& piece;
+        Piece<Isa>& piece;
         Range panels, block;
         Terms<PlaceOf> terms;
         Chains chains;
@@ -94,16 +94,16 @@ class Product {
     static constexpr index few = 8;  // rows that get their terms together
     static constexpr index bunch = 4;  // rows that are finished together, at least
 
-    static Piece* pieces() {
-        static thread_local Piece two[2];
+    static Piece<Isa>* pieces() {
+        static thread_local Piece<Isa> two[2];
         return two;
     }
     static auto& term_tiles() {
         static thread_local TermTiles tiles;
         return tiles;
     }
-    static Stream& stream() {
-        static thread_local Stream stream;
+    static Fetching<Isa>& stream() {
+        static thread_local Fetching<Isa> stream;
         return stream;
     }
 
@@ -146,7 +146,7 @@ class Product {
 
     // Names what is fetched while a piece is computed.
     void fetch(index which, bool more, Coming coming, const Chains& chains, index rows) {
-        Stream& ahead = stream();
+        Fetching<Isa>& ahead = stream();
         ahead.clear();
         if (asked_ != which) terms_.fetch(ahead, chains);
         if (!far()) {
@@ -159,24 +159,24 @@ class Product {
             asked_ = which + 1;
             terms_.fetch(ahead, chains_of(asked_));
         }
-        const index down = (rows + Isa::most_rows - 1) / Isa::most_rows;
-        const index steps = weight_.steps<Isa>(cut_.panels(weight_, which).count());
+        const index panels = cut_.panels(weight_, which).count();
+        const index steps = weight_.steps<Isa>(block_rows<Isa>, panels);
         at_once_ = (block_rows<Isa> + steps - 1) / steps;
-        ahead.spread(down * steps, far());
+        ahead.spread(weight_.steps<Isa>(rows, panels), far());
     }
 
     // Finds room for narrow panels that are read again, and fills it where no product does so.
     void widen_first(Range panels) {
         const Widening widening = weight_.widening<Isa>();
         widened_ = widening == Widening::before;
-        const bool again = rows_ > Isa::most_once;
+        const bool again = Isa::works_aside && rows_ > Isa::most_rows;
         const bool keeps = widened_ || (widening == Widening::along && again);
         wide_ = keeps ? wide_room(panels.last - panels.first, weight_.inputs) : nullptr;
         if (widened_) widen(weight_, panels, wide_);
     }
 
     // The sums of a block; panels that read the same rows are computed together.
-    void sum(Range panels, Range block, Piece& piece) {
+    void sum(Range panels, Range block, Piece<Isa>& piece) {
         for (index p = panels.first; p < panels.last;) {
             const bf16* x = input_of_(output_of_(p).place);
             index q = p + 1;
@@ -195,7 +195,7 @@ class Product {
 
     template <bool Far>
     void multiply(const Factor& factor, index block) {
-        Stream& ahead = stream();
+        Fetching<Isa>& ahead = stream();
         if constexpr (Isa::works_aside) {
             const auto meanwhile = [&] {
                 ahead();

@@ -32,12 +32,12 @@ using ScreenProducts = VectorScreen;
 template <class Isa>
 void screen_all(State& state, const ScreenedRows& given, Candidates* candidates) {
     using Products = ScreenProducts<Isa>;
-    static thread_local Stream ahead;
+    static thread_local Fetching<Isa> ahead;
     Products products;
     std::for_each_n(candidates, state.b.wanted, [](Candidates& own) { own.clear(); });
     const Screen& screen = state.m.screen;
     const index panels = state.m.vocabulary / panel_width, rows = state.b.wanted;
-    const index pieces = (panels + most_panels - 1) / most_panels;
+    const index pieces = (panels + Products::most_panels - 1) / Products::most_panels;
     const index blocks = (rows + Products::most_rows - 1) / Products::most_rows;
     const auto at = [&](index panel) {
         return static_cast<const char*>(screen.panels) + panel * screen.stride;

@@ -14,6 +14,7 @@ namespace gw::stepping {
 class VectorScreen {
    public:
     static constexpr index most_rows = 4;  // whose sums take 8 of 16 registers
+    static constexpr int most_panels = 4;
     static constexpr index most_wanted = most_rows;
 
     // How often meanwhile() is called for a block of rows and some panels.

@@ -18,8 +18,11 @@ struct ScreenedPanel {
     }
 
     // What a row's products with integers come to.
+    Floats scaled(Floats whole, const Screened& row) const {
+        return whole * (scale * splat(row.step));
+    }
     Floats scaled(const std::int32_t* whole, const Screened& row) const {
-        return load_whole(whole, row.start) * (scale * splat(row.step));
+        return scaled(load_whole(whole, row.start), row);
     }
 
     // How far logits may lie from what the screen says.

@@ -12,6 +12,7 @@ template <class Isa>
 class TileScreen {
    public:
     static constexpr index most_rows = Isa::most_rows;
+    static constexpr int most_panels = 4;
     static constexpr index most_wanted = std::numeric_limits<index>::max();
 
     // How often meanwhile() is called for a block of rows and some panels.

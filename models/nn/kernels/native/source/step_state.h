@@ -129,7 +129,7 @@ struct State {
 
     // Has the product before a site fetch what adapters multiply with there first.
     auto downs(index l, int site) const {
-        return [this, l, site](Stream& ahead, index piece, index pieces) {
+        return [this, l, site](auto& ahead, index piece, index pieces) {
             if (l == m.depth) return;
             const index inputs = std::array{qkv(l), o(l), gate_up(l), down(l)}[site].inputs;
             const Range own = share(b.group_count, piece, pieces);

@@ -1,7 +1,6 @@
 // What each row's adapter adds to a piece of a product.
 #pragma once
 
-#include "ahead.h"
 #include "step_linear.h"
 
 #ifdef __AVX512BF16__
@@ -24,7 +23,7 @@ struct Inner {
 template <class Isa, class SiteOf>
 void compute_inner(int thread, int threads, const Group* groups, index count, const bf16* x,
                    index inputs, Inner inner, SiteOf&& site_of) {
-    static thread_local Piece sums;
+    static thread_local Piece<Isa> sums;
     typename Isa::Shaped shaped;
     index turn = 0;
     for (index g = 0; g < count; ++g) {
@@ -32,9 +31,9 @@ void compute_inner(int thread, int threads, const Group* groups, index count, co
         const Weight weight{{down.packed, nullptr, 0, 0}, nullptr, down.ranks, inputs, 1};
         const bool far = groups[g].last - groups[g].first <= block_rows<Isa>;
         for (index top = groups[g].first; top < groups[g].last; top += block_rows<Isa>)
-            for (index p = 0; p < down.ranks / panel_width; p += most_panels) {
+            for (index p = 0; p < down.ranks / panel_width; p += Isa::piece_panels) {
                 if (turn++ % threads != thread) continue;
-                const index last = std::min(p + most_panels, down.ranks / panel_width);
+                const index last = std::min<index>(p + Isa::piece_panels, down.ranks / panel_width);
                 const index rows = std::min(block_rows<Isa>, groups[g].last - top);
                 const Factor factor{x + top * inputs, rows, {p, last}, sums.at(0, 0)};
                 if (far)
@@ -89,7 +88,8 @@ struct Chains {
 
 // Applies an adapter's terms to a chain of panels of a piece, from row `skipped` on, for some of
 // its rows, which read x; low-rank ones may have been `summed` with the base's product.
-inline void apply_term(Piece& piece, const Chain& chain, index skipped, Range own,
+template <class Piece>
+void apply_term(Piece& piece, const Chain& chain, index skipped, Range own,
                        const Place& term, Rows x, Inner inner, bool summed) {
     const index count = own.last - own.first, first = chain.output.first;
     const auto at = [&](index r, index q) { return piece.at(skipped + r, chain.at(q)); };
@@ -171,17 +171,18 @@ struct Terms {
 #endif
 
     // Adds what all groups need for some panels to what is fetched.
-    void fetch(Stream& stream, const Chains& chains) const {
+    template <class Fetching>
+    void fetch(Fetching& ahead, const Chains& chains) const {
         for (index g = 0; g < count; ++g)
             for (const Chain& chain : chains) {
                 const Place& term = place_of(*groups[g].adapter, chain.output.place);
-                stream.add(term.up + chain.output.first * term.rank,
+                ahead.add(term.up + chain.output.first * term.rank,
                            2 * panel_width * chain.count * term.rank);
             }
     }
 
     // Applies them to some rows of a piece, which has a block of rows.
-    template <class RowsOf>
+    template <class Piece, class RowsOf>
     void apply(Piece& piece, Range block, Range now, const Chains& chains, RowsOf&& rows_of) const {
         for (index g = 0; g < count; ++g) {
             const Range own = common(now, {groups[g].first, groups[g].last});
