@@ -3,7 +3,8 @@
 An answer is right if each of its tokens is the likeliest one, in float32 and after the very tokens
 that were given before it, or lies behind that by no more than bfloat16 explains. How much that
 is, is measured on the answers of all sides: `LEEWAY` times the most by which the token that Hugging
-Face's own bfloat16 network prefers lies behind. Of one answer alone it often prefers no other.
+Face's own bfloat16 network prefers lies behind. Of one answer alone it often prefers no other, so
+what was measured on other orders over the same adapters counts too.
 """
 
 from collections.abc import Mapping, Sequence
@@ -45,28 +46,36 @@ class Verdict:
         }
 
 
-def judge(
-    oracle: Side, order: Order, given: Mapping[str, Sequence[Sequence[int]]]
-) -> dict[str, Verdict]:
-    """Ask the oracle about the tokens that each side gave for an order.
+class Judge:
+    """Has an oracle read answers, order by order."""
 
-    What several sides answered to a prompt, it reads once.
-    """
-    answers = {name: list(enumerate(map(tuple, rows))) for name, rows in given.items()}
-    asked = list(dict.fromkeys(answer for side in answers.values() for answer in side))
-    reply = oracle.ask(
-        {
-            "prompts": [order.prompts[row] for row, _ in asked],
-            "adapters": [order.adapters[row] for row, _ in asked],
-            "tokens": [tokens for _, tokens in asked],
+    def __init__(self, oracle: Side) -> None:
+        self._oracle = oracle
+        self._noise = 0.0
+        """The most by which a choice in bfloat16 lay behind so far."""
+
+    def judge(
+        self, order: Order, given: Mapping[str, Sequence[Sequence[int]]]
+    ) -> dict[str, Verdict]:
+        """Ask about the tokens that each side gave for an order.
+
+        What several sides answered to a prompt is read once.
+        """
+        answers = {name: list(enumerate(map(tuple, rows))) for name, rows in given.items()}
+        asked = list(dict.fromkeys(answer for side in answers.values() for answer in side))
+        reply = self._oracle.ask(
+            {
+                "prompts": [order.prompts[row] for row, _ in asked],
+                "adapters": [order.adapters[row] for row, _ in asked],
+                "tokens": [tokens for _, tokens in asked],
+            }
+        )
+        behind = dict(zip(asked, reply["behind"], strict=True))
+        self._noise = max(self._noise, *reply["noise"])
+        return {
+            name: verdict_of([behind[each] for each in side], noise=self._noise)
+            for name, side in answers.items()
         }
-    )
-    behind = dict(zip(asked, reply["behind"], strict=True))
-    noise = max(reply["noise"])
-    return {
-        name: verdict_of([behind[each] for each in side], noise=noise)
-        for name, side in answers.items()
-    }
 
 
 def verdict_of(behind: Sequence[Sequence[float]], *, noise: float) -> Verdict:

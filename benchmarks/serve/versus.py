@@ -7,7 +7,7 @@ from math import inf
 from typing import Any
 
 from benchmarks.failures import Failures
-from benchmarks.serve.equality import judge
+from benchmarks.serve.equality import Judge
 from benchmarks.serve.measure import Measured, figures_of, say, take_turns
 from benchmarks.serve.peers import hf_oracle, hf_peft, llamacpp
 from benchmarks.serve.peers.peer import Peer
@@ -73,12 +73,13 @@ def against_peers(
         oracle = open_side(start_oracle(world))
         contests = part(world, open_side, vllms)
         ready(*sides)
+        judge = Judge(oracle)
         for contest in contests:
             with failures.guard(contest.name):
                 found[contest.name] = compare(
                     contest.name,
                     contest.sides,
-                    oracle=oracle,
+                    judge=judge,
                     make=contest.make,
                     repeats=max(contest.least, repeats),
                     patience=patience,
@@ -172,12 +173,12 @@ def compare(
     what: str,
     sides: Mapping[str, Side],
     *,
-    oracle: Side,
+    judge: Judge,
     make: Callable[[], Order],
     repeats: int,
     patience: float = inf,
 ) -> JSON:
-    """Measure sides on one kind of order, and have the oracle judge the first answers."""
+    """Measure sides on one kind of order, and have their first answers judged."""
     measured, orders = take_turns(what, sides, make=make, repeats=repeats, patience=patience)
     first = orders[0]
     tokens = {name: side.replies[0]["tokens"] for name, side in measured.items()}
@@ -190,15 +191,15 @@ def compare(
     return {
         "sides": figures_of(measured),
         "texts_as_when_timed": _same_texts(named[OURS], measured[OURS]),
-        **judge_all(what, oracle, first, tokens),
+        **judge_all(what, judge, first, tokens),
     }
 
 
 def judge_all(
-    what: str, oracle: Side, order: Order, tokens: Mapping[str, list[list[int]]]
+    what: str, judge: Judge, order: Order, tokens: Mapping[str, list[list[int]]]
 ) -> dict[str, Any]:
-    """Return the oracle's verdict on each side's answers, and who was wrong."""
-    verdicts = judge(oracle, order, tokens)
+    """Return the verdict on each side's answers, and who was wrong."""
+    verdicts = judge.judge(order, tokens)
     for name, verdict in verdicts.items():
         say(
             f"{what:<12} {name:<14} {verdict.likeliest} of {verdict.tokens} tokens likeliest, "

@@ -17,7 +17,7 @@ from benchmarks.serve.__main__ import (
     wrong_of,
 )
 from benchmarks.serve.data import find_texts, find_training
-from benchmarks.serve.equality import LEAST, judge, verdict_of
+from benchmarks.serve.equality import LEAST, Judge, verdict_of
 from benchmarks.serve.floor import Speeds, floor_of
 from benchmarks.serve.gaps import BUSY, QUIET, Phase, gaps_by_phase, percentile
 from benchmarks.serve.measure import take_turns
@@ -60,7 +60,7 @@ def test_the_oracle_reads_once_what_sides_answer_alike() -> None:
         return {"behind": [[0.0, 0.0], [0.0, 0.1], [0.0, 0.6]], "noise": [0.0, 0.2, 0.0]}
 
     oracle = cast("Side", SimpleNamespace(ask=ask))
-    found = judge(oracle, order, {"one": [[5, 6], [7, 8]], "other": [[5, 6], [7, 9]]})
+    found = Judge(oracle).judge(order, {"one": [[5, 6], [7, 8]], "other": [[5, 6], [7, 9]]})
     assert asked == [
         {
             "prompts": [[1], [2], [2]],
@@ -71,6 +71,14 @@ def test_the_oracle_reads_once_what_sides_answer_alike() -> None:
     assert (found["one"].worst, found["one"].allowed, found["one"].right) == (0.1, 0.4, True)
     other = found["other"]
     assert (other.worst, other.allowed, other.right) == (0.6, 0.4, False)
+
+
+def test_what_bfloat16_explains_is_measured_on_former_orders_too() -> None:
+    replies = iter([{"behind": [[0.0]], "noise": [0.2]}, {"behind": [[0.3]], "noise": [0.0]}])
+    judge = Judge(cast("Side", SimpleNamespace(ask=lambda _: next(replies))))
+    order = Order(prompts=[[1]], adapters=[None], tokens=1)
+    judge.judge(order, {"one": [[5]]})
+    assert judge.judge(order, {"one": [[6]]})["one"].allowed == 0.4
 
 
 def test_a_shortfall_is_measured_from_the_likeliest() -> None:

@@ -5,6 +5,7 @@ import torch
 
 from benchmarks.serve import swaps, versus
 from benchmarks.serve.adapters import make_kinds, make_loras
+from benchmarks.serve.equality import Judge
 from benchmarks.serve.peers import hf_oracle, hf_peft
 from benchmarks.serve.steps import BASE, time_batches
 from benchmarks.serve.work import Work, in_turn
@@ -55,7 +56,7 @@ def test_two_sides_give_the_same_tokens_and_the_oracle_agrees(world: World) -> N
         found = versus.compare(
             "mixed",
             {versus.OURS: ours, "peft": peft},
-            oracle=oracle,
+            judge=Judge(oracle),
             make=lambda: world.work.order(in_turn(world.names, 4), length=8, tokens=6),
             repeats=1,
         )

@@ -87,9 +87,9 @@ class Stream {
     bool soon_ = false;
 };
 
-// The same of pieces of memory one behind the other, for products by vectors: with every call as
-// many lines as with any other, or the same line again. What is asked for at times is a branch that
-// is mispredicted each time, which costs more than the products meanwhile.
+// The same for products by vectors: with every call as many lines as with any other, or the same
+// line again. Asking at times is a branch that is mispredicted each time, which takes longer than
+// the products in between.
 class Steady {
  public:
     void clear() {

@@ -18,7 +18,7 @@ struct Avx512 {
     using Number = bf16;  // of the operands of training
     static constexpr int most_rows = 6;  // of all panels at once
     static constexpr int most_panels = 4;
-    static constexpr int narrow_panels = 3;
+    static constexpr int narrow_panels = 3;  // likewise, of narrow ones
     static constexpr int piece_panels = 6;  // of a step's product
     static constexpr index step = 2;  // inputs of an operand must be a multiple of this
     static constexpr index between = 2;  // inputs from one call of meanwhile() to the next
@@ -70,8 +70,8 @@ struct Avx512 {
         }
     }
 
-    // The same of narrow panels, at most `narrow_panels`, in registers: nothing is widened twice for
-    // as many rows as have sums there, and what is not stored waits for no store.
+    // The same of narrow panels, at most `narrow_panels`, which each block of rows widens anew, in
+    // registers: stores would take time of the dot products, and reading twelve bits takes none.
     template <int P, class Packed, class Store, class Meanwhile>
     static void multiply_narrow(index rows, const OperandOf<bf16, Packed>& given, Store&& store,
                                 Meanwhile&& meanwhile) {
@@ -177,7 +177,7 @@ struct Avx512 {
     }
     static index blocks_of(index rows) { return (rows + most_rows - 1) / most_rows; }
 
-    // For up to R rows.
+    // For at most R rows.
     template <int P, int R = most_rows, class First, class Put, class Meanwhile>
     static void sum_rows(index rows, const First& first, const Operand& more, const Put& put,
                          Meanwhile&& meanwhile) {

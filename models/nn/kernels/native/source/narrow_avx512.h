@@ -1,7 +1,7 @@
-// Narrow panels as the registers that AVX512-BF16 multiplies with, and rows beside them.
+// Narrow panels as the registers that AVX512-BF16 multiplies with, and the rows beside them.
 //
-// Sums, weights and rows take 31 of 32 registers, so what else is needed is read from memory each
-// time: the compiler would keep it, and put sums on the stack instead.
+// Sums, weights and a row take 31 of 32 registers, so what else is needed is read from memory each
+// time. The compiler would keep it, and put sums on the stack instead.
 #pragma once
 
 #include <immintrin.h>
@@ -88,7 +88,7 @@ class InRegisters {
     index tile_ = 0;
 };
 
-// R rows, whose addresses are of every third one and twice the distance: they fit into registers.
+// R rows, by an address of every third one and their distance, which fit into registers.
 template <int R>
 class RowsAbreast {
    public:
