@@ -90,6 +90,8 @@ class _Writer:
         self._library = library
         self.most_ranks = self.most_width = 0
         self.scales_inputs = self.replaces_weights = False
+        self._scales: dict[tuple[float, ...], int | None] = {}
+        """Where those of a site lie, which most layers have in common."""
 
     def layer(self, record: records.AdapterLayer, index: int) -> None:
         """Fill the record of one layer."""
@@ -141,10 +143,15 @@ class _Writer:
         self.most_ranks = max(self.most_ranks, ranks)
         joined = records.Down(
             packed=self._arena.pack(torch.cat(downs) if len(downs) > 1 else downs[0]),
-            scales=self._arena.put(torch.tensor(scales)),
+            scales=self._put_scales(tuple(scales)),
             ranks=ranks,
         )
         return joined, filled
+
+    def _put_scales(self, scales: tuple[float, ...]) -> int | None:
+        if scales not in self._scales:
+            self._scales[scales] = self._arena.put(torch.tensor(scales))
+        return self._scales[scales]
 
     def _place(self, term: LinearTerm, *, first: int) -> records.Place:
         record = records.Place(

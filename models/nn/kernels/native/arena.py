@@ -48,7 +48,8 @@ class Arena:
         behind = max(0, readable - weight_nk.shape[1]) * PANEL_WIDTH * weight_nk.itemsize
         address = self._take(weight_nk.nbytes + behind)
         self._library.pack_at(address, weight_nk)
-        ctypes.memset(address + weight_nk.nbytes, 0, behind)
+        if behind:
+            ctypes.memset(address + weight_nk.nbytes, 0, behind)
         give_way()
         return address
 
