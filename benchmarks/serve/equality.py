@@ -54,7 +54,7 @@ class Judge:
         self._noise = 0.0
         """The most by which a choice in bfloat16 lay behind so far."""
 
-    def judge(
+    def verdicts(
         self, order: Order, given: Mapping[str, Sequence[Sequence[int]]]
     ) -> dict[str, Verdict]:
         """Ask about the tokens that each side gave for an order.

@@ -199,7 +199,7 @@ def judge_all(
     what: str, judge: Judge, order: Order, tokens: Mapping[str, list[list[int]]]
 ) -> dict[str, Any]:
     """Return the verdict on each side's answers, and who was wrong."""
-    verdicts = judge.judge(order, tokens)
+    verdicts = judge.verdicts(order, tokens)
     for name, verdict in verdicts.items():
         say(
             f"{what:<12} {name:<14} {verdict.likeliest} of {verdict.tokens} tokens likeliest, "

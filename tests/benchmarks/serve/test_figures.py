@@ -60,7 +60,7 @@ def test_the_oracle_reads_once_what_sides_answer_alike() -> None:
         return {"behind": [[0.0, 0.0], [0.0, 0.1], [0.0, 0.6]], "noise": [0.0, 0.2, 0.0]}
 
     oracle = cast("Side", SimpleNamespace(ask=ask))
-    found = Judge(oracle).judge(order, {"one": [[5, 6], [7, 8]], "other": [[5, 6], [7, 9]]})
+    found = Judge(oracle).verdicts(order, {"one": [[5, 6], [7, 8]], "other": [[5, 6], [7, 9]]})
     assert asked == [
         {
             "prompts": [[1], [2], [2]],
@@ -77,8 +77,8 @@ def test_what_bfloat16_explains_is_measured_on_former_orders_too() -> None:
     replies = iter([{"behind": [[0.0]], "noise": [0.2]}, {"behind": [[0.3]], "noise": [0.0]}])
     judge = Judge(cast("Side", SimpleNamespace(ask=lambda _: next(replies))))
     order = Order(prompts=[[1]], adapters=[None], tokens=1)
-    judge.judge(order, {"one": [[5]]})
-    assert judge.judge(order, {"one": [[6]]})["one"].allowed == 0.4
+    judge.verdicts(order, {"one": [[5]]})
+    assert judge.verdicts(order, {"one": [[6]]})["one"].allowed == 0.4
 
 
 def test_a_shortfall_is_measured_from_the_likeliest() -> None:

@@ -10,6 +10,7 @@
 #include "narrow_avx512.h"
 #include "operand.h"
 #include "products.h"
+#include "rows_avx512.h"
 #include "sum_block.h"
 
 namespace gw {

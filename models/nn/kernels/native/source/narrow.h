@@ -88,9 +88,6 @@ class Widened {
         return wide_ + place * tile_numbers;
     }
 
-    // From one panel to the next.
-    index stride() const { return (kept ? tiles_ : ring_tiles) * tile_numbers; }
-
     // Three tiles earlier still they are asked for, one line between two stores; behind the last
     // tile, those of the panels that follow.
     void widen_and_fetch(index tile) {

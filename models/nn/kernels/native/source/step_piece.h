@@ -12,7 +12,7 @@
 namespace gw::stepping {
 
 constexpr index most_block = 96;  // rows of a piece
-constexpr index most_panels = 6;  // panels of a piece
+constexpr index most_panels = 6;  // of a piece, by any instruction set
 
 // Rows that are computed together: as many as tiles have, for the rest to be done beside the next.
 template <class Isa>

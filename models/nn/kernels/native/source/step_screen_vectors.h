@@ -1,7 +1,7 @@
 // The products of a screen by vectors: see `step_screen.h`.
 #pragma once
 
-#include "blocks_avx512.h"
+#include "rows_avx512.h"
 #include "step_piece.h"
 #include "step_screen_panel.h"
 
