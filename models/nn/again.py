@@ -21,7 +21,9 @@ def again(result: Tensor, compute: Callable[[], Tensor]) -> AbstractContextManag
     whole = (result.data_ptr(), result.shape, result.stride())
 
     def pack(saved: Tensor) -> Tensor | None:
-        return None if (saved.data_ptr(), saved.shape, saved.stride()) == whole else saved
+        given = (saved.data_ptr(), saved.shape, saved.stride()) == whole
+        # As itself, an op's own output would keep the op, which keeps it, until a backward.
+        return None if given else saved.detach()
 
     def unpack(kept: Tensor | None) -> Tensor:
         if kept is not None:

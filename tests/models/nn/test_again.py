@@ -45,6 +45,16 @@ def test_others_are_kept_as_they_are() -> None:
     assert torch.equal(found, 2 * x_td.detach())
 
 
+def test_an_op_that_keeps_its_own_output_goes_without_a_backward() -> None:
+    x_td = torch.randn(5, 8, requires_grad=True)
+    another_td = torch.empty(5, 8)
+    with again(another_td, partial(torch.zeros, 5, 8)):
+        y_td = apply(_Exponential, x_td)
+    kept = weakref.ref(y_td)
+    del y_td
+    assert kept() is None
+
+
 def test_a_transpose_of_the_result_is_another() -> None:
     x_dd = torch.randn(8, 8, requires_grad=True)
     with again(x_dd, partial(torch.zeros, 8, 8)):
@@ -126,3 +136,18 @@ class _Tanh(torch.autograd.Function):
 
 def _gradients(y_td: Tensor, *leaves: Tensor) -> tuple[Tensor, ...]:
     return torch.autograd.grad(y_td.square().sum(), leaves)
+
+
+class _Exponential(torch.autograd.Function):
+    """Keeps what it gives."""
+
+    @staticmethod
+    def forward(ctx: Any, x_td: Tensor) -> Tensor:
+        y_td = x_td.exp()
+        ctx.save_for_backward(y_td)
+        return y_td
+
+    @staticmethod
+    def backward(ctx: Any, grad_td: Tensor) -> Tensor:
+        (y_td,) = ctx.saved_tensors
+        return grad_td * y_td
