@@ -10,6 +10,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import fields
+from itertools import chain
 from typing import Any
 
 import msgspec
@@ -21,7 +22,7 @@ from benchmarks.rate import measure_rate
 from benchmarks.sides import JSON, serve
 from benchmarks.train.ours import Recorder, train_alone
 from models.nn import kernels
-from models.nn.kernels import OpTable
+from models.nn.kernels import Heads, Layer, OpTable
 from models.nn.kernels.table import Update, Weight
 from models.spec import Metrics, TrainerMessage, TrainOrder
 
@@ -88,7 +89,9 @@ def _watch_ops(recorder: Profiled) -> None:
     """Have every op of the table appear under its own name, and its products be counted."""
     table = kernels.ops(torch.device("cpu"))
 
-    def watched(name: str, form: Callable[..., Any]) -> Callable[..., Any]:
+    def watched(name: str, form: Callable[..., Any] | None) -> Callable[..., Any] | None:
+        if form is None:
+            return None
         operations_of = COUNTS.get(name, lambda *_, **__: 0)
 
         def call(*arguments: Any, **options: Any) -> Any:
@@ -114,11 +117,32 @@ def _part_of(key: str) -> str:
 
 def _count_project(x_ti: Tensor, *, weight: Weight, updates: Sequence[Update] = ()) -> int:
     """Of a frozen weight with what trains beside it, forward and backward."""
-    passes = 2 if x_ti.requires_grad else 1
-    operations = 2 * passes * len(x_ti) * weight.weight_oi.numel()
+    return _count_product(len(x_ti), weight, updates, passes=2 if x_ti.requires_grad else 1)
+
+
+def _count_product(rows: int, weight: Weight, updates: Sequence[Update], *, passes: int) -> int:
+    operations = 2 * passes * rows * weight.weight_oi.numel()
     for update in updates:
-        rows, down, up = update.rows, update.down_ri.numel(), update.up_or.numel()
-        operations += 2 * (rows[1] - rows[0]) * ((passes + 1) * down + 3 * up)
+        (first, last), down, up = update.rows, update.down_ri.numel(), update.up_or.numel()
+        operations += 2 * (last - first) * ((passes + 1) * down + 3 * up)
+    return operations
+
+
+def _count_layers(
+    x_td: Tensor,
+    normed_td: Tensor,
+    *,
+    layers: Sequence[Layer],
+    updates: Sequence[Sequence[Update]],
+    heads: Heads,  # noqa: ARG001 - attention's are not counted
+) -> int:
+    """Of all products; from the first one on that something trains in they have a backward."""
+    operations, passes = 0, 2 if x_td.requires_grad or normed_td.requires_grad else 1
+    weights = chain(*(layer.weights for layer in layers))
+    for weight, own in zip(weights, updates, strict=True):
+        operations += _count_product(len(x_td), weight, own, passes=passes)
+        if any(one.down_ri.requires_grad or one.up_or.requires_grad for one in own):
+            passes = 2
     return operations
 
 
@@ -129,6 +153,7 @@ def _count_cross_entropy(hidden_nd: Tensor, *, weight: Weight, **_: Any) -> int:
 
 COUNTS: dict[str, Callable[..., int]] = {
     "project": _count_project,
+    "layers": _count_layers,
     "linear_cross_entropy": _count_cross_entropy,
 }
 

@@ -146,6 +146,16 @@ class PackedCausal(Attention):
         ]
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
+    def as_one(self, rows: int) -> tuple[Sequence[int], Sequence[int]] | None:
+        """Return bounds and parents as `attend_packed` takes them, if it is all for so many rows.
+
+        Not where keys from elsewhere stand before a sequence.
+        """
+        if not self._joins or rows != self._bounds[-1] or len(self._stretches) > 1:
+            return None
+        (stretch,) = self._stretches
+        return None if stretch.static else (stretch.bounds, stretch.parents)
+
     def attend(
         self,
         layer: int,

@@ -23,7 +23,8 @@ from models.nn.again import again, rotate, swiglu
 from models.nn.attention import Attention, PackedCausal
 from models.nn.executors import NOBODY, Executor
 from models.nn.joint import Joint
-from models.nn.kernels import OpTable, ops
+from models.nn.kernels import Layer, OpTable, ops
+from models.nn.lower_layers import LowerLayers
 from models.nn.quantized import is_packed
 from models.nn.shape import BODY_PREFIX, Shape, path_of
 
@@ -59,6 +60,11 @@ class _Block:
     gate_up: Joint
     down: Joint
 
+    @property
+    def joints(self) -> tuple[Joint, Joint, Joint, Joint]:
+        """Its products, in their order."""
+        return self.heads, self.output, self.gate_up, self.down
+
 
 class FlatTrunk:
     """The layers between the embedding and the final hidden states."""
@@ -80,6 +86,11 @@ class FlatTrunk:
         self._embedding_vd = embedding
         self._blocks = [_block(network, look, layer) for layer in range(shape.layers)]
         self._norm = _norm(network, look, "norm")
+        self._lower = LowerLayers(
+            shape,
+            layers=[_layer(*pair) for pair in pairwise(self._blocks)],
+            joints=[joint for block in self._blocks[:-1] for joint in block.joints],
+        )
 
     def hidden(
         self,
@@ -102,7 +113,13 @@ class FlatTrunk:
         norm = self._blocks[0].attention_norm
         gain = norm.gain(executor, rows=rows)
         normed_td = table.rms_norm(x_td, gain=gain, epsilon=norm.epsilon)
-        for layer, block in enumerate(self._blocks):
+        done = 0
+        lower = self._lower.compute(
+            x_td, normed_td, angles=angles, attention=attention, executor=executor
+        )
+        if lower is not None:
+            done, (x_td, normed_td) = len(self._lower), lower
+        for layer, block in enumerate(self._blocks[done:], done):
             last = layer + 1 == len(self._blocks)
             with _norm_again(table, x_td, normed_td, norm, gain):
                 heads_to = executor.project(block.heads, normed_td)
@@ -134,7 +151,7 @@ class FlatTrunk:
     def joints(self) -> Iterator[Joint]:
         """Go through every product of the trunk."""
         for block in self._blocks:
-            yield from (block.heads, block.output, block.gate_up, block.down)
+            yield from block.joints
 
     def share(self, network: nn.Module) -> None:
         """Let the network's own leaves be views of the joined weights."""
@@ -199,6 +216,18 @@ def _block(network: nn.Module, look: Look, layer: int) -> _Block:
         _norm(network, look, f"{name}.post_attention_layernorm"),
         join("mlp.gate", "mlp.up"),
         join("mlp.down"),
+    )
+
+
+def _layer(block: _Block, following: _Block) -> Layer:
+    second, behind = block.feedforward_norm, following.attention_norm
+    return Layer(
+        heads=block.heads.weight,
+        output=block.output.weight,
+        gate_up=block.gate_up.weight,
+        down=block.down.weight,
+        gains_d=(second.weight_d, behind.weight_d),
+        epsilons=(second.epsilon, behind.epsilon),
     )
 
 

@@ -4,7 +4,7 @@ Shapes: T rows, i in features, o out features, d hidden, H query heads, h head d
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
@@ -114,6 +114,28 @@ class Segments:
         updates, shifts = _pieces(joint, acting, x_ti)
         y_to = ops(x_ti.device).project(x_ti, weight=joint.weight, updates=updates)
         return ops(y_to.device).scale_shift(y_to, shifts=shifts) if shifts else y_to
+
+    def low_rank(self, joints: Iterable[Joint]) -> list[list[Update]] | None:
+        """Return what acts at each of some joints, if it is nothing but updates without dropout.
+
+        None also where anything acts on norms, sublayers or attention, in whatever layer.
+        """
+        for segment in self.segments:
+            terms = segment.terms
+            if terms and (terms.hiddens or terms.norms or terms.attentions):
+                return None
+            if terms and segment.dropout is not None and terms.drops:
+                return None
+        found: list[list[Update]] = []
+        for joint in joints:
+            found.append([])
+            for place, columns in zip(joint.places, joint.columns, strict=True):
+                for segment, term in self._acting("linears", place):
+                    if not term.is_low_rank or term.down is None or term.up is None:
+                        return None
+                    rows = (segment.start, segment.stop)
+                    found[-1].append(Update(rows, columns, term.down, term.up, term.scale))
+        return found
 
     def acts(self, place: str) -> bool:
         """See `Executor.acts`."""

@@ -92,6 +92,12 @@ class LinearTerm(Term):
     """(o, i); rows of this adapter pay a product of their own."""
     function: OpenForm | None = None
 
+    @property
+    def is_low_rank(self) -> bool:
+        """Whether it is a low-rank update and nothing else."""
+        rest = (self.input_scale, self.output_scale, self.bias, self.weight, self.function)
+        return self.down is not None and all(field is None for field in rest)
+
     def __post_init__(self) -> None:
         if (self.down is None) != (self.up is None):
             raise ValueError("A low-rank term needs both down and up.")

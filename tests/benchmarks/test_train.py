@@ -26,7 +26,7 @@ from benchmarks.train.rows import (
     shelf_rows,
 )
 from models.nn.chat import Renderer
-from models.nn.kernels.table import Update, Weight
+from models.nn.kernels.table import Layer, Update, Weight
 from tests.tiny import make_tiny_base
 from worker.train.plan import epoch_order
 
@@ -179,5 +179,14 @@ def test_products_are_counted_where_ops_are_called() -> None:
     states.requires_grad_()
     assert count(states, weight=weight) == 4 * 7 * 20
     assert count(states, weight=weight, updates=[update]) == 4 * 7 * 20 + 2 * 2 * 3 * (8 + 10)
+    layer = Layer(weight, weight, weight, weight, gains_d=(states, states), epsilons=(0.0, 0.0))
+    both = {"layers": [layer, layer], "heads": None}
+    trained = Update((0, 7), (0, 5), torch.zeros(2, 4).requires_grad_(), torch.zeros(5, 2), 1.0)
+    frozen = COUNTS["layers"](states.detach(), states.detach(), updates=[[]] * 8, **both)
+    assert frozen == 8 * 2 * 7 * 20
+    assert COUNTS["layers"](states, states, updates=[[]] * 8, **both) == 8 * 4 * 7 * 20
+    updates = [[], [trained], *[[]] * 6]
+    found = COUNTS["layers"](states.detach(), states.detach(), updates=updates, **both)
+    assert found == (2 * 2 + 6 * 4) * 7 * 20 + 2 * 7 * (2 * 8 + 3 * 10)
     targets = torch.zeros(7, dtype=torch.int64)
     assert COUNTS["linear_cross_entropy"](states, weight=weight, targets_n=targets) == 4 * 7 * 20

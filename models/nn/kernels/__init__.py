@@ -9,9 +9,9 @@ import torch
 from models.nn.kernels.native import forms as native_forms
 from models.nn.kernels.native import library
 from models.nn.kernels.plain import PLAIN
-from models.nn.kernels.table import OpTable, Shift, Update, Weight
+from models.nn.kernels.table import Heads, Layer, OpTable, Shift, Update, Weight
 
-__all__ = ["OpTable", "Shift", "Update", "Weight", "ops"]
+__all__ = ["Heads", "Layer", "OpTable", "Shift", "Update", "Weight", "ops"]
 
 
 def ops(device: torch.device) -> OpTable:

@@ -57,6 +57,34 @@ class Project(Protocol):
         """Compute it."""
 
 
+class Layer(NamedTuple):
+    """What a plain Llama's layer computes with, and the norm of what it hands on."""
+
+    heads: Weight
+    output: Weight
+    gate_up: Weight
+    down: Weight
+    gains_d: tuple[Tensor, Tensor]
+    """Of its second norm, and of the one behind it."""
+    epsilons: tuple[float, float]
+
+    @property
+    def weights(self) -> tuple[Weight, Weight, Weight, Weight]:
+        """Those of its products, in their order."""
+        return self.heads, self.output, self.gate_up, self.down
+
+
+class Heads(NamedTuple):
+    """How the heads of a stream are turned, and which rows see which; see `attend_packed`."""
+
+    kv_heads: int
+    dimension: int
+    angles: tuple[Tensor, Tensor]
+    """Cosines and sines, (t, h)."""
+    bounds: Sequence[int]
+    parents: Sequence[int]
+
+
 class ScaleShift(Protocol):
     """See `reference.scale_shift`."""
 
@@ -170,6 +198,24 @@ class RowVector(Protocol):
         """Compute it."""
 
 
+class Layers(Protocol):
+    """Layers of a plain Llama: the ops of this table in the order of `models/nn/flat.py`."""
+
+    def __call__(
+        self,
+        x_td: Tensor,
+        normed_td: Tensor,
+        *,
+        layers: Sequence[Layer],
+        updates: Sequence[Sequence[Update]],
+        heads: Heads,
+    ) -> tuple[Tensor, Tensor] | None:
+        """Return the stream behind them and its norm from the stream and its norm before them.
+
+        `updates` are those of each product. None where ops are to be asked one by one.
+        """
+
+
 @dataclass(frozen=True)
 class OpTable:
     """One form of each op."""
@@ -187,3 +233,5 @@ class OpTable:
     gated_attention: GatedAttention
     row_scale: RowVector
     row_shift: RowVector
+    layers: Layers | None = None
+    """Only where it does more than the ops one by one."""

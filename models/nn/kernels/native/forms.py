@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from models.nn.kernels.native.attention import attend_packed
 from models.nn.kernels.native.cross_entropy import linear_cross_entropy
+from models.nn.kernels.native.layers import compute_layers
 from models.nn.kernels.native.pointwise import (
     add_rms_norm,
     rms_norm,
@@ -27,4 +28,5 @@ def improve(plain: OpTable) -> OpTable:
         swiglu=swiglu,
         attend_packed=attend_packed,
         linear_cross_entropy=linear_cross_entropy,
+        layers=compute_layers,
     )

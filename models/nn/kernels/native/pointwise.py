@@ -18,7 +18,7 @@ from models.nn.kernels.table import Shift
 
 def rms_norm(x_td: Tensor, *, gain: Tensor, epsilon: float) -> Tensor:
     """See `reference.rms_norm`; rounded once, at the end."""
-    if not _takes_norm(x_td, gain):
+    if not takes_norm(x_td, gain):
         return PLAIN.rms_norm(x_td, gain=gain, epsilon=epsilon)
     normed_td: Tensor = apply(_RmsNorm, x_td, gain, epsilon)
     return normed_td
@@ -28,7 +28,7 @@ def add_rms_norm(
     x_td: Tensor, y_td: Tensor, *, gain: Tensor, epsilon: float
 ) -> tuple[Tensor, Tensor]:
     """See `reference.add_rms_norm`; the sum is rounded before it is normed."""
-    if not (_takes_norm(x_td, gain) and takes(y_td) and x_td.shape == y_td.shape):
+    if not (takes_norm(x_td, gain) and takes(y_td) and x_td.shape == y_td.shape):
         return PLAIN.add_rms_norm(x_td, y_td, gain=gain, epsilon=epsilon)
     both: tuple[Tensor, Tensor] = apply(_AddRmsNorm, x_td, y_td, gain, epsilon)
     return both
@@ -73,7 +73,8 @@ def takes_gates(gate_up_tm: Tensor) -> bool:
     return takes(gate_up_tm) and gate_up_tm.shape[1] % 32 == 0
 
 
-def _takes_norm(x_td: Tensor, gain: Tensor) -> bool:
+def takes_norm(x_td: Tensor, gain: Tensor) -> bool:
+    """Say whether rows are normed here, with this gain."""
     gains = gain.dtype in (torch.bfloat16, torch.float32) and gain.stride(-1) == 1
     alike = gain.shape in (x_td.shape[-1:], x_td.shape)
     return gains and alike and takes(x_td) and x_td.shape[-1] % 16 == 0

@@ -30,26 +30,31 @@ def project(x_ti: Tensor, *, weight: Weight, updates: Sequence[Update] = ()) -> 
     Updates with dropout are added in plain torch, and so are any that do not lie as the kernels
     read them, and in float32 the gradient of a weight that trains.
     """
-    if not (_takes(weight) and takes(x_ti) and x_ti.shape[1] == weight.weight_oi.shape[1]):
+    if not (takes_weight(weight) and takes(x_ti) and x_ti.shape[1] == weight.weight_oi.shape[1]):
         return PLAIN.project(x_ti, weight=weight, updates=updates)
-    own: list[Update] = []
-    others: list[Update] = []
-    for update in updates:
-        (own if _fits(update) else others).append(update)
-    own.sort(key=_place)
-    if not _are_apart(own):
-        own, others = [], list(updates)
+    own, others = in_order(updates)
     matrices = [matrix for update in own for matrix in (update.down_ri, update.up_or)]
     y_to: Tensor = apply(_Project, x_ti, weight.weight_oi, weight.bias_o, own, *matrices)
     return _add(y_to, x_ti, others) if others else y_to
 
 
+def in_order(updates: Sequence[Update]) -> tuple[list[Update], list[Update]]:
+    """Return the updates that the kernels take, in their order, and those that they do not."""
+    own: list[Update] = []
+    others: list[Update] = []
+    for update in updates:
+        (own if _fits(update) else others).append(update)
+    own.sort(key=_place)
+    return (own, others) if _are_apart(own) else ([], list(updates))
+
+
 def keeps_rows_apart(weight: Weight) -> bool:
     """Say whether a row and its gradient are the same bits here whatever rows are beside it."""
-    return library() is not None and _takes(weight)
+    return library() is not None and takes_weight(weight)
 
 
-def _takes(weight: Weight) -> bool:
+def takes_weight(weight: Weight) -> bool:
+    """Say whether products with this weight are computed here."""
     given = [weight.weight_oi, *([] if weight.bias_o is None else [weight.bias_o])]
     aligned = all(size % INPUT_STEP == 0 for size in weight.weight_oi.shape)  # both are summed over
     return aligned and takes(*given)
@@ -145,6 +150,75 @@ def _place_abreast(rectangles: tuple[tuple[int, int, int, int, int], ...], step:
     return _Layout(tuple(numbers), size)
 
 
+class Product(NamedTuple):
+    """A weight, updates in order that `of` has found to lie well, and where their inner values lie.
+
+    It computes without torch's graph; the weight is taken as one that does not train.
+    """
+
+    weight_oi: Tensor
+    bias_o: Tensor | None
+    updates: Sequence[Update]
+    matrices: Sequence[Tensor]
+    """Of each update down and up, kept as they are: they change only after the backward."""
+    layout: _Layout
+    rounds: bool
+    """Whether a product of float32 may round its sides."""
+
+    @classmethod
+    def of(cls, weight_oi: Tensor, bias_o: Tensor | None, updates: Sequence[Update]) -> "Product":
+        """Take updates that `in_order` has returned."""
+        matrices = [m.contiguous() for update in updates for m in (update.down_ri, update.up_or)]
+        return cls(weight_oi, bias_o, updates, matrices, _lay_out(updates), may_round())
+
+    def forward(self, x_ti: Tensor) -> tuple[Tensor, Tensor]:
+        """Return y (t, o) and the inner values."""
+        inner = torch.empty(self.layout.size, dtype=x_ti.dtype)
+        y_to = torch.empty(len(x_ti), len(self.weight_oi), dtype=x_ti.dtype)
+        records = self._records([None] * len(self.matrices))
+        given = (*self._weight, self.bias_o, *records, x_ti, x_ti.stride(0), len(x_ti), inner, y_to)
+        if find().trains:
+            find().call("project_forward", *given)
+        else:
+            find().call("project_floats_forward", self.rounds, *given)
+        return y_to, inner
+
+    def backward(
+        self,
+        grad_to: Tensor,
+        x_ti: Tensor | None,
+        inner: Tensor,
+        *,
+        wanted: Sequence[bool],
+        wants_input: bool,
+    ) -> tuple[Tensor | None, list[Tensor | None]]:
+        """Return the gradients of x, which only updates read, and of the `wanted` matrices."""
+        grads = [
+            torch.empty(matrix.shape, dtype=matrix.dtype) if one else None
+            for matrix, one in zip(self.matrices, wanted, strict=True)
+        ]
+        result_ti = None
+        if wants_input:
+            result_ti = grad_to.new_empty(len(grad_to), self.weight_oi.shape[1])
+        read = (None, 0) if x_ti is None else (x_ti, x_ti.stride(0))
+        grad = (grad_to, grad_to.stride(0), len(grad_to))
+        given = (*self._weight, *self._records(grads), *read, *grad, inner)
+        if find().trains:
+            find().call("project_backward", *given, torch.empty_like(inner), result_ti)
+        else:
+            scratch = torch.empty_like(inner)
+            find().call("project_floats_backward", self.rounds, *given, scratch, result_ti)
+        return result_ti, grads
+
+    @property
+    def _weight(self) -> tuple[Tensor, int, int, int]:
+        outputs, inputs = self.weight_oi.shape
+        return self.weight_oi, self.weight_oi.stride(0), outputs, inputs
+
+    def _records(self, grads: Sequence[Tensor | None]) -> tuple[bytes, int]:
+        return self.layout.records(self.updates, self.matrices, grads), len(self.updates)
+
+
 class _Project(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -153,46 +227,22 @@ class _Project(torch.autograd.Function):
         weight_oi: Tensor,
         bias_o: Tensor | None,
         updates: Sequence[Update],
-        *matrices: Tensor,
+        *matrices: Tensor,  # noqa: ARG004 - for torch to see
     ) -> Tensor:
-        layout, matrices = _lay_out(updates), tuple(matrix.contiguous() for matrix in matrices)
-        inner = torch.empty(layout.size, dtype=x_ti.dtype)
-        records = (layout.records(updates, matrices, [None] * len(matrices)), len(updates))
-        given = (x_ti, x_ti.stride(0), len(x_ti))
-        y_to = torch.empty(len(x_ti), len(weight_oi), dtype=x_ti.dtype)
-        weight = (weight_oi, weight_oi.stride(0), *weight_oi.shape, bias_o)
-        if find().trains:
-            find().call("project_forward", *weight, *records, *given, inner, y_to)
-        else:
-            ctx.rounds = may_round()
-            arguments = (ctx.rounds, *weight, *records, *given, inner, y_to)
-            find().call("project_floats_forward", *arguments)
-        # Matrices as they are, for they change only after the backward: a gang's stream has dozens.
-        ctx.layout, ctx.updates, ctx.matrices = layout, updates, matrices
+        ctx.product = product = Product.of(weight_oi, bias_o, updates)
+        y_to, inner = product.forward(x_ti)
         read = updates or ctx.needs_input_grad[1]
         ctx.save_for_backward(x_ti if read else None, weight_oi, inner)
         return y_to
 
     @staticmethod
     def backward(ctx: Any, grad_to: Tensor) -> tuple[Tensor | None, ...]:
-        x_ti, weight_oi, inner = ctx.saved_tensors
-        matrices = ctx.matrices
+        x_ti, _, inner = ctx.saved_tensors
         grad_to = grad_to if grad_to.stride(1) == 1 else grad_to.contiguous()
-        wanted, updates = ctx.needs_input_grad, ctx.updates
-        grads = [
-            torch.empty(matrix.shape, dtype=matrix.dtype) if wanted[4 + i] else None
-            for i, matrix in enumerate(matrices)
-        ]
-        records = (ctx.layout.records(updates, matrices, grads), len(updates))
-        given = (None, 0) if x_ti is None else (x_ti, x_ti.stride(0))
-        grad = (grad_to, grad_to.stride(0), len(grad_to))
-        result_ti = grad_to.new_empty(len(grad_to), weight_oi.shape[1]) if wanted[0] else None
-        weight = (weight_oi, weight_oi.stride(0), *weight_oi.shape)
-        rest = (*weight, *records, *given, *grad, inner, torch.empty_like(inner), result_ti)
-        if find().trains:
-            find().call("project_backward", *rest)
-        else:
-            find().call("project_floats_backward", ctx.rounds, *rest)
+        wanted = ctx.needs_input_grad
+        result_ti, grads = ctx.product.backward(
+            grad_to, x_ti, inner, wanted=wanted[4:], wants_input=wanted[0]
+        )
         weight_grad_oi = _weight_gradient(grad_to, x_ti) if wanted[1] else None
         bias_grad_o = grad_to.sum(0) if wanted[2] else None
         return result_ti, weight_grad_oi, bias_grad_o, None, *grads

@@ -4,6 +4,7 @@
 
 #include "attend_forms.h"
 #include "cross_entropy_packed.h"
+#include "layers.h"
 #include "project_gradient.h"
 
 using namespace gw;

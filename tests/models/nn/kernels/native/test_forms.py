@@ -14,7 +14,10 @@ CALLS = re.compile(r'\.call\(\s*"(\w+)"')
 
 
 ABSENT = {
-    "avx2": {"project_forward", "project_backward", "weight_gradient"},
+    "avx2": {
+        *("project_forward", "project_backward", "weight_gradient"),
+        *("layers_forward", "layers_backward"),
+    },
     "avx512": {
         *("multiply", "multiply_rounded", "project_floats_forward", "project_floats_backward"),
         *("swiglu_short_forward", "swiglu_short_again", "swiglu_short_backward", "rotate_short"),
