@@ -28,8 +28,9 @@ KINDS = (
     Subject(
         "llama_adapter", {"type": "llama_adapter", "gates": "layer", "gate_activation": "none"}
     ),
-    # at its rate a few steps carry rounding far: PEFT was 7 % from itself in float32, and we 8 %
-    Subject("ln_tuning", {"type": "ln_tuning"}, losses=Bound(mean=0.03, most=0.12)),
+    # at its rate a few steps carry rounding far: from float32 PEFT was up to 7 % and up to 1.9 % in
+    # the mean, and we 8 and 2.7 %
+    Subject("ln_tuning", {"type": "ln_tuning"}, losses=Bound(mean=0.046, most=0.15)),
     # transformers' embedding does not learn the token that pads as an input; ours does
     Subject("full", {"type": "full"}, form=FULL, exact_norms=Bound(mean=0.002, most=0.004)),
 )
