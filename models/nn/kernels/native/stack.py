@@ -65,6 +65,7 @@ class Stack:
         self._rooms: list[Tensor] = []
         (self._spare,) = self._lay([normed_td.nbytes])
         sizes = [self._sizes(index, normed_td.nbytes) for index in range(len(layers))]
+        sizes[-1][_STREAM] = 0  # which is an end
         shared = self._lay([max(each) for each in zip(*sizes[:lowest], strict=True)])
         places = [shared if index < lowest else self._lay(own) for index, own in enumerate(sizes)]
         stream_td, next_normed_td = ends

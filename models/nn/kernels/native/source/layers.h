@@ -70,10 +70,13 @@ struct HeadRows {
     }
 };
 
-// Pieces of one room, one behind the other.
+// Pieces of one room, one behind the other, which last until a thread asks for others.
 class Pieces {
    public:
-    Pieces(Scratch& room, index numbers) : next_(room.room<bf16>(numbers)) {}
+    explicit Pieces(index numbers) {
+        static thread_local Scratch room;
+        next_ = room.room<bf16>(numbers);
+    }
     bf16* take(index numbers) { return std::exchange(next_, next_ + numbers); }
 
    private:
@@ -88,10 +91,9 @@ void forward(const Product& product, const bf16* x, index rows, bf16* y) {
 // Lets `count` layers follow each other from the stream x on.
 template <class Isa>
 void layers_forward(const Llama* layers, index count, const bf16* x, const HeadRows& s) {
-    static thread_local Scratch room;
     const index rows = s.rows, width = layers->heads.layer.inputs;
     const index inner_width = layers->down.layer.inputs, area = s.all_heads() * s.size;
-    Pieces pieces(room, rows * (width + inner_width + area));
+    Pieces pieces(rows * (width + inner_width + area));
     bf16 *y = pieces.take(rows * width), *inner = pieces.take(rows * inner_width);
     bf16* heads = pieces.take(rows * area);
     for (const Llama* l = layers; l != layers + count; ++l) {
@@ -114,14 +116,14 @@ void layers_forward(const Llama* layers, index count, const bf16* x, const HeadR
 template <class Isa>
 void layers_backward(const Llama* layers, index count, index first, const HeadRows& s,
                      const bf16* passed, const bf16* grad, bf16* result, bf16* result_normed) {
-    static thread_local Scratch room, pulled_room;
+    static thread_local Scratch pulled_room;
     const index rows = s.rows, width = layers->heads.layer.inputs;
-    const index inner_width = layers->down.layer.inputs, area = s.all_heads() * s.size;
-    const index most = std::max(inner_width, area);
-    Pieces pieces(room, rows * (3 * width + 4 * most));
+    const index inner_width = layers->down.layer.inputs;
+    const index most = std::max(inner_width, s.all_heads() * s.size);
+    Pieces pieces(rows * (3 * width + 2 * most));
     bf16 *behind = pieces.take(rows * width), *between = pieces.take(rows * width);
     bf16 *normed = pieces.take(rows * width), *wide = pieces.take(rows * most);
-    bf16 *inner = pieces.take(rows * most), *widest = pieces.take(2 * rows * most);
+    bf16* inner = pieces.take(rows * most);
     for (index l = count; l-- > 0 && 4 * l + 3 >= first;) {
         const Llama& own = layers[l];
         // dx, if anything below is wanted; says so.
@@ -139,16 +141,16 @@ void layers_backward(const Llama* layers, index count, index first, const HeadRo
             gw_swiglu_forward_avx512(own.gates, 2 * inner_width, rows, inner_width, inner);
         if (!back(3, own.down, behind, inner, wide)) return;
         gw_swiglu_backward_avx512(wide, inner_width, own.gates, 2 * inner_width, rows, inner_width,
-                                  widest);
-        if (!back(2, own.gate_up, widest, own.middle_normed, normed)) return;
+                                  own.gates);  // which nobody reads again
+        if (!back(2, own.gate_up, own.gates, own.middle_normed, normed)) return;
         bf16* target = l || !result ? between : result;
         own.second.backward(normed, behind, own.middle, own.middle_rstd, rows, width, target);
         if (!back(1, own.output, target, own.seen, wide)) return;
         attend_backward<Isa>(s.attention(own.turned),
                              {own.seen, wide, s.query_heads * s.size, own.logs, inner}, s.sequences);
-        s.turn(inner, -1, widest);
+        s.turn(inner, -1, wide);
         bf16* target_normed = l || !result ? normed : result_normed;
-        if (!back(0, own.heads, widest, own.normed, target_normed)) return;
+        if (!back(0, own.heads, wide, own.normed, target_normed)) return;
         passed = target, grad = target_normed;
     }
 }
