@@ -95,9 +95,11 @@ def _watch_ops(recorder: Profiled) -> None:
         operations_of = COUNTS.get(name, lambda *_, **__: 0)
 
         def call(*arguments: Any, **options: Any) -> Any:
-            recorder.count(operations_of(*arguments, **options))
             with record_function(f"op {name}"):
-                return form(*arguments, **options)
+                result = form(*arguments, **options)
+            if result is not None:  # else its part is asked of others
+                recorder.count(operations_of(*arguments, **options))
+            return result
 
         return call
 

@@ -1,6 +1,7 @@
 """All layers of a flat forward but the last as one op, where that computes all that acts in them.
 
-It does in training of nothing but low-rank updates. The last layer has rows of its own.
+It does in training where nothing but low-rank updates acts in them, and on no norm, sublayer or
+attention of any layer. The last one has rows of its own.
 Shapes: T rows of the stream, d hidden, h head dimension.
 """
 

@@ -41,6 +41,8 @@ def compute_layers(
     matrices = [
         matrix for given in products for one in given.updates for matrix in (one.down_ri, one.up_or)
     ]
+    if len(set(map(id, matrices))) < len(matrices):
+        return None  # gradients of one that is in several places would add up in another order
     both: tuple[Tensor, Tensor] = apply(
         _Layers, x_td, normed_td, layers, products, heads, *matrices
     )
@@ -116,7 +118,8 @@ class _Layers(torch.autograd.Function):
         ]
         results: tuple[Tensor | None, Tensor | None] = (None, None)
         if wanted.input:
-            results = (torch.empty_like(grad_td), torch.empty_like(grad_normed_td))
+            shape, dtype = grad_td.shape, grad_td.dtype
+            results = (torch.empty(shape, dtype=dtype), torch.empty(shape, dtype=dtype))
         ctx.stack.backward(
             grad_td.contiguous(),
             grad_normed_td.contiguous(),

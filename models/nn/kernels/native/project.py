@@ -151,7 +151,7 @@ def _place_abreast(rectangles: tuple[tuple[int, int, int, int, int], ...], step:
 
 
 class Product(NamedTuple):
-    """A weight, updates in order that `of` has found to lie well, and where their inner values lie.
+    """A weight, updates that the kernels take, in order, and where their inner values lie.
 
     It computes without torch's graph; the weight is taken as one that does not train.
     """

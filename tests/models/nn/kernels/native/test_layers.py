@@ -3,6 +3,7 @@
 import gc
 import weakref
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -102,13 +103,15 @@ def parts(
     backbone: Backbone,
     *,
     lengths: tuple[int, ...] = LENGTHS,
+    some: bool = False,
     **given: Any,
 ) -> tuple[list[Part], list[Tensor]]:
-    """Return a part for each method, and the tensors that train."""
+    """Return a part for each method, and the tensors that train; only two of three, if `some`."""
     made, trained = [], []
     for seed, method in enumerate(methods):
         tensors = random_tensors(method, backbone, seed=seed)
-        trained += [t.requires_grad_() for name, t in tensors.items() if method.is_trained(name)]
+        own = [tensor for name, tensor in tensors.items() if method.is_trained(name)]
+        trained += [t.requires_grad_() for i, t in enumerate(own) if not some or i % 3]
         terms = Terms.of(method, tensors, backbone.base)
         made.append(Part(random_ids(sum(lengths), seed=seed), lengths, terms, **given))
     return made, trained
@@ -146,6 +149,10 @@ def test_so_do_those_of_a_gang(backbone: Backbone) -> None:
     compare([parse_method(spec) for spec in LOW_RANK], backbone)
 
 
+def test_so_do_those_beside_matrices_that_do_not_train(backbone: Backbone) -> None:
+    compare([parse_method(LOW_RANK[0])] * 2, backbone, some=True)
+
+
 def test_so_do_those_of_rows_that_begin_alike(backbone: Backbone) -> None:
     start = random_ids(20)
     rows = [torch.cat([start, random_ids(own, seed=own)]) for own in (20, 10, 12)]
@@ -170,6 +177,18 @@ def test_so_is_what_does_not_train(backbone: Backbone, monkeypatch: pytest.Monke
     made, _ = parts([parse_method(LOW_RANK[0])], backbone)
     with torch.no_grad():
         forward(backbone, made)
+    assert watched.layers == 0
+
+
+def test_so_are_matrices_that_several_places_share(
+    backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watched = Watched(monkeypatch)
+    (part,), _ = parts([parse_method(LOW_RANK[0])], backbone)
+    assert part.terms is not None
+    shared = part.terms.linears["layers.0.mlp.down_proj"]
+    linears = {**part.terms.linears, "layers.1.mlp.down_proj": shared}
+    forward(backbone, [replace(part, terms=replace(part.terms, linears=linears))])
     assert watched.layers == 0
 
 
