@@ -64,7 +64,7 @@ class Sequences(NamedTuple):
         return cls(heads - 2 * kv_heads, kv_heads, dimension, scale, *places)
 
     def forward(self, heads_tgh: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the output (t, H, h), and (t, H) float32 of what softmax divided by."""
+        """Return the output (t, H, h), and (t, H) float32: logarithms of softmax's divisors."""
         rows = len(heads_tgh)
         output_thh = torch.empty(rows, self.query_heads, self.dimension, dtype=heads_tgh.dtype)
         sums_th = torch.empty(rows, self.query_heads)
