@@ -129,11 +129,18 @@ struct Avx2 {
     static void multiply_block(index rows, const OperandOf<float, Packed>& first,
                                const OperandOf<float, bf16>& more, const Put& put,
                                Meanwhile&& meanwhile) {
-        if (rows == 1) return sum_block<Avx2, 1, P>(first, more, put, meanwhile);
+        if (rows == 1)
+            return sum_block<Avx2, 1, P>(
+                first, more,
+                [&](int, const Floats(&sums)[P]) {
+#pragma GCC unroll 8
+                    for (int p = 0; p < P; ++p) put(0, p, sums[p]);
+                },
+                meanwhile);
         for (int p = 0; p < P; ++p) {
             const auto one = first.panel(p);
             const auto two = more.panel(p);
-            const auto put_here = [&](int r, int, Floats sum) { put(r, p, sum); };
+            const auto put_here = [&](int r, const Floats(&sum)[1]) { put(r, p, *sum); };
             switch (rows) {
                 case 6: sum_block<Avx2, 6, 1>(one, two, put_here, meanwhile); break;
                 case 5: sum_block<Avx2, 5, 1>(one, two, put_here, meanwhile); break;

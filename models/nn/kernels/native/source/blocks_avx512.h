@@ -15,10 +15,13 @@
 
 namespace gw {
 
+// Rows of which some panels have all sums in registers, beside their weights and a row.
+constexpr int rows_beside(index panels) { return panels > 3 ? 6 : panels == 3 ? 8 : 12; }
+
 struct Avx512 {
     using Number = bf16;  // of the operands of training
-    static constexpr int most_rows = 6;  // of all panels at once
-    static constexpr int most_panels = 4;
+    static constexpr int most_rows = rows_beside(1);
+    static constexpr int most_panels = 4;  // whose sums are in registers
     static constexpr int narrow_panels = 3;  // likewise, of narrow ones
     static constexpr int piece_panels = 6;  // of a step's product
     static constexpr index step = 2;  // inputs of an operand must be a multiple of this
@@ -33,75 +36,69 @@ struct Avx512 {
     template <int P, class Store, class Meanwhile = Nothing>
     static void multiply(const bf16* x, index ldx, index rows, const bf16* panels, index inputs,
                          Store&& store, Meanwhile&& meanwhile = {}) {
-        multiply<P>(rows, {x, ldx, panels, inputs, panel_width * inputs}, {}, store, meanwhile);
+        const Operand given{x, ldx, panels, inputs, panel_width * inputs};
+        multiply<P>(rows, given, store, meanwhile);
+    }
+
+    // Calls store(row, panel, sum). Narrow panels are widened anew by each block of rows, in
+    // registers: stores would take time of the dot products, and reading twelve bits takes none.
+    template <int P, class Packed, class Store, class Meanwhile = Nothing>
+    static void multiply(index rows, const OperandOf<bf16, Packed>& given, Store&& store,
+                         Meanwhile&& meanwhile = {}) {
+        sum_all<P>(
+            rows, given, Operand{},
+            [&](index row, const __m512(&sums)[P]) {
+#pragma GCC unroll 8
+                for (int p = 0; p < P; ++p) store(row, p, sums[p]);
+            },
+            meanwhile);
+    }
+
+    // How often that calls meanwhile() for panels in groups of at most `most`.
+    static index meanwhiles(index rows, index panels, index inputs, index most) {
+        const index groups = (panels + most - 1) / most;
+        const index some = (panels + groups - 1) / groups;
+        return groups * blocks_of(rows, some) * (inputs / between);
     }
 
     // Panels that are packed together: those that fit into registers, for rows are near.
     static index group(index) { return most_panels; }
 
     // How often `multiply_group` calls store().
-    static index stores(index rows, index panels) { return rows * panels; }
+    static index stores(index rows, index panels) { return rows * ((panels + 1) / 2); }
 
-    // Calls store(row, panel, sum) with the sums over the inputs of two operands.
+    // Calls store(row, panel, sums...), with the sums of one panel or of two side by side over the
+    // inputs of two operands, `more` after `first`.
     template <class Store>
     static void multiply_group(index panels, index rows, const Operand& first, const Operand& more,
                                Store&& store) {
         for_groups({0, panels}, most_panels, [&](index p, index count) {
             const Operand one = first.panel(p), two = more.panel(p);
-            const auto put = [&](index row, int q, __m512 sum) { store(row, p + q, sum); };
+            const auto put = [&]<int P>(index row, const __m512(&sums)[P]) {
+#pragma GCC unroll 8
+                for (int q = 0; q + 1 < P; q += 2) store(row, p + q, sums[q], sums[q + 1]);
+                if constexpr (P % 2) store(row, p + P - 1, sums[P - 1]);
+            };
             switch (count) {
-                case 4: return multiply<4>(rows, one, two, put);
-                case 3: return multiply<3>(rows, one, two, put);
-                case 2: return multiply<2>(rows, one, two, put);
-                default: return multiply<1>(rows, one, two, put);
+                case 4: return sum_all<4>(rows, one, two, put);
+                case 3: return sum_all<3>(rows, one, two, put);
+                case 2: return sum_all<2>(rows, one, two, put);
+                default: return sum_all<1>(rows, one, two, put);
             }
         });
     }
 
-    // The sum over the inputs of two operands, `more` after `first`. Rows beyond a multiple of
-    // `most_rows` are spread, so that no block is much smaller.
-    template <int P, class Store, class Meanwhile = Nothing>
-    static void multiply(index rows, const Operand& first, const Operand& more, Store&& store,
-                         Meanwhile&& meanwhile = {}) {
-        const index blocks = blocks_of(rows);
-        for (index b = 0; b < blocks; ++b) {
-            const auto [top, bottom] = share(rows, b, blocks);
-            const auto put = [&](int r, int p, __m512 sum) { store(top + r, p, sum); };
-            sum_rows<P>(bottom - top, first.from(top), more.from(top), put, meanwhile);
-        }
-    }
-
-    // The same of narrow panels, at most `narrow_panels`, which each block of rows widens anew, in
-    // registers: stores would take time of the dot products, and reading twelve bits takes none.
-    template <int P, class Packed, class Store, class Meanwhile>
-    static void multiply_narrow(index rows, const OperandOf<bf16, Packed>& given, Store&& store,
-                                Meanwhile&& meanwhile) {
-        const index blocks = narrow_blocks(rows, P);
-        for (index b = 0; b < blocks; ++b) {
-            const auto [top, bottom] = share(rows, b, blocks);
-            const auto put = [&, top = top](int r, int p, __m512 sum) { store(top + r, p, sum); };
-            sum_rows<P, narrow_rows(P)>(bottom - top, given.from(top), Operand{}, put, meanwhile);
-        }
-    }
-
-    // How often it calls meanwhile() for any number of panels.
-    static index narrow_calls(index rows, index panels, index inputs) {
-        const index groups = (panels + narrow_panels - 1) / narrow_panels;
-        const index some = (panels + groups - 1) / groups;
-        return groups * narrow_blocks(rows, some) * (inputs / between);
-    }
-
     // How often `multiply_to` calls meanwhile().
-    static index calls(index rows, index panels, index) { return rows * panels; }
+    static index calls(index rows, index panels, index) { return stores(rows, panels); }
 
     // The sums (rows, ld), added to what is there or put there.
     template <bool adds, class Meanwhile = Nothing>
     static void multiply_to(float* sums, index ld, index panels, index rows, const Operand& given,
                             Meanwhile&& meanwhile = {}) {
-        const auto put = [=, &meanwhile](index row, index panel, __m512 sum) {
+        const auto put = [=, &meanwhile](index row, index panel, auto... own) {
             meanwhile();
             float* place = sums + row * ld + panel * panel_width;
-            gw::store(place, adds ? gw::load(place) + sum : sum);
+            ((gw::store(place, adds ? gw::load(place) + own : own), place += panel_width), ...);
         };
         multiply_group(panels, rows, given, {}, put);
     }
@@ -110,16 +107,17 @@ struct Avx512 {
     template <int R, int P, class Meanwhile>
     [[gnu::always_inline]] static inline void add(const Operand& given, __m512 (&sum)[R][P],
                                                   Meanwhile& meanwhile) {
-        const bf16 *x = given.x, *panels = given.panels;
-        const index ldx = given.ldx, stride = given.stride, inputs = given.inputs;
-        for (index k = 0; k < inputs; k += 2) {
+        const bf16* panels = given.panels;
+        RowsAbreast<R> rows(given.x, given.ldx);
+        for (index k = 0; k < given.inputs; k += 2, rows.advance(2 * sizeof(bf16))) {
             __m512bh w[P];
 #pragma GCC unroll 8
-            for (int p = 0; p < P; ++p) w[p] = pairs(panels + p * stride + k * panel_width);
+            for (int p = 0; p < P; ++p) w[p] = pairs(panels + p * given.stride);
+            panels += 2 * panel_width;
             meanwhile();
 #pragma GCC unroll 12
             for (int r = 0; r < R; ++r) {
-                const __m512bh xs = pair(x + r * ldx + k);
+                const __m512bh xs = rows.pair(r, 0);
 #pragma GCC unroll 8
                 for (int p = 0; p < P; ++p) sum[r][p] = _mm512_dpbf16_ps(sum[r][p], xs, w[p]);
             }
@@ -171,15 +169,27 @@ struct Avx512 {
         }
     }
 
-    // Rows of which some narrow panels have all sums in registers, beside what these widen to.
-    static constexpr int narrow_rows(index panels) { return panels == narrow_panels ? 8 : 12; }
-    static index narrow_blocks(index rows, index panels) {
-        return (rows + narrow_rows(panels) - 1) / narrow_rows(panels);
+    static index blocks_of(index rows, index panels) {
+        return (rows + rows_beside(panels) - 1) / rows_beside(panels);
     }
-    static index blocks_of(index rows) { return (rows + most_rows - 1) / most_rows; }
+
+    // Calls put(row, sums) for all rows. Those beyond a multiple of what is possible at once are
+    // spread, so that no block is much smaller.
+    template <int P, class First, class Put, class Meanwhile = Nothing>
+    static void sum_all(index rows, const First& first, const Operand& more, const Put& put,
+                        Meanwhile&& meanwhile = {}) {
+        const index blocks = blocks_of(rows, P);
+        for (index b = 0; b < blocks; ++b) {
+            const auto [top, bottom] = share(rows, b, blocks);
+            const auto put_own = [&, top = top](int r, const __m512(&sums)[P]) {
+                put(top + r, sums);
+            };
+            sum_rows<P>(bottom - top, first.from(top), more.from(top), put_own, meanwhile);
+        }
+    }
 
     // For at most R rows.
-    template <int P, int R = most_rows, class First, class Put, class Meanwhile>
+    template <int P, int R = rows_beside(P), class First, class Put, class Meanwhile>
     static void sum_rows(index rows, const First& first, const Operand& more, const Put& put,
                          Meanwhile&& meanwhile) {
         if (rows == R)

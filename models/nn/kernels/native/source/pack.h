@@ -38,22 +38,41 @@ inline void transpose(__m512 (&rows)[16]) {
     for (int i = 0; i < 16; ++i) rows[i] = _mm512_castsi512_ps(whole[i]);
 }
 
+// Sixteen outputs of 32 inputs.
+inline void pack_tile(const bf16* weight, index ld, bf16* target) {
+    __m512i rows[16];
+#pragma GCC unroll 16
+    for (index i = 0; i < 16; ++i) rows[i] = _mm512_loadu_si512(weight + i * ld);
+    transpose(rows);
+#pragma GCC unroll 16
+    for (index j = 0; j < 16; ++j) _mm512_storeu_si512(target + 2 * j * panel_width, rows[j]);
+}
+
+// At most as many, of which all there are up to `pairs` are written.
+inline void pack_part(const bf16* weight, index ld, index outputs, index inputs, index pairs,
+                      bf16* target) {
+    const auto there = static_cast<__mmask32>((std::uint64_t{1} << inputs) - 1);
+    __m512i rows[16];
+    for (index i = 0; i < 16; ++i)
+        rows[i] = i < outputs ? _mm512_maskz_loadu_epi16(there, weight + i * ld)
+                              : _mm512_setzero_si512();
+    transpose(rows);
+    for (index j = 0; j < pairs; ++j)
+        _mm512_storeu_si512(target + 2 * j * panel_width, rows[j]);
+}
+
 // Panels of W (outputs, inputs), `stride` apart, with inputs filled up to `padded`.
 inline void pack_along(const bf16* weight, index ld, index outputs, index inputs, index padded,
                        index stride, bf16* target) {
-    for (index n = 0; n < outputs; n += panel_width, target += stride)
+    for (index n = 0; n < outputs; n += panel_width, weight += panel_width * ld, target += stride)
         for (index k = 0; k < padded; k += 32) {
-            const index there = std::max<index>(0, std::min<index>(32, inputs - k));
-            const auto mask = static_cast<__mmask32>((std::uint64_t{1} << there) - 1);
-            __m512i rows[16];
-            for (index i = 0; i < 16; ++i)
-                rows[i] = n + i < outputs
-                              ? _mm512_maskz_loadu_epi16(mask, weight + (n + i) * ld + k)
-                              : _mm512_setzero_si512();
-            transpose(rows);
-            const index pairs = std::min<index>(16, (padded - k) / 2);
-            for (index j = 0; j < pairs; ++j)
-                _mm512_storeu_si512(target + (k + 2 * j) * panel_width, rows[j]);
+            const index there = std::clamp<index>(inputs - k, 0, 32);
+            bf16* tile = target + k * panel_width;
+            if (there == 32 && outputs - n >= panel_width)
+                pack_tile(weight + k, ld, tile);
+            else
+                pack_part(weight + k, ld, outputs - n, there, std::min<index>(32, padded - k) / 2,
+                          tile);
         }
 }
 
@@ -88,20 +107,29 @@ inline void pack_across(const bf16* weight, index ld, index outputs, index input
     const __m512i lower = _mm512_or_si512(
         places, _mm512_slli_epi32(_mm512_add_epi32(places, _mm512_set1_epi32(32)), 16));
     const __m512i upper = _mm512_add_epi16(lower, _mm512_set1_epi16(panel_width));
-    for (index k = 0; k < padded; k += 2)
-        for (index n = 0; n < outputs; n += 2 * panel_width) {
+    const auto put = [=](index k, index n, __m512i even, __m512i odd) {
+        bf16* panel = target + n / panel_width * stride + k * panel_width;
+        _mm512_storeu_si512(panel, _mm512_permutex2var_epi16(even, lower, odd));
+        if (n + panel_width < outputs)
+            _mm512_storeu_si512(panel + stride, _mm512_permutex2var_epi16(even, upper, odd));
+    };
+    const index whole_outputs = outputs / 32 * 32, whole_inputs = inputs / 2 * 2;
+    for (index k = 0; k < padded; k += 2) {
+        const bf16* row = weight + k * ld;
+        index n = 0;
+        if (k < whole_inputs)
+            for (; n < whole_outputs; n += 32)
+                put(k, n, _mm512_loadu_si512(row + n), _mm512_loadu_si512(row + ld + n));
+        for (; n < outputs; n += 32) {
             const auto there = static_cast<__mmask32>(
                 (std::uint64_t{1} << std::min<index>(32, outputs - n)) - 1);
-            const auto load = [=](index row) {
-                return row < inputs ? _mm512_maskz_loadu_epi16(there, weight + row * ld + n)
-                                    : _mm512_setzero_si512();
+            const auto load = [=](index below) {
+                return k + below < inputs ? _mm512_maskz_loadu_epi16(there, row + below * ld + n)
+                                          : _mm512_setzero_si512();
             };
-            const __m512i even = load(k), odd = load(k + 1);
-            bf16* panel = target + n / panel_width * stride + k * panel_width;
-            _mm512_storeu_si512(panel, _mm512_permutex2var_epi16(even, lower, odd));
-            if (n + panel_width < outputs)
-                _mm512_storeu_si512(panel + stride, _mm512_permutex2var_epi16(even, upper, odd));
+            put(k, n, load(0), load(1));
         }
+    }
 }
 
 }  // namespace gw

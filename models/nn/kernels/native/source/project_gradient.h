@@ -64,45 +64,72 @@ inline void turn(const Rows& given, index columns, index padded, bf16* target) {
         }
 }
 
-// Calls store(rank, column, sums...) with the sums over an update's rows of its inner values times
-// the columns of `given`, for a thread's share of the columns' panels.
+// Calls store(rank, column, sums...) with the sums over some rows of their inner values times the
+// columns of what is `given` for them, for a thread's share of the columns' panels.
 template <class Isa, class Store>
-void gather(const Update& u, const bf16* inner, const Rows& given, Range panels, Store&& store) {
+void gather(const Rows& inner, index ranks, const Rows& given, Range panels, Store&& store) {
     static thread_local Scratch turned_room, column_room;
     if (panels.first >= panels.last) return;
-    const index rows = padded_to(u.rows(), 32), stride = apart(rows);
+    const index rows = padded_to(inner.count, 32), stride = apart(rows);
     const index most = Isa::group(rows);
-    bf16* turned = turned_room.room<bf16>(u.rank * rows);
-    turn({inner + u.place, u.ld, u.rows()}, u.rank, rows, turned);
+    bf16* turned = turned_room.room<bf16>(ranks * rows);
+    turn(inner, ranks, rows, turned);
     bf16* columns = column_room.room<bf16>(most * stride);
     for_groups(panels, most, [&](index first, index count) {
         const index left = first * panel_width;
-        pack_across(given.values + u.top * given.ld + left, given.ld, count * panel_width, u.rows(),
-                    rows, stride, columns);
+        pack_across(given.values + left, given.ld, count * panel_width, inner.count, rows, stride,
+                    columns);
         const auto put = [&](index rank, index j, auto... sums) { store(rank, left + j, sums...); };
-        multiply_all<Isa>(u.rank, Operand{turned, rows, columns, rows, stride}, count, put);
+        multiply_all<Isa>(ranks, Operand{turned, rows, columns, rows, stride}, count, put);
     });
 }
 
-// The gradients of an update's matrices, d_innerT x and dyT inner, where they are wanted.
+// The gradients of downs that are wanted, d_innerT x, of updates of the same rows: what these are
+// multiplied with is packed once.
 template <class Isa>
-void gather_matrices(const Update& u, const Layer& layer, const Rows& x, const Rows& dy,
-                     const bf16* inner, const bf16* pulled, index which, index workers) {
-    if (u.grad_down)
-        gather<Isa>(u, pulled, x, share(layer.inputs / panel_width, which, workers),
-                    [&](index rank, index column, auto... sums) {
-                        store_bf16(u.grad_down + rank * layer.inputs + column, sums...);
-                    });
-    if (u.grad_up)
-        gather<Isa>(u, inner, {dy.values + u.left, dy.ld, dy.count},
-                    share(u.outputs() / panel_width, which, workers),
-                    [&](index rank, index column, auto... sums) {
-                        constexpr index count = sizeof...(sums) * panel_width;
-                        alignas(64) bf16 values[count];
-                        store_bf16(values, sums...);
-                        for (index n = 0; n < count; ++n)
-                            u.grad_up[(column + n) * u.rank + rank] = values[n];
-                    });
+void gather_downs(const Layer& layer, const Update* first, const Update* last, const Rows& x,
+                  const bf16* pulled, Range panels) {
+    static thread_local std::vector<bf16*> targets;
+    targets.assign(first->ld, nullptr);
+    bool wanted = false;
+    for (const Update* u = first; u != last; ++u)
+        for (index rank = 0; u->grad_down && rank < u->rank; ++rank, wanted = true)
+            targets[u->place - first->place + rank] = u->grad_down + rank * layer.inputs;
+    if (!wanted) return;
+    gather<Isa>({pulled + first->place, first->ld, first->rows()}, first->ld,
+                {x.values + first->top * x.ld, x.ld, first->rows()}, panels,
+                [](index rank, index column, auto... sums) {
+                    if (targets[rank]) store_bf16(targets[rank] + column, sums...);
+                });
+}
+
+// That of an update's up, dyT inner.
+template <class Isa>
+void gather_up(const Update& u, const Rows& dy, const bf16* inner, Range panels) {
+    gather<Isa>({inner + u.place, u.ld, u.rows()}, u.rank,
+                {dy.values + u.top * dy.ld + u.left, dy.ld, u.rows()}, panels,
+                [&](index rank, index column, auto... sums) {
+                    constexpr index count = sizeof...(sums) * panel_width;
+                    alignas(64) bf16 values[count];
+                    store_bf16(values, sums...);
+                    for (index n = 0; n < count; ++n)
+                        u.grad_up[(column + n) * u.rank + rank] = values[n];
+                });
+}
+
+// A thread's part of the gradients of the updates' matrices, where they are wanted.
+template <class Isa>
+void gather_matrices(const Layer& layer, const Rows& x, const Rows& dy, const bf16* inner,
+                     const bf16* pulled, index which, index workers) {
+    const Update* const end = layer.updates + layer.count;
+    for (const Update *first = layer.updates, *last; first != end; first = last) {
+        last = std::find_if(first, end, [=](const Update& u) { return u.top != first->top; });
+        gather_downs<Isa>(layer, first, last, x, pulled,
+                          share(layer.inputs / panel_width, which, workers));
+        for (const Update* u = first; u != last; ++u)
+            if (u->grad_up)
+                gather_up<Isa>(*u, dy, inner, share(u->outputs() / panel_width, which, workers));
+    }
 }
 
 // The gradients of x (or none) and of the updates; `pulled` is room for those of inner values.
@@ -122,8 +149,7 @@ void project_backward(const Layer& layer, const Rows& dy, const Rows& x, const b
             [](const Update& u) { return u.outputs(); }, [](const Update& u) { return u.left; });
 #pragma omp barrier
         if (dx) pull_back<Isa>(layer, dy, pulled, turns, dx);
-        for (index i = 0; i < layer.count; ++i)
-            gather_matrices<Isa>(layer.updates[i], layer, x, dy, inner, pulled, which, workers);
+        gather_matrices<Isa>(layer, x, dy, inner, pulled, which, workers);
     }
 }
 

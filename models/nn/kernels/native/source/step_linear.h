@@ -57,12 +57,16 @@ struct Weight {
     // How often a block of rows and some panels let something else be done meanwhile.
     template <class Isa>
     index steps(index rows, index panels) const {
+#ifdef __AVX512BF16__
+        if constexpr (!Isa::works_aside) {
+            const bool narrow = widening<Isa>() == Widening::along;
+            const index most = narrow ? Isa::narrow_panels : Isa::most_panels;
+            return Isa::meanwhiles(rows, panels, inputs, most);
+        }
+#endif
         const index blocks = (rows + Isa::most_rows - 1) / Isa::most_rows;
 #ifndef __AVX512BF16__
         if (matrix.rounded) return blocks * panels * (inputs / between_inputs);
-#else
-        if constexpr (!Isa::works_aside)
-            if (widening<Isa>() == Widening::along) return Isa::narrow_calls(rows, panels, inputs);
 #endif
         const index groups = (panels + Isa::most_panels - 1) / Isa::most_panels;
         return blocks * groups * (inputs / Isa::between);
@@ -136,7 +140,7 @@ void multiply_weight(typename Isa::Shaped& shaped, const Weight& weight, const F
             if constexpr (Isa::template widening<Packed> == Widening::along)
                 for_piece<Isa::narrow_panels>(count, [&](index first, auto some) {
                     const auto here = [&](index r, int n, Floats sum) { put(r, first + n, sum); };
-                    Isa::template multiply_narrow<some>(rows, all.panel(first), here, meanwhile);
+                    Isa::template multiply<some>(rows, all.panel(first), here, meanwhile);
                 });
             else
                 multiply_piece<Isa>(x, all.ldx, rows, all.panels, all.inputs, count, put,

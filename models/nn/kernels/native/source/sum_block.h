@@ -6,7 +6,7 @@
 
 namespace gw {
 
-// Calls put(row, panel, sum) for the sums over the inputs of two operands, `more` after `first`,
+// Calls put(row, sums) with each row's sums over the inputs of two operands, `more` after `first`,
 // and meanwhile() for every `Isa::between` inputs.
 template <class Isa, int R, int P, class First, class More, class Put, class Meanwhile = Nothing>
 inline void sum_block(const First& first, const More& more, const Put& put,
@@ -19,9 +19,7 @@ inline void sum_block(const First& first, const More& more, const Put& put,
     Isa::template add<R, P>(first, sum, meanwhile);
     if (more.inputs) Isa::template add<R, P>(more, sum, meanwhile);
 #pragma GCC unroll 12
-    for (int r = 0; r < R; ++r)
-#pragma GCC unroll 12
-        for (int p = 0; p < P; ++p) put(r, p, sum[r][p]);
+    for (int r = 0; r < R; ++r) put(r, sum[r]);
 }
 
 }  // namespace gw
