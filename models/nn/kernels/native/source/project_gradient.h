@@ -45,6 +45,9 @@ void pull_back(const Layer& layer, const Rows& dy, const bf16* inner, Turns& tur
     });
 }
 
+// As many numbers as a column of so many rows has when it is turned.
+inline index turned_rows(index rows) { return padded_to(rows, 32); }
+
 // Columns of rows as rows of `padded` numbers: the rows', and zeros behind.
 inline void turn(const Rows& given, index columns, index padded, bf16* target) {
     for (index column = 0; column < columns; column += panel_width)
@@ -64,20 +67,17 @@ inline void turn(const Rows& given, index columns, index padded, bf16* target) {
         }
 }
 
-// Calls store(rank, column, sums...) with the sums over some rows of their inner values times the
-// columns of what is `given` for them, for a thread's share of the columns' panels.
+// Calls store(rank, column, sums...) with the sums over some rows of inner values, which are given
+// turned, times the columns of what is `given` for them, for a thread's share of their panels.
 template <class Isa, class Store>
-void gather(const Rows& inner, index ranks, const Rows& given, Range panels, Store&& store) {
-    static thread_local Scratch turned_room, column_room;
+void gather(const bf16* turned, index ranks, const Rows& given, Range panels, Store&& store) {
+    static thread_local Scratch room;
     if (panels.first >= panels.last) return;
-    const index rows = padded_to(inner.count, 32), stride = apart(rows);
-    const index most = Isa::group(rows);
-    bf16* turned = turned_room.room<bf16>(ranks * rows);
-    turn(inner, ranks, rows, turned);
-    bf16* columns = column_room.room<bf16>(most * stride);
+    const index rows = turned_rows(given.count), stride = apart(rows), most = Isa::group(rows);
+    bf16* columns = room.room<bf16>(most * stride);
     for_groups(panels, most, [&](index first, index count) {
         const index left = first * panel_width;
-        pack_across(given.values + left, given.ld, count * panel_width, inner.count, rows, stride,
+        pack_across(given.values + left, given.ld, count * panel_width, given.count, rows, stride,
                     columns);
         const auto put = [&](index rank, index j, auto... sums) { store(rank, left + j, sums...); };
         multiply_all<Isa>(ranks, Operand{turned, rows, columns, rows, stride}, count, put);
@@ -89,25 +89,32 @@ void gather(const Rows& inner, index ranks, const Rows& given, Range panels, Sto
 template <class Isa>
 void gather_downs(const Layer& layer, const Update* first, const Update* last, const Rows& x,
                   const bf16* pulled, Range panels) {
+    static thread_local Scratch room;
     static thread_local std::vector<bf16*> targets;
-    targets.assign(first->ld, nullptr);
-    bool wanted = false;
-    for (const Update* u = first; u != last; ++u)
-        for (index rank = 0; u->grad_down && rank < u->rank; ++rank, wanted = true)
-            targets[u->place - first->place + rank] = u->grad_down + rank * layer.inputs;
-    if (!wanted) return;
-    gather<Isa>({pulled + first->place, first->ld, first->rows()}, first->ld,
-                {x.values + first->top * x.ld, x.ld, first->rows()}, panels,
+    const index rows = turned_rows(first->rows());
+    bf16* turned = room.room<bf16>(first->ld * rows);
+    targets.clear();
+    for (const Update* u = first; u != last; ++u) {
+        if (!u->grad_down) continue;
+        turn({pulled + u->place, u->ld, u->rows()}, u->rank, rows, turned + targets.size() * rows);
+        for (index rank = 0; rank < u->rank; ++rank)
+            targets.push_back(u->grad_down + rank * layer.inputs);
+    }
+    if (targets.empty()) return;
+    gather<Isa>(turned, targets.size(), {x.values + first->top * x.ld, x.ld, first->rows()}, panels,
                 [](index rank, index column, auto... sums) {
-                    if (targets[rank]) store_bf16(targets[rank] + column, sums...);
+                    store_bf16(targets[rank] + column, sums...);
                 });
 }
 
 // That of an update's up, dyT inner.
 template <class Isa>
 void gather_up(const Update& u, const Rows& dy, const bf16* inner, Range panels) {
-    gather<Isa>({inner + u.place, u.ld, u.rows()}, u.rank,
-                {dy.values + u.top * dy.ld + u.left, dy.ld, u.rows()}, panels,
+    static thread_local Scratch room;
+    const index rows = turned_rows(u.rows());
+    bf16* turned = room.room<bf16>(u.rank * rows);
+    turn({inner + u.place, u.ld, u.rows()}, u.rank, rows, turned);
+    gather<Isa>(turned, u.rank, {dy.values + u.top * dy.ld + u.left, dy.ld, u.rows()}, panels,
                 [&](index rank, index column, auto... sums) {
                     constexpr index count = sizeof...(sums) * panel_width;
                     alignas(64) bf16 values[count];
@@ -157,7 +164,7 @@ void project_backward(const Layer& layer, const Rows& dy, const Rows& x, const b
 template <class Isa>
 void gather_weight(const Rows& dy, index outputs, const Rows& x, index inputs, bf16* gradient) {
     static thread_local Scratch turned_room;
-    const index rows = padded_to(dy.count, 32), stride = apart(rows), most = Isa::group(rows);
+    const index rows = turned_rows(dy.count), stride = apart(rows), most = Isa::group(rows);
     bf16* turned = turned_room.room<bf16>(outputs * rows);
     Turns turns({0, inputs / panel_width}, most, omp_get_max_threads());
 #pragma omp parallel

@@ -151,6 +151,17 @@ def test_rows_may_be_a_slice_and_frozen_inputs_get_no_gradient() -> None:
     assert all(matrix.grad is not None for matrix in given)
 
 
+@pytest.mark.parametrize("frozen", [{2}, {4}, {3, 6}, {2, 4, 6}, set(range(1, 10))])
+def test_gradients_do_not_depend_on_what_else_is_wanted(frozen: set[int]) -> None:
+    x = drawn(33, INPUTS, seed=1)
+    everything = [m.requires_grad_() for m in matrices(THREE_JOBS)]
+    some = [m.requires_grad_(i not in frozen) for i, m in enumerate(matrices(THREE_JOBS))]
+    for given in (everything, some):
+        apply(project, x, *given, rectangles=THREE_JOBS).sum().backward()
+    for i, (found, wanted) in enumerate(zip(some, everything, strict=True)):
+        assert found.grad is None if i in frozen else torch.equal(found.grad, wanted.grad)
+
+
 def test_dropped_inputs_are_those_of_the_plain_form() -> None:
     keep = (torch.arange(33 * INPUTS).view(33, INPUTS) % 3 > 0) * 1.5
     given = matrices(ONE_JOB)
