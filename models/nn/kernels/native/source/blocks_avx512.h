@@ -20,8 +20,8 @@ constexpr int rows_beside(index panels) { return panels > 3 ? 6 : panels == 3 ? 
 
 struct Avx512 {
     using Number = bf16;  // of the operands of training
-    static constexpr int most_rows = rows_beside(1);
-    static constexpr int most_panels = 4;  // whose sums are in registers
+    static constexpr int most_rows = rows_beside(1);  // at once
+    static constexpr int most_panels = 4;
     static constexpr int narrow_panels = 3;  // likewise, of narrow ones
     static constexpr int piece_panels = 6;  // of a step's product
     static constexpr index step = 2;  // inputs of an operand must be a multiple of this
@@ -54,18 +54,24 @@ struct Avx512 {
             meanwhile);
     }
 
-    // How often that calls meanwhile() for panels in groups of at most `most`.
+    // How often `multiply` calls meanwhile() for panels in groups of at most `most`.
     static index meanwhiles(index rows, index panels, index inputs, index most) {
-        const index groups = (panels + most - 1) / most;
-        const index some = (panels + groups - 1) / groups;
-        return groups * blocks_of(rows, some) * (inputs / between);
+        index blocks = 0;
+        for_groups({0, panels}, most,
+                   [&](index, index count) { blocks += blocks_of(rows, count); });
+        return blocks * (inputs / between);
     }
 
     // Panels that are packed together: those that fit into registers, for rows are near.
     static index group(index) { return most_panels; }
 
     // How often `multiply_group` calls store().
-    static index stores(index rows, index panels) { return rows * ((panels + 1) / 2); }
+    static index stores(index rows, index panels) {
+        index pairs = 0;
+        for_groups({0, panels}, most_panels,
+                   [&](index, index count) { pairs += (count + 1) / 2; });
+        return rows * pairs;
+    }
 
     // Calls store(row, panel, sums...), with the sums of one panel or of two side by side over the
     // inputs of two operands, `more` after `first`.

@@ -38,7 +38,7 @@ inline void transpose(__m512 (&rows)[16]) {
     for (int i = 0; i < 16; ++i) rows[i] = _mm512_castsi512_ps(whole[i]);
 }
 
-// Sixteen outputs of 32 inputs.
+// A tile: sixteen outputs of 32 inputs, all of them there.
 inline void pack_tile(const bf16* weight, index ld, bf16* target) {
     __m512i rows[16];
 #pragma GCC unroll 16
@@ -48,7 +48,7 @@ inline void pack_tile(const bf16* weight, index ld, bf16* target) {
     for (index j = 0; j < 16; ++j) _mm512_storeu_si512(target + 2 * j * panel_width, rows[j]);
 }
 
-// At most as many, of which all there are up to `pairs` are written.
+// The same where outputs or inputs are missing, which become zeros, of as many pairs of inputs.
 inline void pack_part(const bf16* weight, index ld, index outputs, index inputs, index pairs,
                       bf16* target) {
     const auto there = static_cast<__mmask32>((std::uint64_t{1} << inputs) - 1);
@@ -61,7 +61,7 @@ inline void pack_part(const bf16* weight, index ld, index outputs, index inputs,
         _mm512_storeu_si512(target + 2 * j * panel_width, rows[j]);
 }
 
-// Panels of W (outputs, inputs), `stride` apart, with inputs filled up to `padded`.
+// Panels of W (outputs, inputs), `stride` apart, with inputs filled up to `padded`, not fewer.
 inline void pack_along(const bf16* weight, index ld, index outputs, index inputs, index padded,
                        index stride, bf16* target) {
     for (index n = 0; n < outputs; n += panel_width, weight += panel_width * ld, target += stride)

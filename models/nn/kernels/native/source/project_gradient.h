@@ -72,7 +72,6 @@ inline void turn(const Rows& given, index columns, index padded, bf16* target) {
 template <class Isa, class Store>
 void gather(const bf16* turned, index ranks, const Rows& given, Range panels, Store&& store) {
     static thread_local Scratch room;
-    if (panels.first >= panels.last) return;
     const index rows = turned_rows(given.count), stride = apart(rows), most = Isa::group(rows);
     bf16* columns = room.room<bf16>(most * stride);
     for_groups(panels, most, [&](index first, index count) {
@@ -90,7 +89,8 @@ template <class Isa>
 void gather_downs(const Layer& layer, const Update* first, const Update* last, const Rows& x,
                   const bf16* pulled, Range panels) {
     static thread_local Scratch room;
-    static thread_local std::vector<bf16*> targets;
+    static thread_local std::vector<bf16*> targets;  // of each rank that is wanted
+    if (panels.first >= panels.last) return;
     const index rows = turned_rows(first->rows());
     bf16* turned = room.room<bf16>(first->ld * rows);
     targets.clear();
@@ -102,8 +102,8 @@ void gather_downs(const Layer& layer, const Update* first, const Update* last, c
     }
     if (targets.empty()) return;
     gather<Isa>(turned, targets.size(), {x.values + first->top * x.ld, x.ld, first->rows()}, panels,
-                [](index rank, index column, auto... sums) {
-                    store_bf16(targets[rank] + column, sums...);
+                [target = targets.data()](index rank, index column, auto... sums) {
+                    store_bf16(target[rank] + column, sums...);
                 });
 }
 
@@ -111,6 +111,7 @@ void gather_downs(const Layer& layer, const Update* first, const Update* last, c
 template <class Isa>
 void gather_up(const Update& u, const Rows& dy, const bf16* inner, Range panels) {
     static thread_local Scratch room;
+    if (panels.first >= panels.last) return;
     const index rows = turned_rows(u.rows());
     bf16* turned = room.room<bf16>(u.rank * rows);
     turn({inner + u.place, u.ld, u.rows()}, u.rank, rows, turned);
@@ -130,6 +131,7 @@ void gather_matrices(const Layer& layer, const Rows& x, const Rows& dy, const bf
                      const bf16* pulled, index which, index workers) {
     const Update* const end = layer.updates + layer.count;
     for (const Update *first = layer.updates, *last; first != end; first = last) {
+        // Those of the same rows, which are apart from all others, follow each other.
         last = std::find_if(first, end, [=](const Update& u) { return u.top != first->top; });
         gather_downs<Isa>(layer, first, last, x, pulled,
                           share(layer.inputs / panel_width, which, workers));

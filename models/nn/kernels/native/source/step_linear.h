@@ -57,18 +57,17 @@ struct Weight {
     // How often a block of rows and some panels let something else be done meanwhile.
     template <class Isa>
     index steps(index rows, index panels) const {
+        const index blocks = (rows + Isa::most_rows - 1) / Isa::most_rows;
+        const index groups = (panels + Isa::most_panels - 1) / Isa::most_panels;
 #ifdef __AVX512BF16__
         if constexpr (!Isa::works_aside) {
             const bool narrow = widening<Isa>() == Widening::along;
             const index most = narrow ? Isa::narrow_panels : Isa::most_panels;
             return Isa::meanwhiles(rows, panels, inputs, most);
         }
-#endif
-        const index blocks = (rows + Isa::most_rows - 1) / Isa::most_rows;
-#ifndef __AVX512BF16__
+#else
         if (matrix.rounded) return blocks * panels * (inputs / between_inputs);
 #endif
-        const index groups = (panels + Isa::most_panels - 1) / Isa::most_panels;
         return blocks * groups * (inputs / Isa::between);
     }
 

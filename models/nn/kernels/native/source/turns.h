@@ -17,14 +17,16 @@ class Turns {
     Turns(const std::vector<index>& edges, index most, index workers) : workers_(workers) {
         const index all = edges.back() - edges.front();
         const index least = std::min(2 * workers, all / worth_a_turn);
+        const index unit = most % 2 ? 1 : 2;  // panels whose outputs fill a line of cache
         const index wanted = padded_to(std::max((all + most - 1) / most, least), workers);
         for (std::size_t e = 0; e + 1 < edges.size(); ++e) {
-            const index panels = edges[e + 1] - edges[e];
-            const index fair = std::min(panels, (panels * wanted + all / 2) / all);
+            const index panels = edges[e + 1] - edges[e], units = (panels + unit - 1) / unit;
+            const index fair = std::min(units, (panels * wanted + all / 2) / all);
             const index groups = std::max((panels + most - 1) / most, fair);
             for (index g = 0; g < groups; ++g) {
-                const auto [first, last] = share(panels, g, groups);
-                groups_.push_back({edges[e] + first, edges[e] + last});
+                const auto [first, last] = share(units, g, groups);
+                groups_.push_back({edges[e] + first * unit,
+                                   edges[e] + std::min(last * unit, panels)});
             }
         }
     }
