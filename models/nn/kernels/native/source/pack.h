@@ -48,7 +48,8 @@ inline void pack_tile(const bf16* weight, index ld, bf16* target) {
     for (index j = 0; j < 16; ++j) _mm512_storeu_si512(target + 2 * j * panel_width, rows[j]);
 }
 
-// The same where outputs or inputs are missing, which become zeros, of as many pairs of inputs.
+// The same of fewer outputs or inputs: zeros stand for those that are missing. `pairs` of inputs
+// are written.
 inline void pack_part(const bf16* weight, index ld, index outputs, index inputs, index pairs,
                       bf16* target) {
     const auto there = static_cast<__mmask32>((std::uint64_t{1} << inputs) - 1);
