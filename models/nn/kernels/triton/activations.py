@@ -14,7 +14,10 @@ def activate(x: tl.tensor, name: tl.constexpr) -> tl.tensor:
     elif name == "silu":
         x = x * tl.sigmoid(x)
     elif name == "tanh":
-        x = 2.0 * tl.sigmoid(2.0 * x) - 1.0
+        # Near zero the sigmoid's difference from a half has lost digits that the series has.
+        square = x * x
+        series = x * (1.0 - square * (1.0 / 3.0 - square * (2.0 / 15.0)))
+        x = tl.where(tl.abs(x) < 0.125, series, 2.0 * tl.sigmoid(2.0 * x) - 1.0)
     return x
 
 
@@ -30,6 +33,5 @@ def slope(x: tl.tensor, name: tl.constexpr) -> tl.tensor:
         share = tl.sigmoid(x)
         x = share * (1.0 + x * (1.0 - share))
     elif name == "tanh":
-        root = 2.0 * tl.sigmoid(2.0 * x) - 1.0
-        x = 1.0 - root * root
+        x = 4.0 * tl.sigmoid(2.0 * x) * tl.sigmoid(-2.0 * x)
     return x

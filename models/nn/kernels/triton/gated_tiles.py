@@ -62,7 +62,7 @@ def forward(
     widest: tl.constexpr,
 ) -> None:
     """Write output plus gate times attention, (t, H, h), and the logs (H, t)."""
-    head, parts_h = tl.program_id(1), tl.arange(0, widest)
+    head, parts_h = tl.program_id(1).to(tl.int64), tl.arange(0, widest)
     rows_t = tl.program_id(0) * rows_a_tile + tl.arange(0, rows_a_tile)
     query_th = load_tile(query + head * query_head, rows_t, rows, query_row, parts_h, size, 1)
     first = (head // shared) * count * size
@@ -134,7 +134,7 @@ def backward_queries(
     widest: tl.constexpr,
 ) -> None:
     """Write the gradient of the queries, and per head and row that of the gate."""
-    head, parts_h = tl.program_id(1), tl.arange(0, widest)
+    head, parts_h = tl.program_id(1).to(tl.int64), tl.arange(0, widest)
     rows_t = tl.program_id(0) * rows_a_tile + tl.arange(0, rows_a_tile)
     held_t = rows_t < rows
     query_th = load_tile(query + head * query_head, rows_t, rows, query_row, parts_h, size, 1)
@@ -192,7 +192,7 @@ def backward_keys(
     widest: tl.constexpr,
 ) -> None:
     """Write what one slice of rows adds to the gradients of keys and values, (s, K, p, h)."""
-    key_head, parts_h = tl.program_id(2), tl.arange(0, widest)
+    key_head, parts_h = tl.program_id(2).to(tl.int64), tl.arange(0, widest)
     keys_p = tl.program_id(1) * keys_a_tile + tl.arange(0, keys_a_tile)
     first = key_head * count * size
     keys_hp = load_tile(keys + first, parts_h, size, 1, keys_p, count, size)
@@ -200,7 +200,8 @@ def backward_keys(
     total_ph = tl.zeros((keys_a_tile, widest), tl.float32)
     value_total_ph = tl.zeros((keys_a_tile, widest), tl.float32)
     zeros_tp = tl.zeros((rows_a_tile, keys_a_tile), tl.float32)
-    for head in range(key_head * shared, (key_head + 1) * shared):
+    for part in range(shared):
+        head = key_head * shared + part
         for start in range(0, rows_a_slice, rows_a_tile):
             rows_t = tl.program_id(0) * rows_a_slice + start + tl.arange(0, rows_a_tile)
             held_t, own = rows_t < rows, query + head * query_head
@@ -216,6 +217,6 @@ def backward_keys(
             total_ph = dot(tl.trans(slopes_tp), query_th, total_ph)
             weights_pt = tl.trans(weights_tp.to(grad_th.dtype))
             value_total_ph = dot(weights_pt, grad_th, value_total_ph)
-    first += tl.program_id(0) * tl.num_programs(2) * count * size
+    first += tl.program_id(0).to(tl.int64) * tl.num_programs(2) * count * size
     store_tile(key_parts + first, keys_p, count, size, parts_h, size, 1, total_ph)
     store_tile(value_parts + first, keys_p, count, size, parts_h, size, 1, value_total_ph)

@@ -35,7 +35,7 @@ def load_tile(
 ) -> tl.tensor:
     """Return (a, b): the numbers at these places before the ends, zeros elsewhere."""
     return tl.load(
-        start + places_a[:, None] * stride_a + places_b[None, :] * stride_b,
+        start + _offsets(places_a, stride_a, places_b, stride_b),
         mask=(places_a < end_a)[:, None] & (places_b < end_b)[None, :],
         other=0.0,
     )
@@ -54,10 +54,18 @@ def store_tile(
 ) -> None:
     """Write a tile (a, b), rounded to the target's dtype, at the places before the ends."""
     tl.store(
-        start + places_a[:, None] * stride_a + places_b[None, :] * stride_b,
+        start + _offsets(places_a, stride_a, places_b, stride_b),
         tile_ab.to(start.dtype.element_ty),
         mask=(places_a < end_a)[:, None] & (places_b < end_b)[None, :],
     )
+
+
+@triton.jit
+def _offsets(
+    places_a: tl.tensor, stride_a: tl.tensor, places_b: tl.tensor, stride_b: tl.tensor
+) -> tl.tensor:
+    """Return (a, b) in 64 bits: a late row of many begins 2^31 numbers behind the first."""
+    return places_a[:, None].to(tl.int64) * stride_a + places_b[None, :].to(tl.int64) * stride_b
 
 
 @triton.jit

@@ -24,6 +24,16 @@ def spread(*sizes: int, dtype: torch.dtype) -> Tensor:
     return wide[..., : sizes[-1]].requires_grad_()
 
 
+def far_apart(near: Tensor) -> Tensor:
+    """Return three rows or heads again, the last one 2^31 numbers behind the first.
+
+    Of these 4 GiB only the pages of what is held are touched. Read from elsewhere, Python ends.
+    """
+    wide = torch.empty(2**31 + near[0].numel(), dtype=near.dtype, device=near.device)
+    far = wide.as_strided(near.shape, (2**30, *near[0].contiguous().stride()))
+    return far.copy_(near.detach()).requires_grad_(near.requires_grad)
+
+
 def assert_near(
     ours: Tensor, plain: Tensor, *, dtype: torch.dtype | None = None, what: str = "values"
 ) -> None:

@@ -5,7 +5,7 @@ pytest.importorskip("triton", reason="Triton is made for Linux only")
 
 from models.nn.kernels import reference
 from models.nn.kernels.triton.bottleneck import bottleneck
-from tests.models.nn.kernels.triton.agreement import DTYPES, assert_agree, draw, spread
+from tests.models.nn.kernels.triton.agreement import DEVICE, DTYPES, assert_agree, draw, spread
 
 ROWS, HIDDEN = 37, 72
 
@@ -63,3 +63,22 @@ def test_an_output_may_be_read_and_added_to():
     torch.manual_seed(0)
     y = draw(ROWS, HIDDEN, dtype=torch.float32)
     _agree(y, y, _terms(20, torch.float32), "gelu")
+
+
+@pytest.mark.parametrize("size", [1e-5, 1e-2, 0.124, 0.126, 8.0])
+@pytest.mark.parametrize("activation", reference.ACTIVATIONS)
+def test_numbers_of_every_size_keep_their_digits(activation, size):
+    width = 16
+    eye = torch.eye(width, device=DEVICE)
+    x = torch.linspace(-size, size, width, device=DEVICE).diag().requires_grad_()
+    y, bias = torch.zeros_like(eye), torch.zeros(width, device=DEVICE)
+    terms = {"down_md": eye, "down_bias_m": bias, "up_dm": eye, "activation": activation}
+    ours = bottleneck(y, x, weight=1.0, **terms)
+    (slope,) = torch.autograd.grad(ours.sum(), x)
+
+    exact_x = x.detach().double().requires_grad_()
+    exact = reference.ACTIVATIONS[activation](exact_x)
+    (exact_slope,) = torch.autograd.grad(exact.sum(), exact_x)
+    least = 0.0 if activation == "tanh" else 1e-7 * size
+    for own, other in ((ours, exact), (slope, exact_slope)):
+        assert torch.allclose(own.diag().double(), other.diag(), rtol=5e-6, atol=least)

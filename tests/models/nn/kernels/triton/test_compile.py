@@ -10,7 +10,7 @@ pytest.importorskip("triton", reason="Triton is made for Linux only")
 
 from models.nn.kernels import triton as kernels
 
-HELPERS = {"activate", "slope", "dot", "load_tile", "store_tile", "weigh"}
+HELPERS = {"activate", "slope", "dot", "load_tile", "store_tile", "_offsets", "weigh"}
 """Parts of kernels, which are compiled within them."""
 
 LEAST_SHARED_BYTES = 99 * 1024

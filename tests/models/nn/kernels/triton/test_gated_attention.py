@@ -6,7 +6,14 @@ pytest.importorskip("triton", reason="Triton is made for Linux only")
 from models.nn.kernels import reference
 from models.nn.kernels.triton.gated_attention import gated_attention
 from models.nn.kernels.triton.gated_tiles import KEYS, ROWS, SLICE
-from tests.models.nn.kernels.triton.agreement import DEVICE, DTYPES, assert_agree, assert_near, draw
+from tests.models.nn.kernels.triton.agreement import (
+    DEVICE,
+    DTYPES,
+    assert_agree,
+    assert_near,
+    draw,
+    far_apart,
+)
 
 
 def _tensors(dtype, *, rows, heads=4, kv_heads=2, keys=10, size=24):
@@ -41,6 +48,17 @@ def test_gradients_of_many_rows_are_summed_slice_by_slice():
         lambda: _call(reference.gated_attention, tensors),
         tensors,
     )
+
+
+def test_a_head_may_begin_2_to_the_31_numbers_behind_the_first():
+    torch.manual_seed(0)
+    output, query, *rest = _tensors(torch.bfloat16, rows=9, heads=3, kv_heads=1)
+    found = []
+    for own in (query.detach().requires_grad_(), far_apart(query)):
+        tensors = [output, own, *rest]
+        values = _call(gated_attention, tensors)
+        found.append((values, *torch.autograd.grad(values.float().sum(), tensors)))
+    assert all(map(torch.equal, *found))
 
 
 def test_every_row_may_have_its_own_gates():

@@ -7,7 +7,14 @@ from models.nn.bank import Layout
 from models.nn.kernels import reference
 from models.nn.kernels.triton.bottleneck import bottleneck
 from models.nn.kernels.triton.low_rank import low_rank
-from tests.models.nn.kernels.triton.agreement import DEVICE, DTYPES, assert_near, draw, spread
+from tests.models.nn.kernels.triton.agreement import (
+    DEVICE,
+    DTYPES,
+    assert_near,
+    draw,
+    far_apart,
+    spread,
+)
 
 ROWS, INPUTS, OUTPUTS = 40, 72, 100
 LAYOUT = Layout(((1, 5, 0.5), (2, 33, 2.0), (4, 16, 1.0)))
@@ -71,6 +78,17 @@ def test_a_row_does_not_depend_on_its_neighbours():
         single = low_rank(y[:1], x[:1], weight=weight[:1], **factors)
     assert torch.equal(moved, ours[order])
     assert torch.equal(single, ours[:1])
+
+
+def test_a_row_may_begin_2_to_the_31_numbers_behind_the_first():
+    torch.manual_seed(0)
+    sizes = (3, OUTPUTS), (3, INPUTS), (RANKS, INPUTS), (OUTPUTS, RANKS)
+    y, x, down, up = (draw(*size, dtype=torch.bfloat16, trains=False) for size in sizes)
+    weight = LAYOUT.weight(torch.ones(3, dtype=torch.long, device=DEVICE))
+    near, far = (
+        low_rank(y, rows, down_ri=down, up_or=up, weight=weight) for rows in (x, far_apart(x))
+    )
+    assert torch.equal(far, near)
 
 
 def test_one_adapter_alone_and_gradients_of_mixed_rows_are_left_to_the_plain_form():
