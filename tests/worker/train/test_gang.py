@@ -130,8 +130,8 @@ def test_higher_streams_are_shared_where_no_product_knows_its_height(
 
 
 def test_jobs_of_small_micro_batches_share_low_streams(make_order, heights):
-    job = {"rows": ROWS, "loop": {"batch_size": 5, "micro_batch_tokens": 300, "dtype": "auto"}}
-    run_together([make_order(**job) for _ in range(5)])
+    job = {"rows": ROWS, "loop": {"batch_size": 1, "micro_batch_tokens": 300, "dtype": "auto"}}
+    run_together([make_order(**job) for _ in range(12)])
     assert 0.75 * kernel.SHARED_ROWS < max(heights) <= kernel.SHARED_ROWS
 
 

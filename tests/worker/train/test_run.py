@@ -33,7 +33,7 @@ def test_a_whole_run(make_job, backbone):
     measured = values_of(messages)
     assert sorted(measured) == list(range(1, 11))
     assert all(math.isfinite(value) for values in measured.values() for value in values.values())
-    assert measured[10]["train_loss"] < measured[1]["train_loss"] - 0.2
+    assert measured[10]["train_loss"] < measured[1]["train_loss"] - 0.1
     assert measured[5]["full_valid_loss"] > measured[10]["full_valid_loss"]
     assert ended.metrics == saved.metrics
     assert ended.metrics["learning_rate"] == measured[10]["learning_rate"] < 0.01
