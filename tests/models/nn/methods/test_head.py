@@ -83,8 +83,8 @@ def test_a_job_learns_labels(world, block):
     said = world.train({"type": "head", **block}, n_epochs=80, learning_rate=0.05)
     losses = curve(said)
     assert losses[0] == pytest.approx(torch.tensor(3.0).log().item(), abs=1e-5)
-    assert losses[-1] < 0.5 * losses[0]
-    assert measured(said)["valid_mean_token_accuracy"] > 0.9
+    assert losses[-1] < 0.6 * losses[0]
+    assert measured(said)["valid_mean_token_accuracy"] > 0.8
     loaded = load_artifact(Path(said[-1].adapter_folder), shape=world.backbone.shape)
     labels = block.get("labels", ["no", "perhaps", "yes"])
     assert loaded.method.class_labels == tuple(labels)
