@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 COMPOSE := $(shell docker compose version >/dev/null 2>&1 && echo docker compose || echo docker-compose)
 
-.PHONY: setup lint types test sanitize bench bench-smoke bench-methods demo up down
+.PHONY: setup lint types test seeds sanitize bench bench-smoke bench-methods demo up down
 
 setup: .venv/.installed
 	$(BIN)/python -m models.nn.kernels.native
@@ -26,6 +26,11 @@ types: .venv/.installed
 # Two at a time: many tests wait for processes that they started.
 test: .venv/.installed
 	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile
+
+# The tests that draw numbers, from other seeds.
+seeds: .venv/.installed
+	$(BIN)/python -m pytest -p tests.seeds --seeds-by=$(or $(BY),1000) --numprocesses=2 \
+		--dist=loadfile tests/models tests/worker
 
 # What python leaks is not ours; frames that are kept for later are not aligned for AVX512 (GCC bug
 # 110027).
