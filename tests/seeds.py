@@ -6,7 +6,7 @@ what they call; processes that they start draw what they always do.
 
 import pytest
 
-ALONE = "test_a_process_says_what_a_call_says"
+COMPARES_PROCESSES = "test_a_process_says_what_a_call_says"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -30,5 +30,5 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if item.name == ALONE:
+        if item.name == COMPARES_PROCESSES:
             item.add_marker(pytest.mark.skip(reason="one of both sides is another process"))

@@ -62,7 +62,7 @@ def test_mixed_rows_equal_each_alone(
 def blur(world: World, exact: Backbone, request: GenerateRequest, drawn: list[int]) -> float:
     """Return how far an answer's log-probabilities are, at most, from those of float64 products.
 
-    A random network has tokens by which two keys are all but equally near, and there that is far.
+    A random network has tokens at which it magnifies what is rounded, and there that is far.
     """
     prompt = list(request.prompt_ids or [])
     ids = torch.tensor([*prompt, *drawn])
