@@ -1,4 +1,4 @@
-# The verbs of this repository; all of them work on .venv. `make demo` needs nothing else first.
+# The verbs of this repository; all of them work on .venv, and none needs another one first.
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -41,20 +41,21 @@ sanitize: .venv/.installed
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \
 		$(BIN)/python -m pytest --numprocesses=2 --dist=worksteal tests/models/nn/kernels/native
 
+# An hour or more, twenty minutes with QUICK=1; peers are installed first.
 bench: setup
 	failed=0; \
-	$(BIN)/python -m benchmarks.train $(if $(DATA),--data $(DATA)) || failed=1; \
-	$(BIN)/python -m benchmarks.serve $(if $(DATA),--data $(DATA)) || failed=1; \
-	$(BIN)/python -m benchmarks.kernels || failed=1; \
+	$(BIN)/python -m benchmarks.train $(if $(DATA),--data "$(DATA)") $(if $(QUICK),--quick) || failed=1; \
+	$(BIN)/python -m benchmarks.serve $(if $(DATA),--data "$(DATA)") $(if $(QUICK),--quick) || failed=1; \
+	$(BIN)/python -m benchmarks.kernels $(if $(QUICK),--quick) || failed=1; \
 	exit $$failed
 
-bench-smoke: .venv/.installed
+bench-smoke: setup
 	$(BIN)/python -m benchmarks.smoke
 
-bench-methods: .venv/.installed
-	$(BIN)/python -m benchmarks.methods $(if $(DATA),--data $(DATA))
+bench-methods: setup
+	$(BIN)/python -m benchmarks.methods $(if $(DATA),--data "$(DATA)")
 
-demo: .venv/.installed
+demo: setup
 	$(BIN)/graftwork demo
 
 up:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.sides import ROOT
+from benchmarks.sides import ROOT, cores
 from models.nn.backbone import pick_dtype
 from models.nn.kernels.native import reason
 
@@ -43,7 +43,7 @@ def announce() -> None:
 def describe_machine() -> dict[str, Any]:
     """Return the machine, and how busy it is with other work."""
     return {
-        "cores": os.cpu_count(),
+        "cores": len(cores()),
         "cpu": _cpu("model name"),
         "instructions": [name for name in INSTRUCTIONS if name in (_cpu("flags") or "").split()],
         "load": load(),

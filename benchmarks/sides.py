@@ -10,6 +10,7 @@ packages.
 
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -20,8 +21,9 @@ from contextlib import suppress
 from math import inf
 from pathlib import Path
 from statistics import median
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
+ItemT = TypeVar("ItemT")
 JSON = dict[str, Any]
 ROOT = Path(__file__).parents[1]
 KEEP_FREED_MEMORY = {
@@ -32,15 +34,41 @@ KEEP_FREED_MEMORY = {
 }
 """glibc's settings under which a large tensor reuses pages, large ones: they help every side."""
 STOP_SECONDS = 30.0
+ANSWER_SECONDS = 1800.0
+"""A side that has said nothing for so long never will."""
+OF_THE_MACHINE = frozenset({"GRAFTWORK_NATIVE", "GRAFTWORK_CACHE_DIR"})
+"""Settings that say what our sides may use, and not what they do."""
 
 
 class SideFailed(RuntimeError):
     """A side could not measure; the message holds its own words."""
 
 
+def start_plain() -> None:
+    """Have our sides do what they do by themselves, whatever this shell's settings are.
+
+    Exits where a `.env` would say otherwise: it is read from the folder that a program starts in.
+    """
+    for folder in (Path.cwd(), ROOT):
+        if (folder / ".env").exists():
+            sys.exit(
+                f"{folder / '.env'} would change what is measured: put it elsewhere meanwhile."
+            )
+    for name in [name for name in os.environ if name.startswith("GRAFTWORK_")]:
+        if name not in OF_THE_MACHINE:
+            del os.environ[name]
+
+
+def cores() -> list[int]:
+    """Return the cores that this process, and so every side, may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
 def environment(*, threads: int | None = None, keep_memory: bool = True) -> dict[str, str]:
     """Return the environment of a side: this one, with threads and allocator set."""
-    count = str(threads or os.cpu_count() or 1)
+    count = str(threads or len(cores()))
     inherited = {
         name: value
         for name, value in os.environ.items()
@@ -111,11 +139,13 @@ class Side:
         """Wait for the answer to what was put; `SideFailed` if the side could not give one."""
         if self.process.stdout is None or not self._owes:
             raise SideFailed(f"{self.name} has no standard output, or was not asked.")
-        line = self.process.stdout.readline()
+        ready, _, _ = select.select([self.process.stdout], [], [], ANSWER_SECONDS)
+        line = self.process.stdout.readline() if ready else ""
         self._owes = False
         self._signal(signal.SIGSTOP)
         if not line:
-            raise SideFailed(f"{self.name} ended:\n{self._last_words()}")
+            what = "ended" if ready else f"said nothing for {ANSWER_SECONDS:.0f} s"
+            raise SideFailed(f"{self.name} {what}:\n{self._last_words()}")
         answer: JSON = json.loads(line)
         if "failure" in answer:
             raise SideFailed(f"{self.name} failed:\n{answer['failure']}")
@@ -160,6 +190,12 @@ def serve(answer: Callable[[JSON], JSON]) -> None:
             output.flush()
 
 
+def rotated(items: Sequence[ItemT], round_: int) -> list[ItemT]:
+    """Return the items in their order, beginning with another one each round."""
+    first = round_ % len(items) if items else 0
+    return [*items[first:], *items[:first]]
+
+
 def interleave(
     sides: Sequence[Side], questions: Mapping[str, JSON], *, repeats: int, patience: float = inf
 ) -> dict[str, list[JSON]]:
@@ -169,8 +205,8 @@ def interleave(
     """
     answers: dict[str, list[JSON]] = {side.name: [] for side in sides}
     for round_ in range(repeats):
-        began, first = time.monotonic(), round_ % len(sides)
-        for side in [*sides[first:], *sides[:first]]:
+        began = time.monotonic()
+        for side in rotated(sides, round_):
             answers[side.name].append(side.ask(questions[side.name]))
         if time.monotonic() - began > patience:
             break

@@ -1,7 +1,7 @@
 """`python -m benchmarks.serve`: serving against peers, against its own base, and under load.
 
 Every part prints what it measured as it goes; the last line is one JSON object whose `ratios` are
-the bars. `benchmarks/serve/README.md` says what each of them is.
+figures that count. `benchmarks/serve/README.md` says what each of them is.
 """
 
 import argparse
@@ -10,7 +10,6 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from functools import partial
 from math import inf
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from benchmarks.serve.floor import Speeds
 from benchmarks.serve.measure import say
 from benchmarks.serve.peers import vllm_cpu
 from benchmarks.serve.world import World, make_world
-from benchmarks.sides import JSON
+from benchmarks.sides import JSON, start_plain
 
 PARTS = ("adapters", "base", "steps", "swaps", "http", "training", "outside", "growth")
 QUICK = ("adapters", "base", "steps", "swaps", "http", "training")
@@ -44,7 +43,7 @@ RATIOS = (
 VLLM, ALL_CORES = "vllm", "vllm-all-cores"
 CONTESTS = {
     "mixed_vs_vllm": ("adapters", "mixed", VLLM),
-    "mixed_vs_peft": ("adapters", "mixed", "peft"),
+    "mixed_vs_peft": ("adapters", "mixed", versus.PEFT),
     "base_vs_vllm": ("base", "base", VLLM),
     "single_vs_vllm": ("adapters", "single", VLLM),
     "single_vs_llamacpp": ("base", "single_base", "llamacpp-bf16"),
@@ -54,14 +53,18 @@ FURTHER = {
     f"{name}_all_cores": (part, contest, ALL_CORES)
     for name, (part, contest, peer) in CONTESTS.items()
     if peer == VLLM
-} | {"single_vs_undrafted": ("base", "single_base", versus.UNDRAFTED)}
-"""Ratios without a bar: vLLM, which by itself leaves a core free, told to compute on all; and our
+} | {
+    "single_vs_undrafted": ("base", "single_base", versus.UNDRAFTED),
+    "single_with_adapter_vs_undrafted": ("adapters", "single", versus.UNDRAFTED),
+}
+"""Ratios beside them: vLLM, which by itself leaves a core free, told to compute on all; and our
 own engine without drafts."""
 
 
 def main() -> None:
     """Measure what the command line asks for, and leave the results."""
     options = read_options()
+    start_plain()
     record.announce()
     began, failures = time.monotonic(), Failures()
     with tempfile.TemporaryDirectory(prefix="graftwork-bench-") as folder:
@@ -71,6 +74,11 @@ def main() -> None:
     ratios, wrong = ratios_of(parts), wrong_of(parts)
     result = {
         "benchmark": "serve",
+        "quick": options.quick,
+        "parts_run": list(options.parts),
+        "repeats": options.repeats,
+        "data": options.data.name,
+        "seed": options.seed,
         "ratios": ratios,
         "further": ratios_against(parts, FURTHER),
         "wrong": wrong,
@@ -88,7 +96,9 @@ def main() -> None:
 def read_options(arguments: list[str] | None = None) -> argparse.Namespace:
     """Return what the command line says."""
     parser = argparse.ArgumentParser(prog="benchmarks.serve", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="fewer repeats; only what has a bar")
+    parser.add_argument(
+        "--quick", action="store_true", help="fewer repeats; only parts that have ratios"
+    )
     parser.add_argument("--data", type=Path, default=DATA, help="a folder of chat sets")
     parser.add_argument("--parts", help=f"some of {','.join(PARTS)}")
     parser.add_argument("--repeats", type=int)
@@ -106,20 +116,20 @@ def read_options(arguments: list[str] | None = None) -> argparse.Namespace:
 def measure(world: World, options: argparse.Namespace, failures: Failures) -> JSON:
     """Run the parts that are wanted, each after the other; return what they found."""
     repeats, patience = options.repeats, PATIENCE_SECONDS if options.quick else inf
-    peers = partial(
-        versus.against_peers,
-        world,
-        failures=failures,
-        repeats=repeats,
-        patience=patience,
-        vllms={VLLM: vllm_cpu.PEER, **({} if options.quick else {ALL_CORES: vllm_cpu.ALL_CORES})},
-    )
+    vllms = {VLLM: vllm_cpu.PEER} | ({} if options.quick else {ALL_CORES: vllm_cpu.ALL_CORES})
+
+    def contests(make: Callable[..., versus.Part]) -> JSON:
+        part = make(world, vllms, quick=options.quick)
+        return versus.against_peers(
+            world, part, failures=failures, repeats=repeats, patience=patience
+        )
+
     speeds = Speeds.measure()
     say(f"this machine reads {speeds.bandwidth / 1e9:.1f} GB/s")
     say(f"and multiplies at {speeds.rate / 1e9:.0f} GFLOP/s")
     doing: dict[str, Callable[[], JSON]] = {
-        "adapters": lambda: peers(versus.with_adapters),
-        "base": lambda: peers(partial(versus.without_adapters, quick=options.quick)),
+        "adapters": lambda: contests(versus.with_adapters),
+        "base": lambda: contests(versus.without_adapters),
         "steps": lambda: steps.ratios_of_steps(world, repeats=repeats + 1, speeds=speeds),
         "swaps": lambda: swaps.over_one_engine(world, repeats=repeats),
         "http": lambda: crowd.over_http(world, repeats=2 * repeats, mixed=not options.quick),
@@ -151,16 +161,18 @@ def ratios_of(parts: JSON) -> dict[str, float]:
             found |= {key: parts[part][key] for key in keys}
     if "swaps" in parts:
         found["swap_over_copy"] = parts["swaps"]["first"]["swap_over_copy"]
-        found["swap_gap"] = parts["swaps"]["others"]["swap_gap"]
+        if not parts["swaps"]["others"]["wrong"]:
+            found["swap_gap"] = parts["swaps"]["others"]["swap_gap"]
     return {name: round(found[name], 3) for name in RATIOS if name in found}
 
 
 def ratios_against(parts: JSON, contests: Mapping[str, tuple[str, str, str]]) -> dict[str, float]:
-    """Return the ratios of those contests in which the peer took part."""
+    """Return the ratios of those contests in which both took part, and neither was wrong."""
     found: dict[str, float] = {}
     for name, (part, contest, peer) in contests.items():
-        figures = parts.get(part, {}).get(contest)
-        if figures and peer in figures["sides"]:
+        figures = parts.get(part, {}).get(contest, {})
+        right = figures.get("sides", {}).keys() - set(figures.get("wrong", ()))
+        if {versus.OURS, peer} <= right:
             found[name] = round(versus.ratio(figures, peer), 3)
     return found
 

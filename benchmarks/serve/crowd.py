@@ -1,6 +1,5 @@
 """What a whole installation serves over HTTP: with few adapters, with many, and while it trains."""
 
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +10,7 @@ from benchmarks.serve.installed import Installed, installed
 from benchmarks.serve.measure import say
 from benchmarks.serve.work import Order, in_turn
 from benchmarks.serve.world import LENGTH, ROWS, TOKENS, World
-from benchmarks.sides import JSON
+from benchmarks.sides import JSON, cores, rotated
 from cli.client import Client
 
 REGISTERED = 1000
@@ -23,7 +22,7 @@ TRAINING = {
     "method": {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 100}}},
     "peft": {"type": "lora", "rank": 16},
 }
-CORES = str(os.cpu_count())
+CORES = str(len(cores()))
 AS_STARTED = "as_started"
 POLICIES = {
     AS_STARTED: {},
@@ -50,7 +49,7 @@ def over_http(world: World, *, repeats: int, mixed: bool) -> JSON:
         for site in sites.values():
             rate_of(world, site, one)
         for turn in range(repeats):
-            for name in sites if turn % 2 == 0 else reversed(sites):
+            for name in rotated(list(sites), turn):
                 found[name].append(rate_of(world, sites[name], one))
         alone, among = found.values()
         if mixed:

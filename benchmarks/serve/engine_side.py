@@ -44,6 +44,7 @@ class Driver:
         return {
             "seconds": time.perf_counter() - began,
             "tokens": [row.tokens for row in rows],
+            "counts": [row.count for row in rows],
             "texts": [row.text for row in rows],
             **self._stopwatch.take(),
         }

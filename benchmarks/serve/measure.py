@@ -1,14 +1,16 @@
 """Throughput of several sides on the same work, taken in turn, and the ratio of their medians."""
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import inf
 from statistics import median
 
+from benchmarks.failures import Failures
 from benchmarks.record import load
 from benchmarks.serve.work import Order
-from benchmarks.sides import JSON, Side
+from benchmarks.sides import JSON, Side, SideFailed, rotated
 
 WARM_TOKENS = 8
 
@@ -26,6 +28,15 @@ class Measured:
         """The median throughput, in generated tokens a second, prompts included in the time."""
         return median(self.rates)
 
+    def take(self, order: Order, reply: JSON) -> None:
+        """Add a repeat; `SideFailed` if a row of it has other than the tokens that were ordered."""
+        counts = reply.get("counts") or [len(row) for row in reply["tokens"]]
+        if counts != [order.tokens] * len(order.prompts):
+            raise SideFailed(f"Rows of {counts} tokens where {order.tokens} each were ordered.")
+        self.seconds.append(reply["seconds"])
+        self.rates.append(order.generated / reply["seconds"])
+        self.replies.append(reply)
+
     def figures(self) -> JSON:
         """Return what is kept of it."""
         return {
@@ -41,32 +52,43 @@ def take_turns(
     *,
     make: Callable[[], Order],
     repeats: int,
+    failures: Failures,
     patience: float = inf,
 ) -> tuple[dict[str, Measured], list[Order]]:
     """Give every side the same orders, one side at a time; return what came and the orders.
 
     Nobody reads along: whole answers are what the peers give. Before that, each side answers a
-    short order that is not counted. A side that has taken longer than `patience` seconds is not
-    asked again.
+    short order that is not counted. A round after which a side has taken longer than `patience`
+    seconds in all is the last one. A side that fails is noted, and left out.
     """
-    first = make()
-    for side in sides.values():
-        side.ask(first.posted(tokens=WARM_TOKENS, stream=False))
     measured = {name: Measured() for name in sides}
-    orders = [make() for _ in range(repeats)]
-    for number, order in enumerate(orders):
-        turn = list(sides.items())
-        for name, side in turn if number % 2 == 0 else reversed(turn):
-            if sum(measured[name].seconds) > patience:
-                continue
-            reply = side.ask(order.posted(stream=False))
-            measured[name].seconds.append(reply["seconds"])
-            measured[name].rates.append(order.generated / reply["seconds"])
-            measured[name].replies.append(reply)
-    for name, side in measured.items():
-        rates = " ".join(f"{rate:.1f}" for rate in side.rates)
-        say(f"{what:<24} {name:<12} {side.rate:9.1f} tokens/s   ({rates})")
+    orders: list[Order] = []
+    first = make()
+    for name, side in sides.items():
+        with leaving_out(name, measured, what=what, failures=failures):
+            side.ask(first.posted(tokens=WARM_TOKENS, stream=False))
+    while len(orders) < repeats and all(sum(one.seconds) <= patience for one in measured.values()):
+        order = make()
+        for name in rotated(list(measured), len(orders)):
+            with leaving_out(name, measured, what=what, failures=failures):
+                measured[name].take(order, sides[name].ask(order.posted(stream=False)))
+        orders.append(order)
+    for name, one in measured.items():
+        rates = " ".join(f"{rate:.1f}" for rate in one.rates)
+        say(f"{what:<24} {name:<12} {one.rate:9.1f} tokens/s   ({rates})")
     return measured, orders
+
+
+@contextmanager
+def leaving_out(
+    name: str, measured: dict[str, Measured], *, what: str, failures: Failures
+) -> Iterator[None]:
+    """Note what fails in this block, and forget the side of that name."""
+    label = f"{what}: {name}"
+    with failures.guard(label):
+        yield
+    if label in failures:
+        measured.pop(name, None)
 
 
 def figures_of(measured: Mapping[str, Measured]) -> JSON:

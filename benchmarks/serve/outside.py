@@ -10,7 +10,7 @@ from benchmarks.serve.installed import Installed, installed
 from benchmarks.serve.measure import say
 from benchmarks.serve.peers.peer import Peer
 from benchmarks.serve.world import LENGTH, ROWS, TOKENS, World
-from benchmarks.sides import JSON, SideFailed
+from benchmarks.sides import ANSWER_SECONDS, JSON, SideFailed
 
 GENERATOR = Peer(name="aiperf", module="", requirements=("aiperf",), packages=("aiperf",))
 METRICS = {
@@ -48,6 +48,7 @@ def profile(
         stderr=subprocess.STDOUT,
         text=True,
         check=False,
+        timeout=ANSWER_SECONDS,
     )
     reports = list(folder.rglob("profile_export_aiperf.json"))
     if done.returncode != 0 or not reports:

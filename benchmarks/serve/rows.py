@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
-from models.wire import AdapterRef, GenerateDelta, GenerateError, GenerateRequest
+from models.wire import AdapterRef, GenerateDelta, GenerateEnd, GenerateError, GenerateRequest
 from worker.engine.engine import Engine
 
 NEVER_SAID = "\ue000"
@@ -19,6 +19,8 @@ class Row:
     arrivals: list[float] = field(default_factory=list)
     text: str = ""
     tokens: list[int] = field(default_factory=list)
+    count: int = 0
+    """Of tokens, whether they were asked for or not."""
 
 
 @dataclass
@@ -73,3 +75,5 @@ async def fill(
             row.arrivals.append(time.perf_counter())
             row.text += line.text
             row.tokens += [token.id for token in line.tokens]
+        if isinstance(line, GenerateEnd):
+            row.count = line.completion_tokens

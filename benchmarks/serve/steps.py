@@ -12,7 +12,7 @@ from benchmarks.serve.adapters import Stored
 from benchmarks.serve.floor import Speeds, floor_of, weight_bytes
 from benchmarks.serve.measure import say
 from benchmarks.serve.world import LENGTH, RANK, ROWS, TOKENS, World, ready, start_engine
-from benchmarks.sides import JSON, Side
+from benchmarks.sides import JSON, Side, rotated
 
 DISTINCT = (1, 2, 4, 8, 16, 32)
 RANKS = (4, 16, 64)
@@ -57,7 +57,8 @@ def time_batches(
     """Return the steps of several batches, taken in turn: each one's names go round the rows."""
     medians: dict[str, list[float]] = {name: [] for name in batches}
     for round_ in range(repeats + 1):
-        for name, owners in batches.items():
+        for name in rotated(list(batches), round_):
+            owners = batches[name]
             adapters = [owners[row % len(owners)] for row in range(rows)]
             order = world.work.order(adapters, length=length, tokens=tokens)
             reply = engine.ask(order.posted())

@@ -63,7 +63,7 @@ def gaps(world: World, engine: Side, *, rounds: int) -> JSON:
     for _ in range(rounds):
         order = world.work.order(in_turn(world.names, OTHERS), length=LENGTH, tokens=ANSWER)
         plan = {"probe": probe, "swapped": texts, "phases": PHASES, "seconds": PHASE_SECONDS}
-        reply = engine.ask(order.posted(do="churn", with_ids=True, **plan))
+        reply = engine.ask(order.posted(do="churn", **plan))
         swaps, wrong = swaps + reply["swaps"], wrong + reply["wrong"]
         for name, values in reply["gaps"].items():
             found[name] += values

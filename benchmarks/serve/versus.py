@@ -1,14 +1,14 @@
 """The ratios against peers: the same requests, one side at a time, and their tokens judged."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from math import inf
-from typing import Any
 
 from benchmarks.failures import Failures
-from benchmarks.serve.equality import Judge
-from benchmarks.serve.measure import Measured, figures_of, say, take_turns
+from benchmarks.serve.equality import Judge, Verdict
+from benchmarks.serve.measure import figures_of, say, take_turns
 from benchmarks.serve.peers import hf_oracle, hf_peft, llamacpp
 from benchmarks.serve.peers.peer import Peer
 from benchmarks.serve.work import Order, in_turn
@@ -27,130 +27,156 @@ from benchmarks.sides import JSON, Side
 OURS = "graftwork"
 INT8 = "graftwork-int8"
 UNDRAFTED = "graftwork-undrafted"
+PEFT = "peft"
 NAMING = frozenset({OURS, INT8, UNDRAFTED})
 """Sides that are asked for token ids apart, since it costs them something."""
 INEXACT = frozenset({INT8, "llamacpp-q8_0"})
 """Sides with other weights than the oracle's: their tokens are counted, not judged."""
+LEAST_SINGLES = 5
+"""One request is soon answered, and how fast depends on its text."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Contest:
-    """Sides that are given the same orders."""
+    """Sides, by their names in a part, that are given the same orders."""
 
     name: str
-    sides: Mapping[str, Side]
+    sides: Sequence[str]
     make: Callable[[], Order]
     least: int = 1
     """Repeats, however few are asked for."""
 
 
-Opener = Callable[[Side], Side]
-"""Keeps a side open until a part's contests are over."""
+Starts = Mapping[str, Callable[[], Side]]
+"""How to start sides, by name."""
 
 
-Part = Callable[[World, Opener, Mapping[str, Peer]], list[Contest]]
-"""Opens sides, vLLM as these peers by label, and returns the contests between them."""
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """Contests between sides that load side by side."""
+
+    name: str
+    starts: Starts
+    contests: Sequence[Contest]
 
 
 def against_peers(
-    world: World,
-    part: Part,
-    *,
-    failures: Failures,
-    repeats: int,
-    vllms: Mapping[str, Peer],
-    patience: float = inf,
+    world: World, part: Part, *, failures: Failures, repeats: int, patience: float = inf
 ) -> JSON:
-    """Run a part's contests, once all their sides, which load side by side, are there."""
+    """Run a part's contests, each between those of its sides that could be started."""
     found: JSON = {}
     with ExitStack() as stack:
-        sides: list[Side] = []
-
-        def open_side(side: Side) -> Side:
-            sides.append(stack.enter_context(side))
-            return side
-
-        oracle = open_side(start_oracle(world))
-        contests = part(world, open_side, vllms)
-        ready(*sides)
+        oracle = stack.enter_context(start_oracle(world))
+        sides = open_sides(part, stack, failures)
+        ready(oracle)
         judge = Judge(oracle)
-        for contest in contests:
+        for contest in part.contests:
             with failures.guard(contest.name):
                 found[contest.name] = compare(
                     contest.name,
-                    contest.sides,
+                    {name: sides[name] for name in contest.sides if name in sides},
                     judge=judge,
                     make=contest.make,
                     repeats=max(contest.least, repeats),
+                    failures=failures,
                     patience=patience,
                 )
-        for side in sides:
+        for side in (oracle, *sides.values()):
             side.dismiss()
     return found
 
 
-def with_adapters(world: World, open_side: Opener, vllms: Mapping[str, Peer]) -> list[Contest]:
-    """Have 32 requests over 8 adapters for vLLM and PEFT's mixed batch, one for vLLM."""
-    ours = open_side(start_engine(world, adapters=world.loras))
-    theirs = open_vllms(world, open_side, vllms, adapters=world.folders)
-    peft = open_side(start_peer(world, hf_peft.PEER, label="peft", adapters=world.folders))
-    return [
-        Contest(
-            name="mixed",
-            sides={OURS: ours, **theirs, "peft": peft},
-            make=lambda: over_adapters(world, ROWS),
-        ),
-        Contest(
-            name="single",
-            sides={OURS: ours, **theirs},
-            make=lambda: over_adapters(world, 1),
-        ),
-    ]
+def open_sides(part: Part, stack: ExitStack, failures: Failures) -> dict[str, Side]:
+    """Start a part's sides and wait until they have loaded; those that cannot are left out."""
+    sides: dict[str, Side] = {}
+    for name, start in part.starts.items():
+        with failures.guard(f"{part.name}: {name}"):
+            sides[name] = stack.enter_context(start())
+    for name, side in list(sides.items()):
+        with failures.guard(f"{part.name}: {name}"):
+            ready(side)
+            continue
+        del sides[name]
+    return sides
 
 
-def without_adapters(
-    world: World, open_side: Opener, vllms: Mapping[str, Peer], *, quick: bool
-) -> list[Contest]:
+def with_adapters(world: World, vllms: Mapping[str, Peer], *, quick: bool) -> Part:
+    """Have 32 requests over 8 adapters for vLLM and PEFT's mixed batch, one for vLLM.
+
+    Unless `quick`, the one also goes to an engine that drafts nothing.
+    """
+    starts = {
+        OURS: partial(start_engine, world, adapters=world.loras),
+        **start_vllms(world, vllms, adapters=world.folders),
+        PEFT: partial(start_peer, world, hf_peft.PEER, label=PEFT, adapters=world.folders),
+    }
+    undrafted = {
+        UNDRAFTED: partial(start_engine, world, adapters=world.loras, drafts=False),
+    }
+    return Part(
+        name="adapters",
+        starts=starts if quick else starts | undrafted,
+        contests=[
+            Contest(
+                name="mixed",
+                sides=[OURS, *vllms, PEFT],
+                make=lambda: over_adapters(world, ROWS),
+            ),
+            Contest(
+                name="single",
+                sides=[OURS, UNDRAFTED, *vllms],
+                make=lambda: over_adapters(world, 1),
+                least=LEAST_SINGLES,
+            ),
+        ],
+    )
+
+
+def without_adapters(world: World, vllms: Mapping[str, Peer], *, quick: bool) -> Part:
     """Have 32 requests for vLLM without LoRA, one for llama.cpp on bf16 weights.
 
     Unless `quick`, the one also goes to both in 8 bits and to an engine that drafts nothing.
     """
-    ours = open_side(start_engine(world, adapters=[]))
-    theirs = open_vllms(world, open_side, vllms, adapters={})
-    singles = {
-        f"llamacpp-{form}": open_side(
-            start_peer(world, llamacpp.PEER, label=f"llamacpp-{form}", format=form)
+    llamacpps = {
+        f"llamacpp-{form}": partial(
+            start_peer, world, llamacpp.PEER, label=f"llamacpp-{form}", format=form
         )
         for form in (("bf16",) if quick else tuple(llamacpp.FORMATS))
     }
-    if not quick:
-        singles[INT8] = open_side(start_engine(world, adapters=[], quantization="int8"))
-        singles[UNDRAFTED] = open_side(start_engine(world, adapters=[], drafts=False))
-    return [
-        Contest(
-            name="base",
-            sides={OURS: ours, **theirs},
-            make=lambda: over_base(world, ROWS),
-        ),
-        Contest(
-            name="single_base",
-            sides={OURS: ours, **singles},
-            make=lambda: over_base(world, 1),
-            least=5,
-        ),
-    ]
+    further = {
+        INT8: partial(start_engine, world, adapters=[], quantization="int8"),
+        UNDRAFTED: partial(start_engine, world, adapters=[], drafts=False),
+    }
+    starts = {
+        OURS: partial(start_engine, world, adapters=[]),
+        **start_vllms(world, vllms, adapters={}),
+        **llamacpps,
+    }
+    return Part(
+        name="base",
+        starts=starts if quick else starts | further,
+        contests=[
+            Contest(name="base", sides=[OURS, *vllms], make=lambda: over_base(world, ROWS)),
+            Contest(
+                name="single_base",
+                sides=[OURS, *llamacpps, *further],
+                make=lambda: over_base(world, 1),
+                least=LEAST_SINGLES,
+            ),
+        ],
+    )
 
 
-def open_vllms(
-    world: World, open_side: Opener, vllms: Mapping[str, Peer], *, adapters: Mapping[str, str]
-) -> dict[str, Side]:
-    """Open vLLM, in each of its ways; without adapters, without its support for LoRA."""
+def start_vllms(
+    world: World, vllms: Mapping[str, Peer], *, adapters: Mapping[str, str]
+) -> dict[str, Callable[[], Side]]:
+    """Return how to start vLLM, in each of its ways; without adapters, without LoRA."""
     what = "-lora" if adapters else ""
     return {
-        label: open_side(
-            start_peer(world, peer, label=label + what, adapters=adapters, rank=RANK, rows=ROWS)
+        name: partial(
+            start_peer, world, peer, label=name + what, adapters=adapters, rank=RANK, rows=ROWS
         )
-        for label, peer in vllms.items()
+        for name, peer in vllms.items()
     }
 
 
@@ -176,40 +202,52 @@ def compare(
     judge: Judge,
     make: Callable[[], Order],
     repeats: int,
+    failures: Failures,
     patience: float = inf,
 ) -> JSON:
-    """Measure sides on one kind of order, and have their first answers judged."""
-    measured, orders = take_turns(what, sides, make=make, repeats=repeats, patience=patience)
-    first = orders[0]
-    tokens = {name: side.replies[0]["tokens"] for name, side in measured.items()}
-    named = {
-        name: sides[name].ask(first.posted(with_ids=True, stream=False))
-        for name in sides
-        if name in NAMING
-    }
-    tokens |= {name: reply["tokens"] for name, reply in named.items()}
+    """Measure sides on one kind of order, and have their first answers judged.
+
+    Ours name no tokens where they are timed. They are asked once more for each order, by name, and
+    must say the same.
+    """
+    measured, orders = take_turns(
+        what, sides, make=make, repeats=repeats, failures=failures, patience=patience
+    )
+    tokens, again = {}, {}
+    for name, timed in measured.items():
+        replies = timed.replies
+        if name in NAMING:
+            replies = [sides[name].ask(each.posted(with_ids=True, stream=False)) for each in orders]
+            again[name] = _same_texts(replies, timed.replies)
+        tokens[name] = replies[0]["tokens"]
+    judged = judge_all(what, judge, orders[0], tokens)
+    changed = [name for name, (same, asked) in again.items() if same < asked]
     return {
         "sides": figures_of(measured),
-        "texts_as_when_timed": _same_texts(named[OURS], measured[OURS]),
-        **judge_all(what, judge, first, tokens),
+        "texts_as_when_timed": {name: f"{same} of {of}" for name, (same, of) in again.items()},
+        "tokens": {name: verdict.figures() for name, verdict in judged.items()},
+        "wrong": wrong_ones(judged, changed),
     }
 
 
 def judge_all(
     what: str, judge: Judge, order: Order, tokens: Mapping[str, list[list[int]]]
-) -> dict[str, Any]:
-    """Return the verdict on each side's answers, and who was wrong."""
+) -> dict[str, Verdict]:
+    """Return the verdict on each side's answers."""
     verdicts = judge.verdicts(order, tokens)
     for name, verdict in verdicts.items():
         say(
             f"{what:<12} {name:<14} {verdict.likeliest} of {verdict.tokens} tokens likeliest, "
-            f"worst {verdict.worst:.3f} behind, {verdict.allowed:.3f} allowed"
+            f"worst {verdict.worst:.3f} behind; {verdict.allowed_others} others and "
+            f"{verdict.allowed:.3f} allowed"
         )
-    wrong = [name for name, verdict in verdicts.items() if not verdict.right]
-    return {
-        "tokens": {name: verdict.figures() for name, verdict in verdicts.items()},
-        "wrong": sorted(set(wrong) - INEXACT),
-    }
+    return verdicts
+
+
+def wrong_ones(verdicts: Mapping[str, Verdict], changed: Iterable[str]) -> list[str]:
+    """Return who gave tokens that are not right, or others when they were asked again."""
+    judged = {name for name, verdict in verdicts.items() if not verdict.right}
+    return sorted((judged - INEXACT) | set(changed))
 
 
 def ratio(figures: JSON, peer: str) -> float:
@@ -219,7 +257,11 @@ def ratio(figures: JSON, peer: str) -> float:
     return over
 
 
-def _same_texts(named: JSON, timed: Measured) -> str:
-    """Say how many texts came again when token ids were asked for."""
-    pairs = list(zip(named["texts"], timed.replies[0]["texts"], strict=True))
-    return f"{sum(a == b for a, b in pairs)} of {len(pairs)}"
+def _same_texts(named: Sequence[JSON], timed: Sequence[JSON]) -> tuple[int, int]:
+    """Return how many texts came again when tokens were asked for, and how many there are."""
+    pairs = [
+        pair
+        for mine, before in zip(named, timed, strict=True)
+        for pair in zip(mine["texts"], before["texts"], strict=True)
+    ]
+    return sum(a == b for a, b in pairs), len(pairs)

@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from benchmarks import record
-from benchmarks.sides import JSON, ROOT, environment
+from benchmarks.sides import JSON, ROOT, environment, start_plain
 from benchmarks.train.parts import EXTRA, PARTS
 from benchmarks.train.rows import SEED
 from benchmarks.train.sizes import FULL_SIZE, QUICK_SIZE
@@ -23,6 +23,7 @@ from core.settings import Settings
 def main() -> None:
     """Run the parts that the command line asks for, and leave their figures."""
     options = read_options()
+    start_plain()
     record.announce()
     began = time.monotonic()
     found: dict[str, JSON] = {}
@@ -64,7 +65,7 @@ def main() -> None:
 def read_options(arguments: list[str] | None = None) -> argparse.Namespace:
     """Return what the command line says."""
     parser = argparse.ArgumentParser(prog="benchmarks.train", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="under ten minutes: fewer repeats")
+    parser.add_argument("--quick", action="store_true", help="fewer repeats: some ten minutes")
     parser.add_argument("--data", type=Path, help="a folder of chat sets; default: our own rows")
     parser.add_argument(
         "--profile", action="store_true", help="and where time goes, and what more work costs"

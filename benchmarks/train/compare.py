@@ -58,8 +58,6 @@ class Subject:
     name: str
     method: dict[str, Any]
     form: str = PEFT
-    norms: bool = True
-    """Whether the peer's gradients are of the same parameters."""
     losses: Bound = LOSSES
     norms_in_float32: bool = False
     """Whether norms are compared in float32 only; so there are steps in it in any case."""
@@ -196,9 +194,7 @@ class Bench(AbstractContextManager["Bench"]):
         question = self.peer_question(subject, work, dtype="float32")
         ours = self.ours.ask({"order": order})
         peer = self.peer.ask({**question, "layout": layout, "steps": steps})
-        bounds = {"losses": IN_FLOAT32}
-        if subject.norms:
-            bounds["norms"] = subject.exact_norms
+        bounds = {"losses": IN_FLOAT32, "norms": subject.exact_norms}
         what = f"{subject.name} in float32: "
         return {
             f"{name}_in_float32": check_curves(
@@ -255,7 +251,7 @@ def check(ours: JSON, peer: JSON, *, work: Work, subject: Subject) -> JSON:
             ours["losses"], peer["losses"], bound=subject.losses, what=f"{subject.name}: losses"
         )
     }
-    if subject.norms and not subject.norms_in_float32:
+    if not subject.norms_in_float32:
         found["first_norm"] = check_curves(
             ours["norms"][:1],
             peer["norms"][:1],

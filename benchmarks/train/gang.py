@@ -11,7 +11,7 @@ from statistics import mean, median
 
 from benchmarks import record
 from benchmarks.equality import Bound, check_curves, check_same
-from benchmarks.sides import JSON, ROOT, Side, SideFailed
+from benchmarks.sides import ANSWER_SECONDS, JSON, ROOT, Side, SideFailed, rotated
 from benchmarks.train.compare import Bench, Layout, Subject
 from benchmarks.train.rows import SEED, RowSet, Work, chat_work
 
@@ -64,7 +64,7 @@ def compare_gang(
     """Return seconds from queued to published of all ways, and their ratios.
 
     `separate` jobs of each one-after-another way are run; their time grows with their number, so
-    that of all is what these took times all over these (our worker's start is counted each time).
+    that of all is what these took times all over these, but for the start of our one worker.
     """
     questions = [bench.peer_question(subject, work) for work in works[:separate]]
     chosen, tried = bench.choose_layout(questions[0], LAYOUTS)
@@ -77,19 +77,27 @@ def compare_gang(
     ganged: list[JSON] = []
     alone: list[JSON] = []
     scripts: list[list[JSON]] = []
-    for _ in range(repeats):
+
+    def train_gang() -> None:
         ganged.append(line.ask({"jobs": jobs, "variables": variables}))
+
+    def train_alone() -> None:
         alone.append(line.ask({"jobs": jobs[:separate], "variables": {**variables, **OFF}}))
+
+    def run_scripts() -> None:
+        folder = bench.scratch / "scripts"
         scripts.append(
-            [
-                run_script(question, chosen, folder=bench.scratch / "scripts", variables=variables)
-                for question in questions
-            ]
+            [run_script(one, chosen, folder=folder, variables=variables) for one in questions]
         )
+
+    for round_ in range(repeats):
+        for train in rotated([train_gang, train_alone, run_scripts], round_):
+            train()
     whole = len(works) / separate
+    rounds = zip(ganged, alone, scripts, strict=True)
     seconds = {
         "gang": [round(said["seconds"], 2) for said in ganged],
-        "alone": [round(said["seconds"] * whole, 2) for said in alone],
+        "alone": [_times(said, whole) for said in alone],
         "peft": [round(sum(said["seconds"] for said in runs) * whole, 2) for runs in scripts],
     }
     medians = {name: median(values) for name, values in seconds.items()}
@@ -103,7 +111,7 @@ def compare_gang(
         "gang_vs_peft": round(medians["peft"] / medians["gang"], 3),
         "peer_layout": str(chosen),
         "peer_layouts_tried": tried,
-        "equality": {"in_float32": exact, "jobs": _check(ganged[-1], alone[-1], scripts[-1])},
+        "equality": {"in_float32": exact, "jobs": [_check(works, *one) for one in rounds]},
         "load": [before, record.load()],
     }
 
@@ -116,7 +124,13 @@ def run_script(question: JSON, layout: Layout, *, folder: Path, variables: dict[
     command = [sys.executable, "-m", "benchmarks.train.script", str(path), str(folder / "adapter")]
     began = time.perf_counter()
     done = subprocess.run(
-        command, env=variables, cwd=ROOT, capture_output=True, text=True, check=False
+        command,
+        env=variables,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=ANSWER_SECONDS,
     )
     seconds = time.perf_counter() - began
     if done.returncode != 0:
@@ -125,14 +139,27 @@ def run_script(question: JSON, layout: Layout, *, folder: Path, variables: dict[
     return {**said, "seconds": seconds}
 
 
-def _check(ganged: JSON, alone: JSON, scripts: list[JSON]) -> list[JSON]:
+def _times(alone: JSON, whole: float) -> float:
+    """Return the seconds of so many times the jobs that one worker took one after another."""
+    start: float = alone["start_seconds"]
+    return round(start + (alone["seconds"] - start) * whole, 2)
+
+
+def _check(works: Sequence[Work], ganged: JSON, alone: JSON, scripts: list[JSON]) -> list[JSON]:
     """Return how far each job's losses are from the peer's; those alone must be the same bits.
+
+    All must have trained the tokens of its work, and the peer those of each step.
 
     Losses of two rows in bfloat16 are mostly rounding, so steps are compared by `POOLED_STEPS`; the
     first one alone, too, for it is of the tensors that both start from.
     """
     found = []
+    trained = [sum(work.tokens) for work in works]
+    check_same(ganged["tokens"], trained, what="tokens of the jobs in a gang")
+    check_same(alone["tokens"], trained[: len(scripts)], what="tokens of the jobs alone")
     for number, script in enumerate(scripts):
+        peers = list(works[number].tokens)
+        check_same(script["tokens"], peers, what=f"job {number}: peer's tokens of each step")
         mine, what = ganged["losses"][number], f"job {number}"
         check_same(mine, alone["losses"][number], what=f"{what}: losses in a gang and alone")
         check_curves(mine[:1], script["losses"][:1], bound=FIRST_LOSS, what=f"{what}, first loss")

@@ -39,7 +39,10 @@ class JobFailed(RuntimeError):
 
 
 def answer(question: JSON) -> JSON:
-    """Put jobs in line, start a worker, and return how long it took until all were published."""
+    """Put jobs in line, start a worker, and return how long it took until all were published.
+
+    `start_seconds` are those of the worker itself, until it claimed the first one.
+    """
     settings = get_settings()
     database, store = Database(settings.database), Store(settings.store)
     try:
@@ -50,12 +53,13 @@ def answer(question: JSON) -> JSON:
         dispatcher = Dispatcher(settings)
         for job_id in ids:
             dispatcher.validate(job_id)
-        began = time.perf_counter()
+        began, clock = time.perf_counter(), time.time()
         with _worker(question["variables"], log=settings.data_folder / "worker.log"):
             rows = _wait(ids, database=database)
             seconds = time.perf_counter() - began
         return {
             "seconds": round(seconds, 2),
+            "start_seconds": round(min(row.started_at or clock for row in rows) - clock, 2),
             "train_seconds": [(row.usage or {}).get("train_seconds") for row in rows],
             "tokens": [row.trained_tokens for row in rows],
             "losses": [_losses(job_id, database=database) for job_id in ids],

@@ -21,6 +21,8 @@ class Size:
     fixed_steps: int
     fixed_repeats: int
     fixed_casts: tuple[bool, ...]
+    fixed_parts: tuple[int, ...]
+    """Micro-batches of a step that the peer tries."""
     memory_casts: tuple[bool, ...]
     memory_shapes: int
     kind_steps: int
@@ -42,6 +44,7 @@ QUICK_SIZE = Size(
     fixed_steps=3,
     fixed_repeats=2,
     fixed_casts=(True,),
+    fixed_parts=(1,),
     memory_casts=(True,),
     memory_shapes=1,
     kind_steps=3,
@@ -60,6 +63,7 @@ FULL_SIZE = Size(
     fixed_steps=6,
     fixed_repeats=5,
     fixed_casts=(True, False),
+    fixed_parts=(1, 2),
     memory_casts=(True, False),
     memory_shapes=2,
     kind_steps=6,

@@ -22,6 +22,7 @@ def test_a_case_compares_outputs_and_gradients(case) -> None:
     said = compare(case, ops(torch.device("cpu")), repeats=1)
     assert said["ratio"] > 0
     assert said["apart"] < 1e-5
+    assert said["plain_apart"] < 1e-5
 
 
 def test_apart_is_relative() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks.equality import Bound, Unequal, check_curves, check_same
 from benchmarks.record import describe_machine, finish, save
-from benchmarks.sides import Side, SideFailed, environment, interleave, ratio
+from benchmarks.sides import Side, SideFailed, environment, interleave, ratio, start_plain
 from core.memory import LARGE_PAGES
 
 ECHO = "tests.benchmarks.echo_side"
@@ -60,6 +60,17 @@ def test_sides_have_the_same_threads_and_allocator(monkeypatch: pytest.MonkeyPat
     assert kept["MALLOC_MMAP_MAX_"] == "0"
     assert LARGE_PAGES.items() <= kept.items()
     assert not [name for name in plain if name.startswith(("MALLOC_", "GLIBC_"))]
+
+
+def test_our_sides_start_without_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GRAFTWORK_ENGINE__QUANTIZATION", "int8")
+    monkeypatch.setenv("GRAFTWORK_NATIVE", "off")
+    start_plain()
+    assert [name for name in environment() if name.startswith("GRAFTWORK_")] == ["GRAFTWORK_NATIVE"]
+    (tmp_path / ".env").write_text("GRAFTWORK_ENGINE__QUANTIZATION=int8\n")
+    with pytest.raises(SystemExit, match="would change what is measured"):
+        start_plain()
 
 
 def test_a_ratio_is_of_medians() -> None:

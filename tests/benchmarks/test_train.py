@@ -12,7 +12,7 @@ import torch
 from benchmarks.equality import Unequal
 from benchmarks.sides import Side, environment
 from benchmarks.train.compare import Bench, Layout, check, speed
-from benchmarks.train.gang import make_jobs
+from benchmarks.train.gang import _check, _times, make_jobs
 from benchmarks.train.kinds import KINDS, LORA
 from benchmarks.train.profile import COUNTS
 from benchmarks.train.protocol import IGNORED
@@ -167,7 +167,29 @@ def test_jobs_in_line_are_published(base: Path, rows: RowSet, tmp_path: Path) ->
         said = line.ask({"jobs": jobs, "variables": variables})
     assert said["tokens"] == [sum(work.tokens) for work in works]
     assert [len(losses) for losses in said["losses"]] == [2, 2]
-    assert said["seconds"] > 0
+    assert 0 < said["start_seconds"] < said["seconds"]
+
+
+def test_a_gang_that_trained_other_tokens_is_refused(rows: RowSet, tmp_path: Path) -> None:
+    works = make_jobs(rows, jobs=2, steps=2, folder=tmp_path)
+    trained = [sum(work.tokens) for work in works]
+    losses = [2.0, 1.0]
+    gang = {"tokens": trained, "losses": [losses] * 2}
+    alone = {"tokens": trained[:1], "losses": [losses]}
+    script = {"tokens": list(works[0].tokens), "losses": losses}
+    assert _check(works, gang, alone, [script])[0]["most"] == 0.0
+    for said in (
+        ({**gang, "tokens": [trained[0], 1]}, alone, [script]),
+        (gang, {**alone, "tokens": [1]}, [script]),
+        (gang, alone, [{**script, "tokens": script["tokens"][::-1]}]),
+        (gang, {**alone, "losses": [[2.0, 1.0 + 1e-7]]}, [script]),
+    ):
+        with pytest.raises(Unequal):
+            _check(works, *said)
+
+
+def test_what_one_job_took_is_counted_eight_times_but_for_the_workers_start() -> None:
+    assert _times({"start_seconds": 2.0, "seconds": 7.0}, 8) == 42.0
 
 
 def test_products_are_counted_where_ops_are_called() -> None:

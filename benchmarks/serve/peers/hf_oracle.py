@@ -42,7 +42,7 @@ def load(spec: JSON) -> Answer:
         rows_of: dict[str | None, list[int]] = defaultdict(list)
         for row, name in enumerate(order["adapters"]):
             rows_of[name].append(row)
-        said: dict[int, tuple[list[float], float]] = {}
+        said: dict[int, tuple[list[float], list[float]]] = {}
         for name, rows in rows_of.items():
             folder = spec["adapters"][name] if name else None
             with adapted(exact, folder) as exactly, adapted(rough, folder) as roughly:
@@ -85,14 +85,14 @@ def adapted(network: Any, folder: str | None) -> Iterator[Any]:
 
 def judge(
     exact: Any, rough: Any, prompts_np: Tensor, taken_ng: Tensor
-) -> list[tuple[list[float], float]]:
-    """Return for each row how far its tokens lie behind, and the most that `rough`'s choices do."""
+) -> list[tuple[list[float], list[float]]]:
+    """Return for each row how far its tokens lie behind, and how far `rough`'s choices do."""
     ids_nt = torch.cat([prompts_np, taken_ng], 1)
     exact_ngv, rough_ngv = (
         read(network, ids_nt, answer=taken_ng.shape[1]) for network in (exact, rough)
     )
     behind = shortfall(exact_ngv, taken_ng).tolist()
-    noise = shortfall(exact_ngv, rough_ngv.argmax(-1)).amax(1).tolist()
+    noise = shortfall(exact_ngv, rough_ngv.argmax(-1)).tolist()
     return list(zip(behind, noise, strict=True))
 
 

@@ -2,12 +2,11 @@
 
 import ctypes
 import importlib.util
-import os
 import sys
 from pathlib import Path
 
 from benchmarks.serve.peers.peer import Answer, Peer, answer_orders, timed
-from benchmarks.sides import JSON
+from benchmarks.sides import JSON, cores
 
 PEER = Peer(
     name="llamacpp",
@@ -28,7 +27,7 @@ def load(spec: JSON) -> Answer:
     model = llama_cpp.llama_model_load_from_file(str(path).encode(), model_params)
     params = llama_cpp.llama_context_default_params()
     params.n_ctx = spec["context"]
-    params.n_threads = params.n_threads_batch = os.cpu_count()
+    params.n_threads = params.n_threads_batch = len(cores())
     context = llama_cpp.llama_init_from_model(model, params)
     memory = llama_cpp.llama_get_memory(context)
     sampler = llama_cpp.llama_sampler_init_greedy()

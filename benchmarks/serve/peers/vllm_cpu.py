@@ -1,10 +1,9 @@
 """vLLM on the CPU: offline generation."""
 
-import os
 from dataclasses import replace
 
 from benchmarks.serve.peers.peer import Answer, Peer, answer_orders, timed
-from benchmarks.sides import JSON
+from benchmarks.sides import JSON, cores
 
 PEER = Peer(
     name="vllm",
@@ -22,7 +21,7 @@ PEER = Peer(
     },
     without=("OMP_NUM_THREADS", "MKL_NUM_THREADS"),
 )
-_CORES = ",".join(map(str, range(os.cpu_count() or 1)))
+_CORES = ",".join(map(str, cores()))
 ALL_CORES = replace(PEER, variables={**PEER.variables, "VLLM_CPU_OMP_THREADS_BIND": _CORES})
 """By itself it computes on all cores but one, which it leaves to its own Python."""
 

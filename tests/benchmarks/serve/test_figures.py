@@ -8,6 +8,7 @@ from typing import Any, cast
 import pytest
 import torch
 
+from benchmarks.failures import Failures
 from benchmarks.serve.__main__ import (
     FURTHER,
     RATIOS,
@@ -17,7 +18,7 @@ from benchmarks.serve.__main__ import (
     wrong_of,
 )
 from benchmarks.serve.data import find_texts, find_training
-from benchmarks.serve.equality import LEAST, Judge, verdict_of
+from benchmarks.serve.equality import LEAST, LEAST_OTHERS, Judge, Noise, verdict_of
 from benchmarks.serve.floor import Speeds, floor_of
 from benchmarks.serve.gaps import BUSY, QUIET, Phase, gaps_by_phase, percentile
 from benchmarks.serve.measure import take_turns
@@ -45,10 +46,21 @@ def test_a_percentile_is_a_value_that_was_seen() -> None:
 
 
 def test_tokens_are_right_as_long_as_bfloat16_explains_them() -> None:
-    near = verdict_of([[0.0, 0.3], [0.0]], noise=0.2)
+    noise = Noise(tokens=10, others=1, worst=0.2)
+    near = verdict_of([[0.0, 0.3], [0.0]], noise=noise)
     assert (near.likeliest, near.tokens, near.right) == (2, 3, True)
-    assert not verdict_of([[0.0, 0.5]], noise=0.2).right
-    assert verdict_of([[LEAST]], noise=0.0).right
+    assert not verdict_of([[0.0, 0.5]], noise=noise).right
+    assert verdict_of([[LEAST]], noise=Noise()).right
+
+
+def test_no_more_tokens_lie_behind_than_bfloat16_explains() -> None:
+    noise = Noise()
+    noise.add([[0.0, 0.3], [0.0, 0.0]])
+    assert (noise.tokens, noise.others, noise.worst) == (4, 1, 0.3)
+    for others in range(9):
+        found = verdict_of([[0.1] * others + [0.0] * (8 - others)], noise=noise)
+        assert found.allowed_others == LEAST_OTHERS + 4
+        assert found.right is (others <= 7)
 
 
 def test_the_oracle_reads_once_what_sides_answer_alike() -> None:
@@ -57,7 +69,8 @@ def test_the_oracle_reads_once_what_sides_answer_alike() -> None:
 
     def ask(question: dict[str, Any]) -> dict[str, Any]:
         asked.append(question)
-        return {"behind": [[0.0, 0.0], [0.0, 0.1], [0.0, 0.6]], "noise": [0.0, 0.2, 0.0]}
+        behind = [[0.0, 0.0], [0.0, 0.1], [0.0, 0.6]]
+        return {"behind": behind, "noise": [[0.0, 0.0], [0.0, 0.2], [0.0, 0.0]]}
 
     oracle = cast("Side", SimpleNamespace(ask=ask))
     found = Judge(oracle).verdicts(order, {"one": [[5, 6], [7, 8]], "other": [[5, 6], [7, 9]]})
@@ -74,7 +87,7 @@ def test_the_oracle_reads_once_what_sides_answer_alike() -> None:
 
 
 def test_what_bfloat16_explains_is_measured_on_former_orders_too() -> None:
-    replies = iter([{"behind": [[0.0]], "noise": [0.2]}, {"behind": [[0.3]], "noise": [0.0]}])
+    replies = iter([{"behind": [[0.0]], "noise": [[0.2]]}, {"behind": [[0.3]], "noise": [[0.0]]}])
     judge = Judge(cast("Side", SimpleNamespace(ask=lambda _: next(replies))))
     order = Order(prompts=[[1]], adapters=[None], tokens=1)
     judge.verdicts(order, {"one": [[5]]})
@@ -89,33 +102,33 @@ def test_a_shortfall_is_measured_from_the_likeliest() -> None:
 def test_sides_take_turns_on_the_same_orders() -> None:
     asked: list[tuple[str, int]] = []
 
-    def side(name: str, seconds: float) -> SimpleNamespace:
-        def ask(order: dict[str, object]) -> dict[str, object]:
-            asked.append((name, int(str(order["tokens"]))))
-            return {"seconds": seconds, "tokens": [[1]]}
+    def side(name: str, seconds: float, *, short: int = 0) -> Side:
+        def ask(order: dict[str, Any]) -> dict[str, object]:
+            asked.append((name, order["tokens"]))
+            return {"seconds": seconds, "tokens": [[1] * (order["tokens"] - short)] * 2}
 
-        return SimpleNamespace(ask=ask)
+        return cast("Side", SimpleNamespace(ask=ask))
 
-    numbers = iter(range(10, 20))
+    numbers = iter(range(10, 30))
 
     def make() -> Order:
         return Order(prompts=[[1], [2]], adapters=[None, None], tokens=next(numbers))
 
-    sides = {"ours": side("ours", 2.0), "peer": side("peer", 4.0)}
-    measured, orders = take_turns("both", sides, make=make, repeats=2)
-    assert asked == [
-        ("ours", 8),
-        ("peer", 8),
-        ("ours", 11),
-        ("peer", 11),
-        ("peer", 12),
-        ("ours", 12),
-    ]
+    sides, failures = {"ours": side("ours", 2.0), "peer": side("peer", 4.0)}, Failures()
+    given: dict[str, Any] = {"make": make, "repeats": 2, "failures": failures}
+    measured, orders = take_turns("both", sides, **given)
+    warm_up, rounds = asked[:2], asked[2:]
+    assert warm_up == [("ours", 8), ("peer", 8)]
+    assert rounds == [("ours", 11), ("peer", 11), ("peer", 12), ("ours", 12)]
     assert [order.tokens for order in orders] == [11, 12]
     assert measured["ours"].rates == [11.0, 12.0]
     assert measured["peer"].rate == 5.75
-    measured, _ = take_turns("quick", sides, make=make, repeats=2, patience=3.0)
-    assert [len(side.rates) for side in measured.values()] == [2, 1]
+    measured, _ = take_turns("quick", sides, **given, patience=3.0)
+    assert [len(one.rates) for one in measured.values()] == [1, 1]
+    assert not failures
+    measured, _ = take_turns("short", {**sides, "short": side("short", 1.0, short=1)}, **given)
+    assert list(measured) == ["ours", "peer"]
+    assert list(failures) == ["short: short"]
 
 
 def test_no_prompt_comes_twice(tmp_path: Path) -> None:
@@ -198,7 +211,7 @@ def test_ratios_have_the_names_of_the_bars() -> None:
     parts: dict[str, Any] = {
         "adapters": {
             "mixed": {**speeds(**{OURS: 100.0}, vllm=10.0, peft=4.0), "wrong": []},
-            "single": {**speeds(**{OURS: 50.0}, vllm=10.0), "wrong": ["vllm"]},
+            "single": {**speeds(**{OURS: 50.0}, vllm=10.0), "wrong": ["llamacpp-bf16"]},
         },
         "base": {
             "base": speeds(**{OURS: 100.0}, vllm=40.0),
@@ -214,9 +227,14 @@ def test_ratios_have_the_names_of_the_bars() -> None:
     assert (ratios["mixed_vs_vllm"], ratios["mixed_vs_peft"]) == (10.0, 25.0)
     assert (ratios["single_vs_llamacpp"], ratios["base_vs_vllm"]) == (1.5, 2.5)
     assert ratios_of({"steps": parts["steps"]}) == {"mixed_over_base": 1.2, "kinds_over_base": 1.5}
-    assert wrong_of(parts) == ["adapters.single: vllm"]
+    assert wrong_of(parts) == ["adapters.single: llamacpp-bf16"]
     single = {"adapters": {"single": parts["adapters"]["single"]}}  # the other contest failed
     assert ratios_of(single) == {"single_vs_vllm": 5.0}
+    parts["adapters"]["mixed"]["wrong"] = ["peft"]
+    parts["base"]["base"]["wrong"] = [OURS]
+    parts["swaps"]["others"]["wrong"] = ["a swapped adapter"]
+    lost = {"mixed_vs_peft", "base_vs_vllm", "swap_gap"}
+    assert set(RATIOS) - set(ratios_of(parts)) == lost
 
 
 def test_a_peer_that_was_given_all_cores_counts_apart() -> None:

@@ -1,15 +1,19 @@
 """Our side of the serving benchmark, for real and small: an engine, its swaps, its judge."""
 
+from functools import partial
+
 import pytest
 import torch
 
+from benchmarks.failures import Failures
 from benchmarks.serve import swaps, versus
 from benchmarks.serve.adapters import make_kinds, make_loras
-from benchmarks.serve.equality import Judge
+from benchmarks.serve.equality import Judge, Noise, verdict_of
 from benchmarks.serve.peers import hf_oracle, hf_peft
 from benchmarks.serve.steps import BASE, time_batches
 from benchmarks.serve.work import Work, in_turn
 from benchmarks.serve.world import World, ready, start_engine, start_peer
+from benchmarks.sides import Side, SideFailed
 from core.bases import write_manifest
 from core.settings import EngineSettings, ServingSettings, Settings
 from core.store import Store
@@ -47,6 +51,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 
 def test_two_sides_give_the_same_tokens_and_the_oracle_agrees(world: World) -> None:
+    failures = Failures()
     with (
         start_engine(world, adapters=world.loras) as ours,
         start_peer(world, hf_peft.PEER, label="peft", adapters=world.folders) as peft,
@@ -58,12 +63,43 @@ def test_two_sides_give_the_same_tokens_and_the_oracle_agrees(world: World) -> N
             {versus.OURS: ours, "peft": peft},
             judge=Judge(oracle),
             make=lambda: world.work.order(in_turn(world.names, 4), length=8, tokens=6),
-            repeats=1,
+            repeats=2,
+            failures=failures,
         )
     assert found["wrong"] == []
-    assert found["texts_as_when_timed"] == "4 of 4"
+    assert found["texts_as_when_timed"] == {versus.OURS: "8 of 8"}
+    assert not failures
     assert found["tokens"][versus.OURS]["tokens"] == 24
     assert versus.ratio(found, "peft") > 0
+
+
+def test_an_answer_that_is_another_when_asked_again_is_wrong() -> None:
+    right = verdict_of([[0.0]], noise=Noise())
+    behind = verdict_of([[1.0]], noise=Noise())
+    verdicts = {versus.OURS: right, "vllm": behind, versus.INT8: behind}
+    assert versus.wrong_ones(verdicts, []) == ["vllm"]
+    assert versus.wrong_ones(verdicts, [versus.OURS]) == [versus.OURS, "vllm"]
+
+
+def test_a_side_that_cannot_start_is_left_out(world: World) -> None:
+    def gone() -> Side:
+        raise SideFailed("no such peer")
+
+    failures = Failures()
+    part = versus.Part(
+        name="part",
+        starts={versus.OURS: partial(start_engine, world, adapters=[]), "gone": gone},
+        contests=[
+            versus.Contest(
+                name="base",
+                sides=[versus.OURS, "gone"],
+                make=lambda: world.work.order([None], length=8, tokens=4),
+            )
+        ],
+    )
+    found = versus.against_peers(world, part, failures=failures, repeats=1)
+    assert list(found["base"]["sides"]) == [versus.OURS]
+    assert failures == {"part: gone": "SideFailed: no such peer"}
 
 
 def test_the_oracle_finds_a_wrong_token(world: World) -> None:
