@@ -180,7 +180,7 @@ def check_kernels(_settings: Settings) -> Finding:
     from models.nn.kernels.native import is_off, library, reason
 
     if library() is None and not is_off() and "avx2" in _cpu_flags():
-        advice = "install g++ and run `python -m models.nn.kernels.native`: several times the speed"
+        advice = "install g++ and run `make setup`: several times the speed"
         return Finding("note", reason(), advice)
     return Finding("ok", reason())
 

@@ -13,14 +13,23 @@ if TYPE_CHECKING:
 
 DataDir = Annotated[
     Path | None,
-    typer.Option(help="Everything lies here; default: ./.graftwork.", show_default=False),
+    typer.Option(
+        help="Everything lies here; default: $GRAFTWORK_DATA_DIR, else ./.graftwork.",
+        show_default=False,
+    ),
 ]
 Host = Annotated[
-    str | None, typer.Option(help="Address to listen on; default: 127.0.0.1.", show_default=False)
+    str | None,
+    typer.Option(
+        help="The api's address; default: $GRAFTWORK_HOST, else 127.0.0.1.", show_default=False
+    ),
 ]
 Port = Annotated[
     int | None,
-    typer.Option(help="Port to listen on (0 picks a free one); default: 8000.", show_default=False),
+    typer.Option(
+        help="The api's port (`serve` by 0: a free one); default: $GRAFTWORK_PORT, else 8000.",
+        show_default=False,
+    ),
 ]
 
 

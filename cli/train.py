@@ -18,7 +18,13 @@ Data = Annotated[
         exists=True, dir_okay=False, help="JSONL: chats, prompt/completion pairs, or text."
     ),
 ]
-MethodName = Annotated[str, typer.Option("--method", help="As GET /v1/methods names it.")]
+MethodName = Annotated[
+    str | None,
+    typer.Option(
+        "--method",
+        help="As GET /v1/methods names it; default: as --model was trained, else lora.",
+    ),
+]
 Options = Annotated[
     list[str] | None,
     typer.Option("--option", "-o", help="The method's own, e.g. rank=8; may be repeated."),
@@ -45,7 +51,7 @@ Watch = Annotated[bool, typer.Option("--watch", help="Stay and show how it goes.
 
 def train(
     data: Data,
-    method: MethodName = "lora",
+    method: MethodName = None,
     option: Options = None,
     epochs: Epochs = None,
     batch_size: BatchSize = None,
@@ -61,15 +67,18 @@ def train(
     """Fine-tune a model on a file."""
     from cli.client import Client
 
-    peft = {"type": method, **parse_options(option or [])}
+    peft = parse_options(option or [])
+    if method:
+        peft = {"type": method, **peft}
     if multiplier is not None and not isfinite(multiplier):
         raise InvalidRequest(f"--learning-rate-multiplier {multiplier} is no finite number.")
     with Client(base_url, api_key=api_key) as client:
         body: dict[str, Any] = {
             "model": base or client.base_model(),
             "training_file": client.upload(data)["id"],
-            "peft": peft,
         }
+        if peft:
+            body["peft"] = peft
         if validation:
             body["validation_file"] = client.upload(validation)["id"]
         hyperparameters = {

@@ -65,7 +65,7 @@ class MethodCard(Reply):
     description: str
     options: dict[str, Any] = Field(serialization_alias="schema")
     parameters: int | None
-    """Trained with the defaults; None where the data decide, or this process sees no base."""
+    """Trained with the defaults, and two labels; None where the data decide, or no base is here."""
     objective: Literal["generation", "classification"]
     shares_batch: bool
     starts_as_base: bool

@@ -88,7 +88,7 @@ class JobCreate(Wire):
     metadata: Metadata | None = None
     integrations: list[Any] | None = None
     peft: Annotated[AnyMethod, BeforeValidator(_read_peft)] | None = Field(
-        default=None, description="What is trained; LoRA unless told. `GET /v1/methods` has all."
+        default=None, description="What is trained; left out, as `model` was, else LoRA."
     )
     training: Training | None = None
 

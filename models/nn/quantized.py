@@ -40,7 +40,7 @@ def loading_options(quantization: str, *, dtype: torch.dtype, device: str) -> di
     if not is_bitsandbytes_available():
         raise InvalidRequest(
             f"Quantization to {quantization} needs bitsandbytes, which this worker lacks; "
-            "`pip install graftwork[gpu]` there, or train with quantization `none`.",
+            "install it there, or train with quantization `none`.",
             code="quantization_unavailable",
             param="training.quantization",
         )

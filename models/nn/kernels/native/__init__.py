@@ -177,7 +177,7 @@ def reason() -> str:
         used = "" if found.trains else ", which serve in bfloat16 and train in float32"
         return f"C++ kernels with {found.instructions}{used}"
     except Unavailable as error:
-        return f"plain torch, for of the C++ kernels {error}"
+        return f"plain torch, without C++ kernels: {error}"
 
 
 def _kind(argument: Argument) -> type[Any]:

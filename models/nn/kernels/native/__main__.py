@@ -5,4 +5,4 @@ from models.nn.kernels.native.build import CannotBuild, build
 try:
     print(f"C++ kernels: {build().name}")  # noqa: T201 - a command
 except CannotBuild as reason:
-    print(f"C++ kernels were not built, plain torch will do: {reason}")  # noqa: T201
+    print(f"C++ kernels were not built; torch does their work, slower: {reason}")  # noqa: T201
