@@ -1,4 +1,7 @@
-"""Every setting, read once from `GRAFTWORK_*` variables (nested by `__`) or a `.env` file."""
+"""The settings, read once from `GRAFTWORK_*` variables (nested by `__`) or a `.env` file.
+
+`docs/settings.md` explains each, and the variables that are read elsewhere and not from `.env`.
+"""
 
 import os
 import tempfile

@@ -26,19 +26,46 @@ Multiplier = Annotated[float, Field(gt=0, le=1000)] | Literal["auto"]
 class LoopRequest(Spec):
     """Hyperparameters as posted: OpenAI's three, and ours beside them in the `training` block."""
 
-    n_epochs: Epochs = "auto"
-    batch_size: BatchSize = "auto"
-    learning_rate_multiplier: Multiplier = "auto"
+    n_epochs: Epochs = Field(
+        default="auto",
+        description="How often the training file is gone through; `auto` follows its rows.",
+    )
+    batch_size: BatchSize = Field(
+        default="auto", description="Rows of one step; `auto` follows the rows of the file."
+    )
+    learning_rate_multiplier: Multiplier = Field(
+        default="auto", description="What the learning rate is multiplied by; `auto` is 1."
+    )
     learning_rate: float | None = Field(
         default=None, gt=0, le=MAX_LEARNING_RATE, description="Instead of the method's own rate."
     )
-    scheduler: Literal["linear", "cosine", "constant"] = "linear"
-    warmup_ratio: float = Field(default=0.05, ge=0, lt=1)
-    weight_decay: float = Field(default=0.0, ge=0, le=1)
-    max_grad_norm: float = Field(default=1.0, gt=0)
-    max_sequence_length: int = Field(default=1024, ge=8, le=131072)
-    micro_batch_tokens: int = Field(default=1024, ge=8, le=MAX_FORWARD_TOKENS)
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    scheduler: Literal["linear", "cosine", "constant"] = Field(
+        default="linear", description="How the learning rate falls after the warm-up, if it does."
+    )
+    warmup_ratio: float = Field(
+        default=0.05, ge=0, lt=1, description="The share of the run in which the rate rises."
+    )
+    weight_decay: float = Field(default=0.0, ge=0, le=1, description="AdamW's weight decay.")
+    max_grad_norm: float = Field(
+        default=1.0, gt=0, description="Gradients whose norm is larger are scaled down to it."
+    )
+    max_sequence_length: int = Field(
+        default=1024,
+        ge=8,
+        le=131072,
+        description="Tokens of a row that are kept; never more than the base's context.",
+    )
+    micro_batch_tokens: int = Field(
+        default=1024,
+        ge=8,
+        le=MAX_FORWARD_TOKENS,
+        description="Tokens of one forward, which a longer row may exceed; less takes less memory.",
+    )
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        default="auto",
+        description="What the base computes in: `auto` suits the machine; with `float32` no "
+        "product is rounded.",
+    )
     quantization: Quantization = Field(
         default="none",
         description="Hold the base's linear weights in 4 bits (`nf4`) or 8 (`int8`) while the "
