@@ -54,7 +54,7 @@ class Full(Method):
         if not shape.parameters:
             raise InvalidRequest(
                 "This base was pulled by an older version, which did not list its parameters; "
-                "pull it again with `graftwork pull`.",
+                "pull it again with `graftwork pull --force`.",
                 code="base_outdated",
                 param="model",
             )
