@@ -9,6 +9,10 @@ from typing import NamedTuple
 
 from worker.engine.sequence import Choice, Sequence
 
+BESIDE_OTHERS = 64
+"""Prompt tokens of a step that not all can share, while others wait to draw their next token: by
+torch's operators a whole step of them may take as long as thirty of theirs."""
+
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
@@ -89,6 +93,10 @@ class _Turn(NamedTuple):
     eager: bool
 
 
+SHARED = _Turn(group=None, eager=False)
+"""The turn of all whose adapters share a batch."""
+
+
 class Scheduler:
     """Continuous batching over a fixed number of slots.
 
@@ -147,7 +155,8 @@ class Scheduler:
     def next_step(self) -> Step | None:
         """Return a step of those whose turn it is, or None if nothing runs.
 
-        It has a token of every decoding row and up to `prefill_tokens` of prompts.
+        It has a token of every decoding row and up to `prefill_tokens` of prompts; fewer, if not
+        all can share it, while others decode.
         """
         if not self.running:
             return None
@@ -159,7 +168,8 @@ class Scheduler:
         members = [sequence for sequence in self.running if _turn_of(sequence) == turn]
         decodes = [s for s in members if isinstance(s, Choice) and not s.prefilling]
         prefilling = [sequence for sequence in members if sequence.prefilling]
-        step = Step(tuple(decodes), tuple(self._chunks(prefilling)), turn.group, turn.eager)
+        chunks = self._chunks(prefilling, budget=self._budget(turn))
+        step = Step(tuple(decodes), tuple(chunks), turn.group, turn.eager)
         if len(decodes) == len(self.running):
             self._standing = turn, step
         return step
@@ -196,21 +206,28 @@ class Scheduler:
         self._steps += 1
         return chosen
 
+    def _budget(self, turn: _Turn) -> int:
+        """Return how many tokens of prompts a step may have."""
+        waits = (s for s in self.running if isinstance(s, Choice) and not s.prefilling)
+        if turn != SHARED and any(_turn_of(sequence) != turn for sequence in waits):
+            return min(self.prefill_tokens, BESIDE_OTHERS)
+        return self.prefill_tokens
+
     def _least_served(self, ready: list[Sequence]) -> Sequence:
         served = Counter(_adapter_of(sequence) for sequence in self.running)
         return min(ready, key=lambda sequence: served[_adapter_of(sequence)])
 
-    def _chunks(self, prefilling: list[Sequence]) -> Iterator[Chunk]:
+    def _chunks(self, prefilling: list[Sequence], *, budget: int) -> Iterator[Chunk]:
         """Give half of the budget to the prompt admitted first, the rest to those that end soonest.
 
-        Beside the first there is always half a step, so no short prompt waits for a long one to
+        Beside the first there is always half a budget, so no short prompt waits for a long one to
         end; a long one waits for shorter ones until it is the first.
         """
         if not prefilling:
             return
         first, *others = prefilling
-        granted = Counter({first: min(first.left, (self.prefill_tokens + 1) // 2)})
-        budget = self.prefill_tokens - granted[first]
+        granted = Counter({first: min(first.left, (budget + 1) // 2)})
+        budget -= granted[first]
         # What others wait for is computed by the first, which is served anyway, or by the soonest.
         distinct = _distinct([first, *sorted(others, key=attrgetter("left"))])
         for sequence in sorted(distinct, key=attrgetter("left")):

@@ -7,7 +7,7 @@ import pytest
 
 from models.spec import SamplingSpec
 from models.wire import AdapterRef
-from worker.engine.scheduler import Scheduler, Step
+from worker.engine.scheduler import BESIDE_OTHERS, Scheduler, Step
 from worker.engine.sequence import Choice, Footing, Sequence
 from worker.engine.text import TextStream
 from worker.engine.tree import ROOT, Tree
@@ -45,6 +45,19 @@ def advance(step: Step | None) -> None:
 
 def sizes(step: Step | None) -> list[int]:
     return [chunk.stop - chunk.start for chunk in step.chunks] if step else []
+
+
+def test_steps_that_not_all_can_share_are_short_while_others_decode() -> None:
+    decoding, apart = row(3), row(1000, "whole", group="whole")
+    scheduler = make(2, 512, decoding)
+    scheduler.admit(everybody)
+    advance(scheduler.next_step())
+    scheduler.add(apart)
+    scheduler.admit(everybody)
+    steps = [scheduler.next_step() for _ in range(4)]
+    assert [sizes(step) for step in steps] == [[BESIDE_OTHERS], [], [BESIDE_OTHERS], []]
+    scheduler.remove(decoding)
+    assert sizes(scheduler.next_step()) == [512]
 
 
 def test_idle_has_no_step() -> None:
