@@ -17,7 +17,7 @@ import msgspec
 import torch
 from torch import Tensor
 
-from core.bases import hash_file
+from core.bases import MANIFEST, hash_file, read_manifest
 from core.errors import InvalidRequest
 from core.faults import crash_point
 from core.memory import keep_freed_memory
@@ -33,6 +33,10 @@ from worker.train.loop import Loop
 from worker.train.report import Channel, Pipe, write_results
 from worker.train.setup import begin, prepare
 from worker.train.turns import Interrupted
+
+
+class BaseReplaced(RuntimeError):
+    """Another base lies in the folder from which this process had read one."""
 
 
 def main() -> None:
@@ -61,12 +65,14 @@ def train(order: TrainOrder, channel: Channel) -> Work[None]:
     device = prepare_torch(order)
     quantization = spec.loop.quantization
     refuse_replaced_weights(spec.method, quantization=quantization)
-    backbone = load_backbone(
+    backbone, base_digest = load_backbone(
         Path(order.base_folder),
         dtype=pick_training_dtype(spec, device),
         device=device,
         quantization=quantization,
     )
+    if order.provenance.get("base_digest") not in (None, base_digest):
+        raise BaseReplaced("A process that has not read the former one must train this job.")
     set_precision(spec, device)
     checkpoints = Checkpoints(Path(order.work_folder))
     try:
@@ -93,10 +99,17 @@ def train(order: TrainOrder, channel: Channel) -> Work[None]:
 
 
 @lru_cache(maxsize=1)
-def load_backbone(folder: Path, *, dtype: torch.dtype, device: str, quantization: str) -> Backbone:
-    """Return the base that the jobs of a process share, admitted by products that do not round."""
+def load_backbone(
+    folder: Path, *, dtype: torch.dtype, device: str, quantization: str
+) -> tuple[Backbone, str | None]:
+    """Return the base that the jobs of a process share, and the digest of what lay there then.
+
+    It is admitted by products that do not round.
+    """
     torch.set_float32_matmul_precision("highest")
-    return Backbone.load(folder, dtype=dtype, device=device, quantization=quantization)
+    backbone = Backbone.load(folder, dtype=dtype, device=device, quantization=quantization)
+    # Read behind the weights: of a base that is replaced meanwhile it is not that of the order.
+    return backbone, read_manifest(folder).digest if (folder / MANIFEST).is_file() else None
 
 
 def conclude(order: TrainOrder, loop: Loop, adapter_folder: Path) -> Succeeded:

@@ -6,10 +6,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from core.bases import write_manifest
 from models.nn import kernels
 from models.nn.backbone import Backbone, pick_dtype
+from models.nn.chat import Renderer
 from models.nn.kernels import rows as kernel
 from models.nn.kernels.native import library, takes
+from models.spec import Broke
 from tests.tiny import make_tiny_base
 from tests.worker.train.conftest import ROWS, WIDE, Job, weights_hash
 from tests.worker.train.gangs import JOBS, SHORT, check_equal, run_together
@@ -192,3 +195,21 @@ def test_without_blocks_of_one_height_the_bits_would_differ(make_order, monkeypa
     found = run_together([make_order(**job) for job in JOBS[:2]])
     hashes = [[weights_hash(said) for said in side] for side in (found, alone)]
     assert hashes[0] != hashes[1]
+
+
+def test_a_base_that_was_replaced_is_not_trained_in_the_place_of_the_new_one(tmp_path):
+    folder = make_tiny_base(tmp_path / "base")
+    renderer_digest = Renderer.load(folder).digest
+
+    def order(name):
+        manifest = write_manifest(folder, id="tiny", shape={}, renderer_digest=renderer_digest)
+        return Job(tmp_path / name, folder).order(provenance={"base_digest": manifest.digest})
+
+    (before,) = run_together([order("before")])
+    make_tiny_base(folder, seed=1)
+    (joined,) = run_together([order("joined")])
+    assert type(before[-1]).__name__ == "Succeeded"
+    assert joined == [Broke(reason="The training process met an unexpected error (BaseReplaced)")]
+    load_backbone.cache_clear()
+    (after,) = run_together([order("after")])
+    assert weights_hash(after) != weights_hash(before)
