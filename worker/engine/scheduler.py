@@ -100,9 +100,10 @@ SHARED = _Turn(group=None, eager=False)
 class Scheduler:
     """Continuous batching over a fixed number of slots.
 
-    Admission takes turns: first come first served, then the first of whichever adapter has the
-    fewest rows running. So the head of the queue moves at every second admission whatever others
-    send, and a flood for one adapter delays the others by one turn, not by the flood.
+    Admission takes turns: first come first served, then the first of whichever tenant has the
+    fewest rows running, and of whichever of its adapters. So the head of the queue moves at every
+    second admission whatever others send, and a flood of one tenant's, or for one adapter, delays
+    the others by one turn, not by the flood.
 
     A step is for one group of sequences: all whose adapters share a batch, or those of one adapter
     that does not. What the C++ step does not compute, such as nodes of trees, are steps of their
@@ -214,8 +215,13 @@ class Scheduler:
         return self.prefill_tokens
 
     def _least_served(self, ready: list[Sequence]) -> Sequence:
-        served = Counter(_adapter_of(sequence) for sequence in self.running)
-        return min(ready, key=lambda sequence: served[_adapter_of(sequence)])
+        tenants = Counter(sequence.request.tenant for sequence in self.running)
+        adapters = Counter(map(_version_of, self.running))
+
+        def served(sequence: Sequence) -> tuple[int, int]:
+            return tenants[sequence.request.tenant], adapters[_version_of(sequence)]
+
+        return min(ready, key=served)
 
     def _chunks(self, prefilling: list[Sequence], *, budget: int) -> Iterator[Chunk]:
         """Give half of the budget to the prompt admitted first, the rest to those that end soonest.
@@ -258,5 +264,6 @@ def _slot_of(sequence: Sequence) -> int:
     return sequence.slot
 
 
-def _adapter_of(sequence: Sequence) -> str | None:
-    return sequence.adapter.digest if sequence.adapter else None
+def _version_of(sequence: Sequence) -> tuple[str | None, str | None]:
+    """Return whose an adapter is, and its digest: the same bytes may be several tenants'."""
+    return sequence.request.tenant, sequence.adapter.digest if sequence.adapter else None

@@ -13,9 +13,15 @@ from worker.engine.text import TextStream
 from worker.engine.tree import ROOT, Tree
 
 
-def row(length: int, adapter: str | None = None, *, group: str | None = None) -> Choice:
+def row(
+    length: int,
+    adapter: str | None = None,
+    *,
+    group: str | None = None,
+    tenant: str | None = None,
+) -> Choice:
     ref = AdapterRef(adapter, adapter) if adapter else None
-    request = SimpleNamespace(adapter=ref, sampling=SamplingSpec())
+    request = SimpleNamespace(adapter=ref, sampling=SamplingSpec(), tenant=tenant)
     return Choice(
         request=cast("Any", request),
         index=0,
@@ -45,6 +51,13 @@ def advance(step: Step | None) -> None:
 
 def sizes(step: Step | None) -> list[int]:
     return [chunk.stop - chunk.start for chunk in step.chunks] if step else []
+
+
+def test_a_tenants_flood_delays_another_by_one_turn() -> None:
+    flood = [row(3, name, tenant="many") for name in ("a", "b", "c", None) * 4]
+    other = row(3, "a", tenant="one")
+    scheduler = make(3, 8, *flood, other)
+    assert scheduler.admit(everybody)[:2] == [flood[0], other]
 
 
 def test_steps_that_not_all_can_share_are_short_while_others_decode() -> None:
