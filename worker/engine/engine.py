@@ -265,13 +265,18 @@ class Engine:
             opened.inspector.shutdown(wait=False, cancel_futures=True)
         except Exception as error:
             log.error("engine_died", exc_info=error)
-            self._dead = True
-            self._fail_all(_died())
-            self._died()
+            self._die()
         finally:
             if self._opened is not None:
                 self._opened.threads.close()
             gc.unfreeze()
+
+    def _die(self) -> None:
+        self._dead = True
+        try:
+            self._fail_all(_died())
+        finally:
+            self._died()
 
     def _fail_all(self, error: Unavailable) -> None:
         if self._opened is not None:

@@ -83,15 +83,14 @@ class Loop:
     def cancel(self, request: Request) -> None:
         """Forget a request; one that has ended already is fine."""
         self._line.leave(request)
-        for sequence in request.sequences:
-            self._release(sequence, clean=False)
-        request.sequences.clear()
+        while request.sequences:
+            self._release(request.sequences.pop(), clean=False)
         self.adapters.let_go(request)
 
     def fail(self, request: Request, error: GraftworkError) -> None:
-        """End a request with an error."""
-        self.cancel(request)
+        """End a request with an error, which its caller gets even if its rows cannot be freed."""
         self._outbox.put(request, error)
+        self.cancel(request)
 
     def fail_adapter(self, digest: str, error: GraftworkError) -> None:
         """End every request that waits for an adapter that cannot be loaded."""
@@ -100,10 +99,10 @@ class Loop:
                 self.fail(request, error)
 
     def fail_all(self, error: GraftworkError) -> None:
-        """End every request."""
+        """Tell every request that the engine ends; rows stay, for nobody comes after them."""
         running = [row.request for row in self.scheduler.running]
         for request in dict.fromkeys([*running, *self._line]):
-            self.fail(request, error)
+            self._outbox.put(request, error)
 
     def step(self) -> bool:
         """Admit what can be, compute a step, deliver its lines; False if there was no work.

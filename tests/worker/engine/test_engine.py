@@ -15,7 +15,7 @@ from models.nn.attention import PackedCausal
 from models.nn.chat import Renderer
 from models.nn.executors import NOBODY
 from models.wire import GenerateDelta, GenerateEnd, GenerateOpened, GenerateRequest
-from tests.worker.engine.conftest import World, ask, ask_all, order, until
+from tests.worker.engine.conftest import World, ask_all, order, until
 from worker.engine.engine import Engine
 from worker.engine.runner import Runner
 from worker.engine.sampler import likeliest
@@ -328,30 +328,3 @@ def test_a_failed_rows_slot_is_clean_for_the_next(
     poisoned(monkeypatch, leave_nan)
     assert ask_all(engine, [order([7] * 13)])[0].last.code == "engine_fault"
     assert ask_all(engine, [order(PROMPT[:5])])[0].texts == expected
-
-
-def test_closing_ends_requests_with_an_error(start_engine: Callable[..., Engine]) -> None:
-    engine = start_engine()
-
-    async def play() -> Any:
-        task = asyncio.create_task(ask(engine, order(PROMPT, max_tokens=None, ignore_eos=True)))
-        await until(lambda: engine.health().get("rows") == 1)
-        await asyncio.to_thread(engine.close)
-        late = await asyncio.gather(ask(engine, order(PROMPT)), return_exceptions=True)
-        return await task, late[0]
-
-    cut, late = asyncio.run(play())
-    assert (cut.last.status, cut.last.code) == (503, "engine_stopping")
-    assert late.code == "engine_stopping"
-    assert not engine.health()["ready"]
-
-
-def test_a_base_that_is_not_there_ends_the_engine(world: World, tmp_path: Any) -> None:
-    died = []
-    settings = world.settings.model_copy(update={"data_dir": tmp_path})
-    engine = Engine(settings, died=lambda: died.append(True))
-    engine.start()
-    asyncio.run(until(lambda: died == [True]))
-    assert not engine.health()["ready"]
-    assert ask_all(engine, [order(PROMPT)])[0].code == "engine_dead"
-    engine.close()
