@@ -111,14 +111,15 @@ class Engine:
 
     async def inspect(self, digest: str) -> InspectReply:
         """Say whether a stored adapter can be served here, and what it is."""
-        opened, budget = self._serving(), self._settings.engine.adapter_bytes
-        uploads = self._settings.uploads_folder
+        self._serving()
+        uploads, budget = self._settings.uploads_folder, self._settings.engine.adapter_bytes
         uploads.mkdir(parents=True, exist_ok=True, mode=0o700)
         with tempfile.TemporaryDirectory(dir=uploads, prefix="inspect-") as scratch:
             folder = await asyncio.to_thread(
                 self._store.fetch_tree, digest, Path(scratch) / "adapter"
             )
             async with self._inspection:
+                opened = self._serving()  # it may have ended while the files came
                 return await inspect(
                     folder, digest=digest, opened=opened, budget=budget, inbox=self._inbox
                 )
@@ -179,7 +180,7 @@ class Engine:
     @contextmanager
     def _working_on(self, request: Request, opened: Assembly) -> Iterator[None]:
         """Give a request to the engine's thread, and take it back at the end."""
-        self._inbox.put(partial(opened.loop.add, request))
+        self._inbox.put(partial(opened.loop.add, request), refuse=request.refuse)
         try:
             yield
         finally:
@@ -279,6 +280,8 @@ class Engine:
             self._died()
 
     def _fail_all(self, error: Unavailable) -> None:
+        """End every request: those of the loop, those posted, and those that are still to come."""
+        self._inbox.close(error)
         if self._opened is not None:
             self._opened.loop.fail_all(error)
         self._outbox.flush()

@@ -33,6 +33,12 @@ class Request:
         """Hand a line, a reply, or the error that ends the request, to the caller (in its loop)."""
         self._events.put_nowait(event)
 
+    def refuse(self, error: GraftworkError) -> None:
+        """End a request that the engine's thread will never see; any thread may."""
+        outbox = Outbox()
+        outbox.put(self, error)
+        outbox.flush()
+
 
 class Outbox:
     """What one step gives, sent to the event loops it belongs to in one call each."""

@@ -1,11 +1,15 @@
 """How an engine ends, closed or broken: whoever waits for it is told, and so is its process."""
 
 import asyncio
+import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from core.store import Store
+from models.wire import EmbedRequest, Input
 from tests.worker.engine.conftest import World, ask, ask_all, engine_settings, order, until
 from worker.engine.blocks import Blocks
 from worker.engine.engine import Engine
@@ -93,3 +97,69 @@ def test_a_death_is_told_even_if_its_requests_cannot_be(
     engine._inbox.put(break_down)
     asyncio.run(until(lambda: deaths == ["died"]))
     assert ask_all(engine, [order(PROMPT)])[0].code == "engine_dead"
+
+
+@pytest.mark.parametrize(("dies", "code"), [(True, "engine_dead"), (False, "engine_stopping")])
+def test_requests_that_were_being_read_when_it_ended_are_told_so(
+    engine: Engine, *, dies: bool, code: str
+) -> None:
+    """They were let in before; nobody is left to look at them."""
+    read = threading.Event()
+    engine._intake.submit(read.wait, 20)  # a long prompt of somebody else
+
+    def end() -> None:
+        if dies:
+            engine._inbox.put(break_down)
+        else:
+            engine.close()
+
+    async def play() -> list[Any]:
+        embedding = engine.embed(EmbedRequest(inputs=[Input(ids=PROMPT)]))
+        tasks = [asyncio.create_task(one) for one in (ask(engine, order(PROMPT)), embedding)]
+        await until(lambda: engine._coming == 2)
+        ending = asyncio.create_task(asyncio.to_thread(end))
+        await until(lambda: not engine._thread.is_alive())
+        read.set()
+        await ending
+        both = asyncio.gather(*tasks, return_exceptions=True)
+        return await asyncio.wait_for(both, 20)
+
+    assert [error.code for error in asyncio.run(play())] == [code, code]
+    assert not engine.busy
+
+
+def test_what_was_posted_behind_the_end_is_refused(engine: Engine) -> None:
+    async def play() -> Any:
+        held = threading.Event()
+        engine._inbox.put(lambda: held.wait(20) and None)
+        engine._inbox.put(break_down)
+        task = asyncio.create_task(ask(engine, order(PROMPT)))
+        await until(lambda: engine.busy and engine._coming == 0)
+        held.set()
+        return await asyncio.wait_for(asyncio.gather(task, return_exceptions=True), 20)
+
+    assert asyncio.run(play())[0].code == "engine_dead"
+
+
+def test_an_inspection_whose_files_came_too_late_is_refused(
+    world: World, start_engine: Callable[..., Engine]
+) -> None:
+    class Slow(Store):
+        asked, go = threading.Event(), threading.Event()
+
+        def fetch_tree(self, digest: str, folder: Path) -> Path:
+            self.asked.set()
+            assert self.go.wait(20)
+            return super().fetch_tree(digest, folder)
+
+    store = Slow(world.settings.store)
+    engine = start_engine(store=store)
+
+    async def play() -> Any:
+        task = asyncio.create_task(engine.inspect(world.adapters[0].digest))
+        await until(store.asked.is_set)
+        await asyncio.to_thread(engine.close)
+        store.go.set()
+        return await asyncio.wait_for(asyncio.gather(task, return_exceptions=True), 20)
+
+    assert asyncio.run(play())[0].code == "engine_stopping"

@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Callable, Generator
 
+from core.errors import GraftworkError, Unavailable
 from worker.engine.inbox import GATHER_SECONDS, Inbox, ResultT
 
 
@@ -106,3 +107,46 @@ def test_others_have_their_turn_between_two_pieces() -> None:
     assert done == ["one", "one", "two", "a step"]
     assert answer.result(timeout=0) == "three"
     assert isinstance(failed.exception(timeout=0), LookupError)
+
+
+def test_what_is_left_or_comes_later_is_refused_once() -> None:
+    """Also what many threads post while it is being closed."""
+    inbox, error, told = Inbox(), Unavailable("It is over."), list[GraftworkError]()
+    start = threading.Barrier(5)
+
+    def unexpected() -> None:
+        raise AssertionError
+
+    def post() -> None:
+        start.wait()
+        for _ in range(500):
+            inbox.put(unexpected, refuse=told.append)
+
+    inbox.put(unexpected)  # nobody cares
+    inbox.put(unexpected, refuse=told.append)
+    threads = [threading.Thread(target=post) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    start.wait()
+    inbox.close(error)
+    for thread in threads:
+        thread.join()
+    assert told == [error] * (1 + 4 * 500)
+
+
+def test_who_asks_what_is_never_computed_is_told_why() -> None:
+    def work(pieces: int) -> Generator[None, None, str]:
+        for _ in range(pieces):
+            yield
+        return "computed"
+
+    inbox, error = Inbox(), Unavailable("It is over.")
+    whole, begun = inbox.ask(work(0)), inbox.ask(work(1))
+    inbox.run(wait=False)
+    dropped, unseen = inbox.ask(work(0)), inbox.ask(work(0))
+    dropped.cancel()
+    inbox.close(error)
+    assert whole.result(timeout=0) == "computed"
+    assert dropped.cancelled()
+    for answer in (begun, unseen, inbox.ask(work(0))):
+        assert answer.exception(timeout=0) is error
