@@ -35,14 +35,15 @@ class Generation(Request):
     """Tokens of the prompt that its first choice did not have to compute."""
     prediction: list[int] = field(default_factory=list)
     """Tokens that the answer may have, in part or whole."""
+    drafted_tokens: int = 0
+    """Of these, the ones that its rows drafted."""
     accepted_tokens: int = 0
-    """Of those that were drafted, the ones that were drawn."""
-    rejected_tokens: int = 0
+    """Of those, the ones that are part of an answer."""
 
-    def count_predicted(self, *, accepted: int, rejected: int) -> None:
-        """Take in what became of predicted tokens that one of its rows drafted."""
-        self.accepted_tokens += accepted
-        self.rejected_tokens += rejected
+    @property
+    def rejected_tokens(self) -> int:
+        """The other ones, drawn differently or behind the end of an answer."""
+        return self.drafted_tokens - self.accepted_tokens
 
     async def lines(self) -> AsyncIterator[AnyGenerateLine]:
         """Yield lines to the last; an error before the first is raised, a later one is a line."""

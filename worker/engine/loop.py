@@ -282,15 +282,20 @@ class Loop:
     def _take_right(self, choice: Choice, drawn: list[Drawn], *, draft: Draft) -> None:
         """Take what was drawn behind the last token, and behind drafted ones as far as right."""
         right = count_right(draft, drawn) if draft.tokens else 0
-        wrong = len(draft.tokens) - right
+        request = choice.request
         if draft.predicted:
-            choice.request.count_predicted(accepted=right, rejected=wrong)
+            request.drafted_tokens += len(draft.tokens)
         taken = 0
         for one in drawn[: right + 1]:
-            if choice.slot is not None:
-                taken += 1
-                self._take(choice, one)
-        self._metrics.count_drawn(taken, accepted=right, rejected=wrong)
+            if choice.slot is None:  # its answer has ended
+                break
+            taken += 1
+            if draft.predicted and taken <= right:  # counted before it is told with the last one
+                request.accepted_tokens += 1
+            self._take(choice, one)
+        accepted = min(taken, right)
+        rejected = len(draft.tokens) - accepted
+        self._metrics.count_drawn(taken, accepted=accepted, rejected=rejected)
 
     def _take(self, choice: Choice, drawn: Drawn) -> None:
         choice.computed = len(choice.prompt) + len(choice.generated)  # all that it is drawn behind

@@ -19,6 +19,7 @@ from worker.engine.engine import Engine
 from worker.engine.native import ROWS_OF_ONE, NativeRunner
 from worker.engine.runner import Runner
 from worker.engine.scheduler import Draft, Step
+from worker.engine.sequence import Choice
 
 form = library().instructions if library() else ""  # type: ignore[union-attr]
 drafted = pytest.mark.skipif(
@@ -208,6 +209,34 @@ def test_a_stop_string_ends_a_row_within_a_draft(engines: list[Engine]) -> None:
         plain, quick = (ask_all(engine, [request])[0] for engine in engines)
         assert quick == plain
         assert quick.texts[0] == text[: text.index(stop)]
+
+
+@drafted
+@pytest.mark.parametrize("end", ["end of text", "stop string"])
+def test_what_is_right_behind_the_end_of_an_answer_is_not_accepted(
+    engines: list[Engine], monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    engine = engines[1]
+    (full,) = ask_all(engine, [order(PROMPT, max_tokens=30, ignore_eos=True, logprobs=True)])
+
+    def guess(choice: Choice, *, most: int) -> Draft:
+        drawn = len(choice.generated)
+        return Draft(full.ids[drawn:][: min(most, choice.limit - drawn - 1)], predicted=True)
+
+    monkeypatch.setattr("worker.engine.drafts._guess", guess)
+    first_two = "".join(token.text for token in full.tokens[0][:2])
+    asked: dict[str, Any] = {"ignore_eos": True, "stop": [first_two]}
+    if end == "end of text":
+        renderer = engine._opened.renderer  # type: ignore[union-attr]
+        monkeypatch.setattr(renderer, "eos_ids", frozenset({full.ids[1]}), raising=False)
+        asked = {}
+    before = {kind: count(engine, kind) for kind in ("completion", "drafted", "accepted")}
+    (answer,) = ask_all(engine, [order(PROMPT, max_tokens=30, **asked)])
+    drafted = ROWS_OF_ONE[form] - 1
+    assert answer.last.completion_tokens == 2
+    assert (answer.last.accepted_tokens, answer.last.rejected_tokens) == (1, drafted - 1)
+    counted = {kind: count(engine, kind) - value for kind, value in before.items()}
+    assert counted == {"completion": 2, "drafted": drafted, "accepted": 1}
 
 
 @drafted
