@@ -51,7 +51,9 @@ class AdapterCache:
         failed: Callable[[str, GraftworkError], None],
         evicted: Callable[[str], None],
         lay_out: Callable[[str, Terms], LaidOut],
+        wanted: Callable[[], Container[str]],
     ) -> None:
+        """`wanted` returns the versions that requests wait for."""
         self._fetch = fetch
         self._loader = loader
         self._budget = budget
@@ -60,6 +62,7 @@ class AdapterCache:
         self._failed = failed
         self._evicted = evicted
         self._lay_out = lay_out
+        self._wanted = wanted
         self._resident: OrderedDict[str, Resident] = OrderedDict()
         self.terms: Mapping[str, Terms] = _TermsOf(self._resident)
         """Those of the versions that are resident at the moment, by digest."""
@@ -102,25 +105,21 @@ class AdapterCache:
             self._resident.move_to_end(digest)
 
     def let_go(self, request: Request) -> None:
-        """Keep a version for a request no longer; one that does not hold it is fine."""
+        """Keep a version for a request that has ended no longer, if that held it or waited."""
         digest = request.adapter.digest if request.adapter else ""
-        resident = self._resident.get(digest)
-        if resident is None or request not in resident.holders:
-            return
-        resident.holders.remove(request)
-        if resident.doomed and not resident.holders:
-            self._evict(digest)
+        if (resident := self._resident.get(digest)) is not None:
+            resident.holders.discard(request)
+            self._evict_doomed(digest)
 
-    def settle(self, find_wanted: Callable[[], Container[str]]) -> bool:
+    def settle(self) -> bool:
         """Let the next version in, or see to it that it will find room; say if something may begin.
 
-        `find_wanted` returns those that requests wait for. It says no only where another look at
-        what waits would find nothing new.
+        It says no only where another look at what waits would find nothing new.
         """
         self._closed.clear()
         if not self._parked:
             return False
-        wanted = find_wanted()
+        wanted = self._wanted()
         digest, arrival = next(iter(self._parked.items()))
         lacking = arrival.bytes + self._bytes(self._resident) - self._budget
         if digest not in wanted and (arrival.doomed or lacking > 0):
@@ -139,19 +138,17 @@ class AdapterCache:
         return True
 
     def drop(self, digest: str) -> None:
-        """Free a version now, or when its last request ends; one that is not here is fine.
+        """Free a version now, or when the last request that holds it or waits for it has ended.
 
-        One that is on its way has a request that waits for it: it comes, serves that and goes.
+        One that is not here is fine; one that is on its way comes, for somebody waited for it.
         """
         if digest in self._fetching:
             self._doomed.add(digest)
         elif digest in self._parked:
             self._parked[digest].doomed = True
         elif digest in self._resident:
-            resident = self._resident[digest]
-            resident.doomed = True
-            if not resident.holders:
-                self._evict(digest)
+            self._resident[digest].doomed = True
+            self._evict_doomed(digest)
 
     def find(self, digest: str) -> Resident | None:
         """Return a version if it is resident."""
@@ -226,6 +223,12 @@ class AdapterCache:
 
     def _bytes(self, digests: Iterable[str]) -> int:
         return sum(self._resident[digest].bytes for digest in digests)
+
+    def _evict_doomed(self, digest: str) -> None:
+        """Let a dropped version go if no request holds it or waits for it."""
+        resident = self._resident[digest]
+        if resident.doomed and not resident.holders and digest not in self._wanted():
+            self._evict(digest)
 
     def _evict(self, digest: str) -> None:
         del self._resident[digest]

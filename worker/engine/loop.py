@@ -55,10 +55,13 @@ class Loop:
     ) -> None:
         """Take the parts; `called` is 1 while something waits for steps to end."""
         self.scheduler = scheduler
-        self.adapters = adapters(
-            failed=self.fail_adapter, evicted=runner.forget, lay_out=runner.prepare
-        )
         self._line = Line(scheduler)
+        self.adapters = adapters(
+            failed=self.fail_adapter,
+            evicted=runner.forget,
+            lay_out=runner.prepare,
+            wanted=self._line.wanted,
+        )
         self._blocks = blocks
         self._shared = shared
         self._runner = runner
@@ -132,7 +135,7 @@ class Loop:
         while more:
             self._open()
             self._admit()
-            more = self.adapters.settle(self._line.wanted)
+            more = self.adapters.settle()
 
     def _open(self) -> None:
         """Give rows to requests whose adapter is here; those that came first are asked for first.

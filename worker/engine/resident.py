@@ -52,7 +52,7 @@ class Resident:
     awaited: bool = True
     """Whether the request that it was fetched for has not begun yet."""
     doomed: bool = False
-    """To be dropped as soon as no request holds it."""
+    """To be dropped as soon as no request holds it or waits for it."""
 
 
 class LaidOut(NamedTuple):

@@ -98,6 +98,49 @@ def test_one_that_is_dropped_on_its_way_serves_who_waits_and_goes(
     assert resident(engine) == [world.adapters[0].digest]
 
 
+def test_one_that_is_dropped_on_its_way_goes_if_who_waits_for_it_leaves(
+    world: World, start_engine: Callable[..., Engine]
+) -> None:
+    """It has come, and its only request is cancelled before it gets a slot."""
+    store, adapter = SlowStore(world), world.adapters[0]
+    engine = start_engine(store=store, rows=1, context=1024)
+
+    async def play() -> None:
+        waiting = asyncio.create_task(ask(engine, order(PROMPT, adapter=adapter)))
+        await until(lambda: len(store.fetches) > 0)
+        engine.drop(adapter.digest)
+        long = order(PROMPT, max_tokens=None, ignore_eos=True)
+        running = asyncio.create_task(ask(engine, long))
+        await until(lambda: engine.health()["rows"] == 1)
+        store.go.set()
+        await until(lambda: resident(engine) == [adapter.digest])
+        waiting.cancel()
+        await until(lambda: resident(engine) == [])
+        running.cancel()
+
+    asyncio.run(play())
+    assert store.fetches == [adapter.digest]
+
+
+def test_one_that_is_dropped_serves_those_too_that_wait_for_a_slot(
+    world: World, start_engine: Callable[..., Engine]
+) -> None:
+    store, adapter = SlowStore(world), world.adapters[0]
+    store.go.set()
+    engine = start_engine(store=store, rows=1)
+
+    async def play() -> list[Any]:
+        long = order(PROMPT, adapter=adapter, max_tokens=150, ignore_eos=True)
+        tasks = [asyncio.create_task(ask(engine, one)) for one in (long, long)]
+        await until(lambda: (engine.health()["rows"], engine.health()["waiting"]) == (1, 1))
+        engine.drop(adapter.digest)
+        return await asyncio.gather(*tasks)
+
+    assert [answer.last.completion_tokens for answer in asyncio.run(play())] == [150, 150]
+    assert store.fetches == [adapter.digest]
+    assert resident(engine) == []
+
+
 def test_bytes_that_are_not_those_that_were_stored_serve_nobody(
     world: World, start_engine: Callable[..., Engine]
 ) -> None:
