@@ -5,7 +5,7 @@ Shapes: C columns of capacity, U of them in use, i in features, o out features, 
 
 import math
 import mmap
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -19,7 +19,7 @@ COLUMNS = 1024
 FEWEST_COLUMNS = 64
 FEWEST_SLOTS = 64
 WASTE = 2
-"""How many times the columns of those who are needed may be computed before others leave."""
+"""How many times the cost of those who are needed may be paid before others leave."""
 VECTORS = {"input_scale": 1.0, "output_scale": 1.0, "bias": 0.0}
 """The vectors of a linear term, and what changes nothing."""
 
@@ -32,6 +32,8 @@ class Held:
     terms: Terms
     start: int
     width: int
+    cost: int
+    """What it adds to every step, whoever is in it; see `_cost`."""
     scales: Mapping[str, float | None]
     """Of its low-rank terms, by place."""
 
@@ -59,15 +61,15 @@ class Slots:
         They have one dtype and device. ValueError for one that replaces the network's own weights:
         it cannot share a batch. A bank stays right until the next call.
         """
-        fresh = {d: _width(needed[d]) for d in sorted(needed.keys() - self._held.keys())}
+        fresh = {d: _cost(needed[d]) for d in sorted(needed.keys() - self._held.keys())}
         stale = self._held.keys() - needed.keys()
-        wanted = sum(fresh.values()) + sum(self._held[d].width for d in needed if d not in fresh)
-        if sum(self._held[digest].width for digest in stale) > (WASTE - 1) * wanted:
+        wanted = sum(fresh.values()) + sum(self._held[d].cost for d in needed if d not in fresh)
+        if sum(self._held[digest].cost for digest in stale) > (WASTE - 1) * wanted:
             for digest in stale:
                 self.drop(digest)
-        for digest, width in fresh.items():
-            self._admit(digest, needed[digest], width)
-        if not fresh and self._used > WASTE * wanted + FEWEST_COLUMNS:
+        for digest, cost in fresh.items():
+            self._admit(digest, needed[digest], cost)
+        if not fresh and self._is_sparse(needed):
             self._move_last()
         if self._bank is None:
             self._bank = self._make()
@@ -85,13 +87,19 @@ class Slots:
     def _used(self) -> int:
         return max((one.stop for one in self._held.values()), default=0)
 
-    def _admit(self, digest: str, terms: Terms, width: int) -> None:
+    def _is_sparse(self, needed: Iterable[str]) -> bool:
+        """Say whether far more low-rank columns are computed than some adapters have."""
+        own = sum(self._held[digest].width for digest in needed)
+        return self._used > WASTE * own + FEWEST_COLUMNS
+
+    def _admit(self, digest: str, terms: Terms, cost: int) -> None:
         if terms.weights:
             raise ValueError("An adapter of whole weights cannot share a batch.")
         taken = {one.slot for one in self._held.values()}
         slot = next(number for number in range(1, len(taken) + 2) if number not in taken)
+        width = _width(terms)
         scales = {name: _scale(term) for name, term in terms.linears.items()}
-        self._put(digest, Held(slot, terms, self._find(width), width, scales))
+        self._put(digest, Held(slot, terms, self._find(width), width, cost, scales))
 
     def _put(self, digest: str, held: Held) -> None:
         for name, term in held.terms.linears.items():
@@ -125,11 +133,19 @@ class Slots:
             scales = tuple([one.scales.get(name) for one in ordered])
             if scales not in layouts:
                 layouts[scales] = _lay_out(ordered, scales)
-            linears[name] = self._places[name].bank(acting, name, layouts[scales])
+            linears[name] = self._places[name].bank(acting, name, layouts[scales], slots=slots)
         return replace(Bank.of_slots(_without_linears(acting), slots=slots), linears=linears)
 
 
+def _cost(terms: Terms) -> int:
+    """Return how many columns an adapter of any kind adds, and one for its rows of the tables."""
+    bottleneck = max((len(term.down) for term in terms.hiddens.values()), default=0)
+    keys = max((term.keys.shape[1] for term in terms.attentions.values()), default=0)
+    return _width(terms) + bottleneck + keys + 1
+
+
 def _width(terms: Terms) -> int:
+    """Return the low-rank columns that an adapter has at every place."""
     downs = (term.down for term in terms.linears.values())
     return max((down.shape[0] for down in downs if down is not None), default=0)
 
@@ -196,13 +212,15 @@ class _Place:
                 self.holders[name].discard(slot)
                 self.tables_nf[name][slot] = fill
 
-    def bank(self, acting: Mapping[int, Terms], name: str, layout: Layout) -> PlaceBank:
-        """Return views of what is in use."""
+    def bank(
+        self, acting: Mapping[int, Terms], name: str, layout: Layout, *, slots: int
+    ) -> PlaceBank:
+        """Return views of what is in use; every row looks its slot up in every table."""
         terms = {slot: one.linears[name] for slot, one in acting.items() if name in one.linears}
         used = sum(width for _, width, _ in layout.columns)
         tables = {
-            f"{vector}_n{'i' if vector == 'input_scale' else 'o'}": table
-            for vector, table in self.tables_nf.items()
+            f"{vector}_n{'i' if vector == 'input_scale' else 'o'}": self._table(vector, slots)
+            for vector in self.tables_nf
             if self.holders[vector]
         }
         return PlaceBank(
@@ -213,6 +231,12 @@ class _Place:
             functions=tuple((s, t.function) for s, t in terms.items() if t.function is not None),
             **tables,
         )
+
+    def _table(self, vector: str, slots: int) -> Tensor:
+        """Return the table of a vector, with a row for every slot, of whomever."""
+        table = self.tables_nf[vector]
+        self.tables_nf[vector] = _extend(table, slots, like=table[0], fill=VECTORS[vector])
+        return self.tables_nf[vector]
 
 
 def _reserve(stored: Tensor | None, columns: int, *, like: Tensor) -> Tensor:

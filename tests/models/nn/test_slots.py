@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from models.nn.executors import Packed
-from models.nn.slots import COLUMNS, Slots
-from models.nn.terms import HiddenTerm, LinearTerm, NormTerm, Terms
+from models.nn.slots import COLUMNS, FEWEST_SLOTS, WASTE, Slots
+from models.nn.terms import AttentionTerm, HiddenTerm, LinearTerm, NormTerm, Terms
 
 PLACES = {"a": (5, 7), "b": (7, 5), "c": (4, 4)}
 DTYPE = torch.float64
@@ -131,6 +131,45 @@ def test_room_grows_when_it_is_full_and_shrinks_to_who_is_needed():
     down_ri = bank.linears["a"].down_ri
     assert down_ri is not None
     assert len(down_ri) == 128
+
+
+def test_a_slot_behind_the_last_row_of_a_table_changes_nothing():
+    scaling = {
+        f"s{n:02}": Terms(linears={"a": LinearTerm(output_scale=torch.full((5,), n, dtype=DTYPE))})
+        for n in range(FEWEST_SLOTS - 1)
+    }
+    down, up = torch.ones(2, 7, dtype=DTYPE), torch.ones(5, 2, dtype=DTYPE)
+    last = {"t": Terms(linears={"a": LinearTerm(down, up)})}
+    slots = Slots()
+    check(slots, scaling)
+    check(slots, scaling | last)
+
+
+BOTTLENECK = HiddenTerm(*(torch.ones(size) for size in ((16, 4), (16,), (4, 16), (4,))), "gelu")
+SECOND = AttentionTerm(torch.ones(1, 6, 4), torch.ones(1, 6, 4), torch.ones(2))
+
+
+@pytest.mark.parametrize(
+    "terms",
+    [
+        low_rank(8),
+        Terms(linears={"a": LinearTerm(output_scale=torch.ones(5))}),
+        Terms(hiddens={"h": BOTTLENECK}),
+        Terms(attentions={0: SECOND}),
+        Terms(norms={"n": NormTerm(torch.ones(4))}),
+    ],
+    ids=["low rank", "vectors", "bottleneck", "attention", "norm"],
+)
+def test_who_is_not_needed_leaves_whatever_it_is_made_of(terms: Terms):
+    slots = Slots()
+    for number in range(50):
+        bank, places = slots.hold({f"n{number}": terms})
+        assert len(slots) <= WASTE
+        assert max(places.values()) < bank.slots <= WASTE + 1
+    for bottleneck in bank.hiddens.get("h", ()):
+        assert len(bottleneck.down_md) <= WASTE * len(BOTTLENECK.down)
+    for second in bank.attentions.values():
+        assert second.keys_kph.shape[1] <= 1 + WASTE * SECOND.keys.shape[1]
 
 
 def test_one_that_replaces_the_network_shares_no_slot():
