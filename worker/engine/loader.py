@@ -21,6 +21,7 @@ from models.nn.chat import Renderer
 from models.nn.executors import NOBODY
 from models.nn.head import pool
 from models.nn.prefix import Prefix, compile_in_pieces
+from models.nn.spare import without_spare
 from models.nn.tensor_file import cast_adjacent, largest
 from models.nn.terms import Pooling, Terms
 from models.wire import AdapterRef
@@ -152,9 +153,9 @@ def _settle(
 ) -> Resident:
     """Return what is kept of a version, and how its rows stand in a step."""
     artifact, digest = prepared.artifact, prepared.adapter.digest
-    terms = replace(prepared.terms, prompt=None, keys_values={})
-    is_open = any(term.function is not None for term in terms.linears.values())
+    is_open = any(term.function is not None for term in prepared.terms.linears.values())
     kept = artifact.tensors.values() if demonstrations or is_open else ()
+    terms = without_spare(replace(prepared.terms, prompt=None, keys_values={}), kept=kept)
     alone = bool(terms.weights) or not artifact.method.shares_batch
     return Resident(
         kind=artifact.method.kind,

@@ -5,6 +5,9 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from core.bases import read_manifest
+from models.nn.backbone import Backbone
+from models.nn.spare import WASTE
 from models.nn.terms import (
     AttentionTerm,
     HeadTerm,
@@ -14,7 +17,9 @@ from models.nn.terms import (
     NormTerm,
     Terms,
 )
-from worker.engine.loader import LARGEST, _largest
+from tests.worker.engine.conftest import Kind, World
+from worker.engine.loader import LARGEST, Identity, Loader, _largest
+from worker.engine.resident import Resident
 
 ONE = torch.ones(1, 1)
 KEYS = torch.ones(1, 1, 1)
@@ -94,3 +99,34 @@ MAKERS = (
 def test_no_number_escapes(make: Callable[[torch.Tensor], Terms], bad: float) -> None:
     assert _largest(make(torch.full((1, 1), 3.0))) == 3
     assert not _largest(make(torch.full((1, 1), bad))) <= LARGEST
+
+
+@pytest.fixture
+def loader(world: World) -> Loader:
+    folder = world.settings.base_folder
+    backbone, manifest = Backbone.load(folder, dtype=torch.bfloat16), read_manifest(folder)
+    identity = Identity(manifest.digest, manifest.renderer_digest)
+    return Loader(backbone, world.renderer, identity, 256, backbone.base.apart())
+
+
+def load(loader: Loader, world: World, kind: Kind) -> Resident:
+    files = world.store.read_files(kind.adapter.digest).content
+    finishing = loader.finish(loader.prepare(kind.adapter, files))
+    while True:
+        try:
+            next(finishing)
+        except StopIteration as end:
+            return end.value
+
+
+def test_a_version_holds_about_what_is_counted(
+    world: World, kinds: list[Kind], loader: Loader
+) -> None:
+    for kind in kinds:
+        resident = load(loader, world, kind)
+        shown = resident.demonstrations.tensors.values() if resident.demonstrations else ()
+        storages = [one.untyped_storage() for one in (*resident.terms.tensors(), *shown)]
+        held = sum({one.data_ptr(): one.nbytes() for one in storages}.values())
+        assert held + (resident.prefix.bytes if resident.prefix else 0) <= WASTE * resident.bytes, (
+            kind.id
+        )
