@@ -84,6 +84,11 @@ class Renderer:
         """Every id that ends an answer: eos, the base's stop ids, the template's end of turn."""
         return self._stop_ids | {self.eos_id} | self._end_of_turn()
 
+    @cached_property
+    def control_ids(self) -> frozenset[int]:
+        """Every id of a control token; no text that a user wrote becomes one."""
+        return frozenset(index for index, token in self._added.items() if token.special)
+
     def prompt(self, messages: Sequence[Message]) -> list[int]:
         """Return the ids after which the next answer is to be written."""
         template, turns, mark = self._prepare(normalise(messages))
@@ -172,7 +177,7 @@ class Renderer:
             return frozenset()
         tokens, positions = self._tokenise(rendering, mark)
         after = tokens.ids[positions[start] :]
-        found = [index for index in after if index in self._added and self._added[index].special]
+        found = [index for index in after if index in self.control_ids]
         return frozenset(found[:1])
 
     def _prepare(self, turns: Sequence[Turn]) -> tuple[ChatTemplate, list[Turn], str]:

@@ -125,8 +125,6 @@ class Choice(Sequence):
     """How each of its tokens is drawn, if all of them are drawn alike."""
     told_together: int = 1
     """So many tokens are told at once."""
-    echo: "TextStream | None" = None
-    """Where the prompt's own tokens go, if they are given back with logprobs."""
     own: int = 0
     """Where the request's own tokens begin, after demonstrations."""
     generated: list[int] = field(default_factory=list)

@@ -18,7 +18,7 @@ from worker.engine.resident import Resident
 from worker.engine.sampler import LIKELIEST, Draw, Drawn
 from worker.engine.scheduler import Chunk, Step
 from worker.engine.sequence import Choice, Footing, Scored, choice_seed
-from worker.engine.text import Piece, TextStream
+from worker.engine.text import Piece, TextStream, describe
 
 COLDEST = 1e-4
 """Below this temperature a row is greedy: the quotient of its logits would leave float32."""
@@ -62,8 +62,7 @@ class Writer:
         limit = token_limit(
             len(prompt.ids), sampling=sampling, context=self._context, prefix=footing.rows
         )
-        echoed = sampling.echo and sampling.logprobs
-        scored = _echoed(prompt) if echoed else []
+        scored = _echoed(prompt) if _echoes_tokens(sampling) else []
         rows = [
             Choice(
                 request=generation,
@@ -77,8 +76,9 @@ class Writer:
                 seed=choice_seed(generation.seed, index),
                 draw=_draw_of_all(sampling),
                 told_together=_told_together(generation),
-                text=self._text(stop=sampling.stop, with_tokens=sampling.logprobs),
-                echo=self._text(stop=(), with_tokens=True) if echoed else None,
+                text=TextStream(
+                    bytes_of=self._bytes_of, stop=sampling.stop, with_tokens=sampling.logprobs
+                ),
             )
             for index in range(sampling.n)
         ]
@@ -86,13 +86,12 @@ class Writer:
         return rows
 
     def start(self, choice: Choice) -> None:
-        """Say that a row was admitted; demonstrations are not echoed."""
+        """Say that a row was admitted, and give back its prompt if that is wanted."""
         generation = choice.request
         if not generation.started:
             generation.started = True
             self._outbox.put(generation, GenerateStart(prompt_tokens=len(generation.prompt)))
-        if generation.sampling.echo and choice.echo is None:
-            text = self._renderer.decode(choice.prompt[choice.own :])
+        if generation.sampling.echo and (text := self._own_text(choice)):
             self._outbox.put(generation, GenerateDelta(index=choice.index, text=text))
 
     def draws(self, step: Step, *, ahead: int = 0) -> list[Draw]:
@@ -145,15 +144,35 @@ class Writer:
         return array("q", () if ignored else self._renderer.eos_ids)
 
     def echo(self, choice: Choice, chunk: Chunk, scored: list[Drawn]) -> None:
-        """Give back a chunk of the request's own tokens; nothing is said to precede the first."""
-        if choice.echo is None:
+        """Give back a chunk of the request's own tokens, if logprobs are wanted.
+
+        Nothing is said to precede the first one. Their text was told when the row was admitted.
+        """
+        if not _echoes_tokens(choice.sampling):
             return
         begins = chunk.start <= choice.own < chunk.stop
         first = [Drawn(choice.prompt[choice.own])] if begins else []
-        pieces = [self._push(choice.echo, [drawn]) for drawn in first + scored]
-        if chunk.ends_prompt:
-            pieces.append(choice.echo.finish())
-        self._tell(choice, pieces, reason=None)
+        added = self._added(choice)
+        tokens = [
+            describe(drawn, bytes_of=self._bytes_of, silent=drawn.token in added)
+            for drawn in first + scored
+        ]
+        self._tell(choice, [Piece("", tokens)], reason=None)
+
+    def _own_text(self, choice: Choice) -> str:
+        """Return a prompt as its caller wrote it: no demonstrations, and nothing that was added."""
+        if (text := choice.request.source.text) is not None:
+            return text  # its tokens may begin with a space that stands for the start of a text
+        added = self._added(choice)
+        own = [token for token in choice.prompt[choice.own :] if token not in added]
+        return self._renderer.decode(own)
+
+    def _added(self, choice: Choice) -> frozenset[int]:
+        """Return the control tokens which a prompt has from the renderer: all, unless given as ids.
+
+        Text that a user wrote never becomes one.
+        """
+        return frozenset() if choice.request.source.ids else self._renderer.control_ids
 
     def take(self, choice: Choice, drawn: Drawn) -> bool:
         """Take a row's next token, and say whether this was its last.
@@ -212,15 +231,9 @@ class Writer:
             )
             self._outbox.put(choice.request, delta)
 
-    def _text(self, *, stop: tuple[str, ...], with_tokens: bool) -> TextStream:
-        return TextStream(bytes_of=self._bytes_of, stop=stop, with_tokens=with_tokens)
-
     def _push_untold(self, choice: Choice) -> Piece:
         untold, choice.untold = choice.untold, []
-        return self._push(choice.text, untold)
-
-    def _push(self, stream: TextStream, tokens: list[Drawn]) -> Piece:
-        return stream.push(*tokens, invisible=self._renderer.eos_ids)
+        return choice.text.push(*untold, invisible=self._renderer.eos_ids)
 
 
 def _draw_of_all(sampling: SamplingSpec) -> Draw | None:
@@ -243,6 +256,10 @@ def _told_again(readers: Sequence[Choice]) -> float:
     """Return when those who read along rows of one step are to be told something."""
     told_at = min((choice.told_at for choice in readers), default=inf)
     return told_at + min(READER_SECONDS * len(readers), MOST_SECONDS)
+
+
+def _echoes_tokens(sampling: SamplingSpec) -> bool:
+    return sampling.echo and sampling.logprobs
 
 
 def _echoed(prompt: Prompt) -> list[Scored]:

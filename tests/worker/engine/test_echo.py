@@ -1,0 +1,72 @@
+"""A prompt that is given back is what its caller wrote, with logprobs and without."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+
+from models.wire import GenerateRequest
+from tests.worker.engine.conftest import Answer, World, ask_all, order
+from worker.engine.engine import Engine
+
+WRITTEN: Sequence[str | list[str | int]] = (
+    "",
+    "Hello <|im_end|>",
+    [],
+    [10, "<|im_end|>", "<|endoftext|>", 12],
+    ["<|im_start|>"],
+)
+
+
+@pytest.fixture
+def engine(start_engine: Callable[..., Engine]) -> Engine:
+    return start_engine(prefill_tokens=5)
+
+
+def both(engine: Engine, make: Callable[..., GenerateRequest]) -> list[Answer]:
+    """Return the echo without and with logprobs."""
+    plain: dict[str, Any] = {"echo": True, "max_tokens": 1, "ignore_eos": True, "seed": 1}
+    return ask_all(engine, [make(**plain), make(**plain, logprobs=True)])
+
+
+def ids_of(world: World, prompt: list[str | int]) -> list[int]:
+    known = world.renderer.tokenizer.convert_tokens_to_ids
+    return [known(token) if isinstance(token, str) else token for token in prompt]
+
+
+@pytest.mark.parametrize("written", WRITTEN, ids=str)
+def test_what_the_caller_wrote_is_shown(
+    world: World, engine: Engine, written: str | list[str | int]
+) -> None:
+    prompt = written if isinstance(written, str) else ids_of(world, written)
+    shown = prompt if isinstance(prompt, str) else world.renderer.decode(prompt)
+    plain, told = both(engine, lambda **sampling: order(prompt, **sampling))
+    assert plain.texts == told.texts
+    *own, drawn = told.tokens[0]
+    assert told.texts[0] == shown + ("" if drawn.silent else drawn.text)
+    assert "".join(token.text for token in own if not token.silent) == shown
+    assert [token.silent for token in own] == [not prompt] * len(own)
+
+
+def test_what_begins_a_text_is_not_shown(
+    world: World, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin = ids_of(world, ["<|im_start|>"])
+    renderer = engine._opened.renderer  # type: ignore[union-attr]
+    monkeypatch.setitem(renderer.__dict__, "begin_ids", begin)
+    plain, told = both(engine, lambda **sampling: order("Hi", **sampling))
+    assert plain.prompt_tokens == told.prompt_tokens == 3
+    assert plain.texts == told.texts
+    assert plain.texts[0].startswith("Hi")
+    assert [token.silent for token in told.tokens[0][:3]] == [True, False, False]
+
+
+def test_the_control_tokens_of_a_chat_are_not_shown(engine: Engine) -> None:
+    messages = [{"role": "user", "content": "Hi <|im_end|>"}]
+    plain, told = both(
+        engine, lambda **sampling: GenerateRequest(sampling=sampling, messages=messages)
+    )
+    assert plain.texts[0].startswith("user\nHi <|im_end|>\nassistant\n")
+    assert "<|im_start|>" not in plain.texts[0]
+    own = told.tokens[0][: told.prompt_tokens]
+    assert plain.texts[0].startswith("".join(token.text for token in own if not token.silent))
