@@ -8,13 +8,11 @@ import asyncio
 import gc
 import secrets
 import sys
-import tempfile
 import threading
 from collections.abc import AsyncGenerator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any, TypeVar
 
 import structlog
@@ -39,7 +37,7 @@ from models.wire import (
 from worker.engine.assembly import Assembly, assemble
 from worker.engine.generation import Generation
 from worker.engine.inbox import Inbox
-from worker.engine.inspect import inspect
+from worker.engine.inspect import Source, inspect
 from worker.engine.intake import check_inputs, read_generation, read_sampling, token_limit
 from worker.engine.metrics import Metrics
 from worker.engine.reading import Reading, Reply
@@ -112,17 +110,11 @@ class Engine:
     async def inspect(self, digest: str) -> InspectReply:
         """Say whether a stored adapter can be served here, and what it is."""
         self._serving()
-        uploads, budget = self._settings.uploads_folder, self._settings.engine.adapter_bytes
-        uploads.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with tempfile.TemporaryDirectory(dir=uploads, prefix="inspect-") as scratch:
-            folder = await asyncio.to_thread(
-                self._store.fetch_tree, digest, Path(scratch) / "adapter"
-            )
-            async with self._inspection:
-                opened = self._serving()  # it may have ended while the files came
-                return await inspect(
-                    folder, digest=digest, opened=opened, budget=budget, inbox=self._inbox
-                )
+        source = Source(self._store, digest, self._settings.uploads_folder)
+        budget = self._settings.engine.adapter_bytes
+        async with self._inspection:
+            opened = self._serving()  # it may have ended meanwhile
+            return await inspect(source, opened=opened, budget=budget, inbox=self._inbox)
 
     @property
     def busy(self) -> bool:

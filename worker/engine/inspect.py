@@ -4,11 +4,12 @@ A helper reads and checks it; the torch thread only computes what needs a forwar
 """
 
 import asyncio
-from collections.abc import Generator, Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from functools import partial
 from math import prod
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import structlog
@@ -16,6 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from core.errors import GraftworkError, InvalidRequest
+from core.store import Store
 from models.adapter_files import PEFT_CONFIG, PROVENANCE, TENSORS, TRAINING_TENSORS
 from models.nn.artifact import check_training_tensors, read_files, read_json
 from models.nn.methods import METHODS, parse_method
@@ -34,6 +36,24 @@ Sizes = Mapping[str, tuple[int, ...]]
 log = structlog.get_logger(__name__)
 
 
+class Source(NamedTuple):
+    """A stored adapter, and where a copy of it may lie for a while."""
+
+    store: Store
+    digest: str
+    scratch: Path
+
+    @contextmanager
+    def fetched(self) -> Iterator[Path]:
+        """Give a folder with its files, which is gone at the end.
+
+        Within one thread: who waits for it may leave, and the files would come all the same.
+        """
+        self.scratch.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with TemporaryDirectory(dir=self.scratch, prefix="inspect-") as own:
+            yield self.store.fetch_tree(self.digest, Path(own) / "adapter")
+
+
 class _Read(NamedTuple):
     """An adapter that is whole, and the dimensions that its file has."""
 
@@ -41,19 +61,22 @@ class _Read(NamedTuple):
     held: Sizes
 
 
-async def inspect(
-    folder: Path, *, digest: str, opened: Assembly, budget: int, inbox: Inbox
-) -> InspectReply:
+async def inspect(source: Source, *, opened: Assembly, budget: int, inbox: Inbox) -> InspectReply:
     """Load the adapter as a request would, within `budget` bytes; if that fails, say why.
 
-    Names are those of the file. Nothing stays in memory.
+    Names are those of the file. Nothing stays in memory, nor on disk.
     """
     loader = opened.loader
-    look = partial(_look, folder, digest=digest, loader=loader, budget=budget)
+    look = partial(_fetch_and_look, source, loader=loader, budget=budget)
     found = await asyncio.get_running_loop().run_in_executor(opened.inspector, look)
     if isinstance(found, InspectReply):
         return found
     return await asyncio.wrap_future(inbox.ask(_finish(found, loader)))
+
+
+def _fetch_and_look(source: Source, *, loader: Loader, budget: int) -> _Read | InspectReply:
+    with source.fetched() as folder:
+        return _look(folder, digest=source.digest, loader=loader, budget=budget)
 
 
 def _look(folder: Path, *, digest: str, loader: Loader, budget: int) -> _Read | InspectReply:
