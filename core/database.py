@@ -18,7 +18,7 @@ from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session, sessionmaker
 
-from core.errors import Unavailable
+from core.errors import GraftworkError, StorageFull, Unavailable
 from core.queue import ring
 
 SAFE_WAL = (3, 51, 3)
@@ -35,6 +35,13 @@ IDLE_SECONDS = 15
 """Amid a transaction. A client that is silent for longer, for its process is frozen or its machine
 asleep, loses its locks: without this, nobody could take over what it was writing."""
 READS = "graftwork_reads"
+SQLITE_AWAY = (
+    sqlite3.SQLITE_BUSY,
+    sqlite3.SQLITE_LOCKED,
+    sqlite3.SQLITE_CANTOPEN,
+    sqlite3.SQLITE_IOERR,
+)
+"""What keeps SQLite from answering for now; its other codes, a full disk apart, are faults."""
 
 
 def sqlite_module() -> ModuleType:
@@ -119,7 +126,8 @@ class Database:
         """Run one transaction: commit at the end, roll back on any error, then ring.
 
         Wake-ups that the transaction asked for are sent after the commit; workers find the rows
-        of lost ones by themselves. A database that cannot be reached raises `Unavailable`.
+        of lost ones by themselves. A database that cannot be reached raises `Unavailable`, one
+        whose disk is full `StorageFull`.
         """
         with self._transaction(self._sessions()) as session:
             yield session
@@ -138,15 +146,33 @@ class Database:
             with opened as session, session.begin():
                 yield session
         except (DBAPIError, PoolTimeout) as error:
-            if not _is_away(error):
+            if (typed := _typed(error)) is None:
                 raise
-            raise Unavailable(
-                "The database does not answer; try again in a moment.", code="database_unavailable"
-            ) from error
+            raise typed from error
 
     def close(self) -> None:
         """Give all connections back."""
         self.engine.dispose()
+
+
+def _typed(error: DBAPIError | PoolTimeout) -> GraftworkError | None:
+    """Return what a database's error is to us; None for a statement that is wrong."""
+    code = _sqlite_code(error)
+    if code == sqlite3.SQLITE_FULL:
+        return StorageFull("There is no space left where the database lies.")
+    if _is_away(error) if code is None else code in SQLITE_AWAY:
+        return Unavailable(
+            "The database does not answer; try again in a moment.", code="database_unavailable"
+        )
+    return None
+
+
+def _sqlite_code(error: DBAPIError | PoolTimeout) -> int | None:
+    """Return the primary result code if it is SQLite's: for it nearly all is "operational"."""
+    if isinstance(error, PoolTimeout):
+        return None
+    extended: int | None = getattr(error.orig, "sqlite_errorcode", None)
+    return None if extended is None else extended & 0xFF
 
 
 def _is_away(error: DBAPIError | PoolTimeout) -> bool:

@@ -65,7 +65,7 @@ class ClaimedJob:
             except StaleFence:
                 log.info("the job is no longer ours")
                 self.is_over = True
-            except Unavailable as error:
+            except (Unavailable, StorageFull) as error:
                 log.warning("gave the job up; its lease will end", reason=error.code)
                 self.is_over = True
 

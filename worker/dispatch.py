@@ -9,7 +9,7 @@ from threading import Event, Semaphore, Thread
 import structlog
 
 from core.database import Database
-from core.errors import Unavailable
+from core.errors import StorageFull, Unavailable
 from core.ids import random_letters
 from core.settings import Settings, get_settings
 from core.store import Store
@@ -150,7 +150,7 @@ class Dispatcher:
                         store=self._store,
                         work_folder=self._settings.work_folder,
                     )
-            except Unavailable as error:
+            except (Unavailable, StorageFull) as error:
                 log.warning("cannot look for work", reason=error.code)
             except Exception:
                 log.exception("the look for work failed")

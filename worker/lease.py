@@ -15,7 +15,7 @@ import structlog
 from sqlalchemy.orm import Session
 
 from core.database import Database
-from core.errors import Unavailable
+from core.errors import StorageFull, Unavailable
 from models.tables import claims
 from models.tables.base import Claim, Held
 from models.tables.comparison import Comparison
@@ -116,7 +116,7 @@ class Leases:
             with self._database.unit_of_work() as session:
                 claimed = [lease.claim for lease in held]
                 return self._renew(session, claimed, seconds=self._seconds)
-        except Unavailable as error:
+        except (Unavailable, StorageFull) as error:
             log.warning("cannot renew leases", reason=error.code)
         except Exception:
             log.exception("a bug of the renewal of leases")

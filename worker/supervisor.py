@@ -15,7 +15,7 @@ from threading import Event
 import structlog
 
 from core.database import Database
-from core.errors import StaleFence, Unavailable
+from core.errors import StaleFence, StorageFull, Unavailable
 from core.settings import Settings
 from core.store import Store
 from models.tables.job import Job
@@ -110,7 +110,7 @@ class Supervisor:
             return
         try:
             rows = self._claim_more(room)
-        except Unavailable as error:
+        except (Unavailable, StorageFull) as error:
             log.warning("cannot look for jobs that may join", reason=error.code)
             rows = ()
         self._looked_at = time.monotonic()

@@ -40,7 +40,7 @@ def validate_files(row: Job, *, settings: Settings, database: Database, store: S
     except StaleFence:
         return  # cancelled meanwhile
     except Unavailable:
-        with suppress(StaleFence, Unavailable), database.unit_of_work() as session:
+        with suppress(StaleFence, Unavailable, StorageFull), database.unit_of_work() as session:
             claims.update_owned(session, row, attempts=0)
     except (StorageFull, OSError) as error:
         log.warning("the disk failed", job=row.id, error=str(error))
@@ -96,7 +96,7 @@ def _refuse(
     problems: Sequence[dict[str, Any]] = (),
     report: dict[str, Any] | None = None,
 ) -> None:
-    with suppress(StaleFence, Unavailable), database.unit_of_work() as session:
+    with suppress(StaleFence, Unavailable, StorageFull), database.unit_of_work() as session:
         claims.fail(
             session,
             row,

@@ -4,10 +4,11 @@ from pathlib import Path
 import pytest
 from alembic.command import check, downgrade
 from sqlalchemy import text
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import IntegrityError, OperationalError
+from sqlalchemy.orm import Session
 
 from core.database import IDLE_SECONDS, SAFE_WAL, Database, sqlite_module
-from core.errors import Unavailable
+from core.errors import StorageFull, Unavailable
 from migrations import alembic_config, is_current, migrate
 from models.tables import api_key, event, job
 from models.tables.base import hold_writers
@@ -100,6 +101,50 @@ def test_a_database_that_is_away_is_a_typed_error() -> None:
         api_key.count(session)
     assert caught.value.code == "database_unavailable"
     database.close()
+
+
+@pytest.fixture
+def sqlite_url(tmp_path: Path) -> str:
+    url = f"sqlite:///{tmp_path / 'x.db'}"
+    migrate(url)
+    return url
+
+
+def test_a_full_disk_is_not_a_database_that_is_away(sqlite_url: str) -> None:
+    database = Database(sqlite_url)
+
+    def fill(session: Session) -> None:
+        session.execute(text("PRAGMA max_page_count = 1"))  # no more than there are
+        for number in range(1000):
+            api_key.create(session, tenant="acme", name=f"{number:064}")
+            session.flush()
+
+    with pytest.raises(StorageFull), database.unit_of_work() as session:
+        fill(session)
+    with database.unit_of_work() as session:
+        assert api_key.count(session) == 0
+    database.close()
+
+
+def test_a_statement_that_is_wrong_is_not_hidden(sqlite_url: str) -> None:
+    database = Database(sqlite_url)
+    with pytest.raises(OperationalError, match="no such table"), database.reading() as session:
+        session.execute(text("SELECT * FROM nowhere"))
+    database.close()
+
+
+def test_a_sqlite_that_is_taken_or_cannot_be_opened_is_away(
+    sqlite_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("core.database.BUSY_SECONDS", 0.05)
+    taken, folder = Database(sqlite_url), Database(f"sqlite:///{tmp_path}")
+    with closing(sqlite_module().connect(tmp_path / "x.db", isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        for database in (taken, folder):
+            with pytest.raises(Unavailable) as caught, database.unit_of_work() as session:
+                api_key.count(session)
+            assert caught.value.code == "database_unavailable"
+            database.close()
 
 
 def test_who_is_silent_amid_a_transaction_is_hung_up_on(

@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import select, update
 
 from core.database import Database
-from core.errors import Unavailable
+from core.errors import StorageFull, Unavailable
 from models.tables import claims, job
 from models.tables.job import Job
 from tests.factories import make_queued_job
@@ -130,12 +130,17 @@ def test_a_released_row_is_left_alone(database, rows, leases):
     assert not kept.lost.is_set()
 
 
-def test_a_database_that_is_away_costs_the_rows_only_when_their_time_is_over(database, rows):
+@pytest.mark.parametrize(
+    "error", [Unavailable("away", code="database_unavailable"), StorageFull("full")]
+)
+def test_a_database_that_is_away_costs_the_rows_only_when_their_time_is_over(
+    database, rows, error, capsys
+):
     renewed: list[float] = []
 
     def renew_once(session, claimed, *, seconds):
         if renewed:
-            raise Unavailable("away", code="database_unavailable")
+            raise error
         renewed.append(time.monotonic())
         return claims.renew(session, claimed, seconds=seconds)
 
@@ -145,6 +150,7 @@ def test_a_database_that_is_away_costs_the_rows_only_when_their_time_is_over(dat
         lease.guard(lambda: told.append(time.monotonic()))
         assert lease.lost.wait(PATIENCE)
     assert 1.4 <= told[0] - renewed[0] <= 2.6
+    assert "a bug" not in capsys.readouterr().out
 
 
 def test_a_row_that_was_never_renewed_may_have_been_taken_a_while_ago(database, rows):

@@ -3,18 +3,21 @@
 import errno
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
 from core.database import Database
 from core.errors import StorageFull
+from core.settings import Settings
 from core.store import Store
 from models.spec import Broke, CheckpointSaved, Metrics, Stopped, Succeeded, Validated
 from models.tables import checkpoint, claims, event, job
 from models.tables.base import Page
 from models.tables.job import Job
 from tests.factories import make_queued_job
+from worker.claimed_job import ClaimedJob
+from worker.lease import Leases
 from worker.record import Recorder
 from worker.train.gang import explain
 
@@ -192,3 +195,19 @@ def test_a_trainers_full_disk_is_called_by_its_name() -> None:
     told = explain(OSError(errno.ENOSPC, "No space left on device"))
     assert isinstance(told, Broke)
     assert told.code == "storage_full"
+
+
+def test_a_job_is_given_up_where_not_even_that_can_be_written_down(
+    database: Database, store: Store, row: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: Database) -> NoReturn:
+        raise StorageFull("full")
+
+    with Leases(database=database, seconds=60.0) as leases:
+        settings = Settings(data_dir=tmp_path)
+        claimed = ClaimedJob(row, settings=settings, database=database, store=store, leases=leases)
+        with monkeypatch.context() as patch:
+            patch.setattr(Database, "unit_of_work", refuse)
+            claimed.hear(Broke(reason="a fault"))
+        assert claimed.is_over
+        claimed.close()

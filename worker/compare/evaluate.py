@@ -69,7 +69,7 @@ class Evaluation:
                 self._evaluate_or_explain()
         except StaleFence:
             log.info("the comparison is no longer ours")
-        except Unavailable as error:
+        except (Unavailable, StorageFull) as error:
             log.warning("gave the comparison up; its lease will end", reason=error.code)
         finally:
             structlog.contextvars.unbind_contextvars("comparison", "fence")
