@@ -125,6 +125,8 @@ class Joined(Held):
 
     def casts(self, dtype: torch.dtype) -> list[Tensor]:
         """See `Held.casts`; leaves of their own in any dtype, to be added as one."""
+        if self._leaves and self._leaves[0].dtype is not self.values.dtype:
+            self.gather()  # a leaf would round the sum of several micro-batches to its own dtype
         if not self._leaves or self._leaves[0].dtype is not dtype:
             leaves = split(self._round(dtype), self._shapes)
             self._leaves = [leaf.requires_grad_() for leaf in leaves]

@@ -153,12 +153,28 @@ def test_casts_and_the_tensors_themselves_have_one_gradient(dtype):
     assert apart.grad is None
 
 
-def test_gradients_of_several_passes_are_summed_in_float32():
-    tensors = {"a": torch.zeros(2**16, requires_grad=True)}
+@pytest.mark.parametrize("size", [2**16, 2**16 - 1])  # by itself, and joined
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_gradients_of_several_passes_are_summed_in_float32(size, dtype):
+    tensors = {"a": torch.zeros(size, requires_grad=True)}
     optimizer = Optimizer(tensors, method=LORA, loop=loop(max_grad_norm=1e9))
-    for scale in (1.0, 2.0**-9):  # of which bfloat16 would lose the second
-        (optimizer.casts(torch.bfloat16)[id(tensors["a"])] * scale).sum().backward()
-    assert optimizer.normalise(1).item() == pytest.approx(2**8 * (1 + 2**-9), rel=1e-6)
+    scales = [1.0] + [2.0**-9] * 8  # of which bfloat16 would lose all but the first
+    for scale in scales:
+        (optimizer.casts(dtype)[id(tensors["a"])] * scale).sum().backward()
+    assert optimizer.normalise(1).item() == pytest.approx(size**0.5 * sum(scales), rel=1e-6)
+
+
+def test_a_step_of_one_pass_is_gathered_once(monkeypatch):
+    tensors = {name: torch.zeros(4, requires_grad=True) for name in "ab"}
+    optimizer = Optimizer(tensors, method=LORA, loop=loop())
+    sums = []
+    monkeypatch.setattr("worker.train.held.add_together", lambda *_: sums.append(1))
+    for _ in range(2):
+        casts = optimizer.casts(torch.bfloat16)
+        sum(casts[id(tensor)].sum() for tensor in tensors.values()).backward()
+        optimizer.normalise(1)
+        optimizer.step(0.1)
+    assert len(sums) == 2
 
 
 def test_nothing_is_kept_of_an_optimizer_that_is_gone():
