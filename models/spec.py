@@ -176,6 +176,8 @@ class Broke(TrainerMessage, frozen=True, tag="broke"):
     reason: str
     code: str = "too_many_attempts"
     """What the job's error is called if no try ends well."""
+    alone: bool = False
+    """Whether all further tries are to share a trainer with nobody."""
 
 
 AnyTrainerMessage = (

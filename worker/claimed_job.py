@@ -83,14 +83,14 @@ class ClaimedJob:
     def hear(self, message: AnyTrainerMessage) -> None:
         """Write down what the trainer says of this job."""
         if isinstance(message, Broke):
-            self.retry(message.reason, code=message.code)
+            self.retry(message.reason, code=message.code, alone=message.alone)
         elif not isinstance(message, Alive):
             self.attempt(lambda: self._record(message))
             self.is_over = self.is_over or isinstance(message, FINAL)
 
-    def retry(self, reason: str, *, code: str = "too_many_attempts") -> None:
+    def retry(self, reason: str, *, code: str = "too_many_attempts", alone: bool = False) -> None:
         """Put the job back in line after a fault of the machinery, or fail it after too many."""
-        self.attempt(lambda: self._retry(reason, code=code))
+        self.attempt(lambda: self._retry(reason, code=code, alone=alone))
 
     def _do_or_explain(self, work: Callable[[], None]) -> None:
         """Do it; end the job for a reason that no second try would change, else try again."""
@@ -124,7 +124,7 @@ class ClaimedJob:
                 self._recorder.may_have_told = False
                 return
 
-    def _retry(self, reason: str, *, code: str = "too_many_attempts") -> None:
+    def _retry(self, reason: str, *, code: str = "too_many_attempts", alone: bool = False) -> None:
         self.is_over = True
         patience = FULL_DISK_SECONDS * 2 ** (self.row.attempts - 1)
         with self._database.unit_of_work() as session:
@@ -135,4 +135,5 @@ class ClaimedJob:
                 reason=reason,
                 code=code,
                 wait_seconds=patience if code == "storage_full" else 0.0,
+                alone=alone,
             )

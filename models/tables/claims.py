@@ -214,10 +214,11 @@ def retry(
     reason: str,
     code: str = "too_many_attempts",
     wait_seconds: float = 0.0,
+    alone: bool = False,
 ) -> None:
     """Put an owned job back in line after a fault of the machinery, or fail it after too many.
 
-    Nobody takes it for `wait_seconds`.
+    Nobody takes it for `wait_seconds`, and from now on nobody with others if it is to be `alone`.
     """
     if row.attempts >= max_attempts:
         tried = f"{reason}; gave up after {row.attempts} attempts. Ask the server's operator."
@@ -226,7 +227,8 @@ def retry(
     message = f"{reason}; the job goes on from its last checkpoint."
     wait = database_now() + wait_seconds if wait_seconds else None
     state = _state_after(session, row)
-    _release(session, row, state=state, message=message, level="warn", lease_until=wait)
+    gang = None if alone else Job.gang
+    _release(session, row, state=state, message=message, level="warn", lease_until=wait, gang=gang)
 
 
 def _state_after(session: Session, row: Job) -> str:

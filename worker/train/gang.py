@@ -28,6 +28,11 @@ _OUT_OF_MEMORY = Failed(
     "or choose a method with fewer parameters.",
     param="training",
 )
+_NO_ROOM_BESIDE_OTHERS = Broke(
+    reason="The machine ran out of memory while it trained others beside this job",
+    code="out_of_memory",
+    alone=True,
+)
 
 log = logging.getLogger(__name__)
 
@@ -132,7 +137,7 @@ class Gang:
         except (StopIteration, Dropped):
             self._leave(member)
         except Exception as error:  # noqa: BLE001 - one job's bug is not its neighbours'
-            member.channel.say(explain(error))
+            member.channel.say(explain(error, shared=len(self.members) > 1))
             self._leave(member)
 
     def _leave(self, member: Member) -> None:
@@ -143,13 +148,16 @@ class Gang:
         return min((member.served for member in self.members), default=0)
 
 
-def explain(error: Exception) -> Failed | Broke:
-    """Return what to say of a job that ended by an error: its own, or a fault of the machinery."""
+def explain(error: Exception, *, shared: bool = False) -> Failed | Broke:
+    """Return what to say of a job that ended by an error: its own, or a fault of the machinery.
+
+    What is missing of memory that it shares with others may be what they hold.
+    """
     if isinstance(error, GraftworkError):
         problems = error.problems if isinstance(error, InvalidData) else []
         return Failed(code=error.code, message=error.message, param=error.param, problems=problems)
     if is_out_of_memory(error):
-        return _OUT_OF_MEMORY
+        return _NO_ROOM_BESIDE_OTHERS if shared else _OUT_OF_MEMORY
     log.error("the job met an unexpected error", exc_info=error)
     if isinstance(error, OSError) and is_disk_full(error):
         return Broke(reason="The trainer could not write to its disk", code="storage_full")

@@ -109,6 +109,18 @@ def test_a_job_that_was_lost_twice_is_alone(database: Database) -> None:
     assert [len(claim_gang(database)) for _ in range(3)] == [2, 1, 2]
 
 
+def test_a_job_that_is_to_be_alone_is_claimed_alone_at_its_next_try(database: Database) -> None:
+    with database.unit_of_work() as session:
+        for _ in range(3):
+            make_queued_job(session, gang="tiny")
+    lost, *others = claim_gang(database)
+    with database.unit_of_work() as session:
+        claims.retry(session, lost, max_attempts=5, reason="No memory", alone=True)
+        make_queued_job(session, gang="tiny")
+        assert not list(claims.take_more(session, others[0], owner="w", seconds=30, most=8))
+    assert [(row.id, row.attempts) for row in claim_gang(database)] == [(lost.id, 2)]
+
+
 def test_the_tenant_with_the_fewest_running_jobs_is_next(database: Database) -> None:
     with database.unit_of_work() as session:
         for _ in range(3):

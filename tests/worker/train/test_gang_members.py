@@ -3,13 +3,15 @@
 from pathlib import Path
 
 import pytest
+import torch
 
+from models.spec import Broke, Failed
 from tests.worker.train.conftest import ROWS, Recording, values_of, weights_hash
 from tests.worker.train.gangs import JOBS, check_equal, run_together
 from worker.train import gang as module
 from worker.train.gang import LEAD, Gang
 from worker.train.run import train
-from worker.train.turns import Dropped
+from worker.train.turns import Dropped, Turn
 
 
 def tokens_of(channel):
@@ -71,6 +73,32 @@ def test_one_is_paused_and_joins_again_while_the_others_go_on(make_order):
     check_equal(channels[1].messages, alone[1])
     assert weights_hash(again.messages) == weights_hash(alone[2])
     assert values_of(channels[2].messages) | values_of(again.messages) == values_of(alone[2])
+
+
+def needing(tokens, *, held, room):
+    """A job that holds so much of the memory that all share, for three turns."""
+    if sum(held) + tokens > room:
+        raise torch.OutOfMemoryError
+    held.append(tokens)
+    for _ in range(3):
+        yield Turn(tokens)
+    held.remove(tokens)
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_memory_that_others_hold_is_no_fault_of_the_job_that_lacks_it(alone):
+    held, large, other = [], Recording(), Recording()
+    gang = Gang()
+    if not alone:
+        gang.join(needing(6, held=held, room=10), other)
+    gang.join(needing(6 if not alone else 11, held=held, room=10), large)
+    while gang.members:
+        gang.beat()
+    (told,) = large.messages
+    assert told.code == "out_of_memory"
+    assert isinstance(told, Failed if alone else Broke)
+    assert alone or told.alone
+    assert not other.messages
 
 
 class Unwanted(Recording):
