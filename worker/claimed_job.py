@@ -14,7 +14,7 @@ import structlog
 from core.database import Database
 from core.errors import GraftworkError, StaleFence, StorageFull, Unavailable
 from core.settings import Settings
-from core.store import Store
+from core.store import Store, full_disk
 from models.spec import FINAL, Alive, AnyTrainerMessage, Broke
 from models.tables import claims
 from models.tables.job import Job
@@ -95,10 +95,11 @@ class ClaimedJob:
     def _do_or_explain(self, work: Callable[[], None]) -> None:
         """Do it; end the job for a reason that no second try would change, else try again."""
         try:
-            work()
+            with full_disk():
+                work()
         except (StaleFence, Unavailable):
             raise
-        except (StorageFull, OSError) as error:
+        except StorageFull as error:
             log.warning("the disk failed", error=str(error))
             self._retry("The worker could not write to its disk", code="storage_full")
         except GraftworkError as error:

@@ -1,5 +1,6 @@
 """One job in a worker's hands: what its trainer says of it decides where it goes next."""
 
+import errno
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -9,7 +10,8 @@ from core.database import Database
 from core.settings import Settings
 from core.store import Store
 from models.spec import Broke
-from models.tables import claims, job
+from models.tables import claims, event, job
+from models.tables.base import Page
 from models.tables.job import Job
 from tests.factories import make_queued_job
 from worker.claimed_job import ClaimedJob
@@ -37,6 +39,31 @@ def now(database: Database, claimed: ClaimedJob) -> Callable[[], Job]:
             return job.get(session, claimed.row.id, tenant=claimed.row.tenant)
 
     return read
+
+
+@pytest.mark.parametrize(
+    ("error", "said", "waits"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "could not write to its disk", True),
+        (FileNotFoundError(errno.ENOENT, "No such file"), "met an unexpected error", False),
+    ],
+)
+def test_an_error_is_called_a_full_disk_only_if_it_is_one(
+    claimed: ClaimedJob,
+    database: Database,
+    now: Callable[[], Job],
+    error: OSError,
+    said: str,
+    waits: bool,
+) -> None:
+    def fail() -> None:
+        raise error
+
+    claimed.attempt(fail)
+    with database.reading() as session:
+        (last,), _ = event.list_page(session, claimed.row.id, page=Page(limit=1))
+    assert said in last.message
+    assert (now().state, now().lease_until is not None) == ("queued", waits)
 
 
 @pytest.mark.parametrize("alone", [False, True])

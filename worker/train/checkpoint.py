@@ -8,9 +8,8 @@ import json
 import os
 import shutil
 import tempfile
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,9 +27,6 @@ MANIFEST = "manifest.json"
 _TENSORS = "tensors.safetensors"
 _MOMENTS = "optimizer.safetensors"
 _STATE = "state.json"
-_KEEP = 3
-_KEEP_SECONDS = 600.0
-"""The supervisor stores a folder after it was told of it; until then it must not vanish."""
 
 
 class Progress(msgspec.Struct, kw_only=True):
@@ -67,7 +63,10 @@ class Snapshot:
 
 
 class Checkpoints:
-    """The checkpoints in one working folder."""
+    """The checkpoints in one working folder: each waits there until the supervisor has stored it.
+
+    The supervisor removes it then; nobody else can know when it may vanish.
+    """
 
     def __init__(self, folder: Path) -> None:
         """Use a folder; what a crash left half written is removed."""
@@ -90,8 +89,12 @@ class Checkpoints:
             crash_point("before-manifest")
             hashes = {path.name: hash_file(path) for path in sorted(scratch.iterdir())}
             (scratch / MANIFEST).write_text(json.dumps(hashes, indent=2))
-        self._remove_old()
         return target
+
+    @property
+    def any_waits(self) -> bool:
+        """Whether the supervisor has yet to store one that it was told of."""
+        return any(self.folder.glob("resume-*"))
 
     def newest(self) -> Path | None:
         """Return the newest whole checkpoint: that of the highest step which verifies."""
@@ -102,13 +105,6 @@ class Checkpoints:
                 continue
             return folder
         return None
-
-    def _remove_old(self) -> None:
-        folders = sorted(self.folder.glob("resume-*"), key=_step_and_number)
-        for folder in folders[:-_KEEP]:
-            with suppress(FileNotFoundError):  # the supervisor removes what it has stored
-                if time.time() - folder.stat().st_mtime > _KEEP_SECONDS:
-                    shutil.rmtree(folder)
 
 
 def load(folder: Path, *, run_digest: str) -> Snapshot:

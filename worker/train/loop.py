@@ -114,7 +114,8 @@ class Loop:
         progress.trained_tokens += taken.tokens
         self._speed.add(taken.tokens, seconds)
         self._report(taken.values)
-        if time.monotonic() - self._saved_at >= self.resume_seconds:
+        is_time = time.monotonic() - self._saved_at >= self.resume_seconds
+        if is_time and not self.checkpoints.any_waits:  # or a slow store would fill the disk
             self._save_resume_if_possible()
 
     def _rest(self, *, over: bool) -> Work[None]:

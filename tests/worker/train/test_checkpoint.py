@@ -1,4 +1,6 @@
 import json
+import os
+import shutil
 
 import pytest
 import torch
@@ -70,15 +72,6 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
         load(Checkpoints(tmp_path).save(snapshot()), run_digest="other")
 
 
-def test_a_folder_that_vanishes_is_nobodys_fault(tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint, "_KEEP_SECONDS", -1.0)
-    checkpoints = Checkpoints(tmp_path)
-    (tmp_path / "resume-00000000-0").symlink_to("gone")  # listed, but not to be looked at
-    for step in (1, 2, 3, 4):
-        checkpoints.save(snapshot(step))
-    assert not list(tmp_path.glob("resume-00000001-*"))
-
-
 def test_the_newest_that_verifies_is_taken(tmp_path):
     checkpoints = Checkpoints(tmp_path)
     assert checkpoints.newest() is None
@@ -89,15 +82,18 @@ def test_the_newest_that_verifies_is_taken(tmp_path):
     assert checkpoints.newest() == folders[2]
 
 
-def test_old_checkpoints_go_once_nobody_can_be_reading_them(tmp_path, monkeypatch):
+def test_a_checkpoint_waits_until_it_is_stored_however_long_that_takes(tmp_path):
     checkpoints = Checkpoints(tmp_path)
-    for step in range(5):
-        checkpoints.save(snapshot(step))
-    assert len(list(tmp_path.iterdir())) == 5
-    monkeypatch.setattr(checkpoint, "_KEEP_SECONDS", -1.0)
-    newest = checkpoints.save(snapshot(5))
-    assert len(list(tmp_path.iterdir())) == 3
-    assert checkpoints.newest() == newest
+    assert not checkpoints.any_waits
+    folders = [checkpoints.save(snapshot(step)) for step in range(5)]
+    for folder in folders:
+        os.utime(folder, (0, 0))  # told of half a century ago
+    folders.append(checkpoints.save(snapshot(5)))
+    for folder in folders:
+        assert checkpoints.any_waits
+        load(folder, run_digest="r")
+        shutil.rmtree(folder)  # as the supervisor does then
+    assert not checkpoints.any_waits
 
 
 def test_a_failed_write_leaves_nothing(tmp_path):

@@ -1,6 +1,7 @@
 import csv
 import json
 import math
+import shutil
 import warnings
 from pathlib import Path
 
@@ -8,7 +9,9 @@ import pytest
 import torch
 
 from models.nn.artifact import load_artifact
-from tests.worker.train.conftest import ROWS, carry_out, values_of, weights_hash
+from models.spec import CheckpointSaved
+from tests.worker.train.conftest import ROWS, Recording, carry_out, values_of, weights_hash
+from tests.worker.train.gangs import run_together
 from worker.train import run as module
 from worker.train.gang import explain
 from worker.train.optim import Optimizer
@@ -94,10 +97,25 @@ def test_seeds_differ_and_repeat(make_job):
     assert hashes[0] == hashes[1] != hashes[2]
 
 
-def test_resume_checkpoints_come_by_the_clock(make_job):
-    messages = carry_out(make_job().order(resume_seconds=0.0, loop={"n_epochs": 1}))
-    kinds = [message.kind for message in messages if type(message).__name__ == "CheckpointSaved"]
-    assert kinds == ["resume"] * 5 + ["epoch"]
+class Storing(Recording):
+    """A channel to whom stores what it hears of, or cannot: the store is away."""
+
+    def __init__(self, *, away):
+        super().__init__()
+        self._away = away
+
+    def say(self, message):
+        super().say(message)
+        if not self._away and isinstance(message, CheckpointSaved) and message.resume_folder:
+            shutil.rmtree(message.resume_folder)
+
+
+@pytest.mark.parametrize(("away", "timed"), [(False, 5), (True, 1)])
+def test_resume_checkpoints_come_by_the_clock_once_the_last_is_stored(make_job, away, timed):
+    order = make_job().order(resume_seconds=0.0, loop={"n_epochs": 1})
+    (messages,) = run_together([order], [Storing(away=away)])
+    kinds = [message.kind for message in messages if isinstance(message, CheckpointSaved)]
+    assert kinds == ["resume"] * timed + ["epoch"]
 
 
 def test_a_full_disk_costs_a_resume_checkpoint_and_not_the_job(make_job, monkeypatch):
