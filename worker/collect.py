@@ -10,19 +10,12 @@ import structlog
 from core.database import Database
 from core.errors import Unavailable
 from core.store import Store
-from models.tables import (
-    adapter,
-    checkpoint,
-    claims,
-    comparison,
-    comparison_claims,
-    file,
-    job,
-)
+from models.tables import claims, comparison, comparison_claims, file, job
 from models.tables.adapter import Adapter
-from models.tables.base import dead_digests, forget_dead, hold_writers
+from models.tables.base import dead_digests
 from models.tables.checkpoint import Checkpoint
 from models.tables.file import File
+from worker.unused import remove_file, remove_tree
 
 BATCH = 100
 _HOLDERS = {"ftjob": claims.is_worked_on, "ftcmp": comparison_claims.is_worked_on}
@@ -56,23 +49,14 @@ def _apart(digest: str, store: Store) -> Iterator[None]:
 
 
 def _collect_files(database: Database, store: Store) -> None:
-    """Remove deleted and expired files, but not what a job that has not ended needs.
-
-    Rows go and bytes go in one transaction that holds off new files, so that an upload of equal
-    bytes either keeps them or stores them again.
-    """
+    """Remove deleted and expired files, but not what a job that has not ended needs."""
     with database.unit_of_work() as session:
         file.expire(session)
         pinned = (job.pinned_digests(), comparison.pinned_digests())
         digests = dead_digests(session, File, pinned=pinned, limit=BATCH)
     for digest in digests:
-        with _apart(digest, store), database.unit_of_work() as session:
-            hold_writers(session, File)
-            if job.is_pinned(session, digest) or comparison.is_pinned(session, digest):
-                continue
-            forget_dead(session, File, digest)
-            if not file.is_used(session, digest):
-                store.delete(digest)
+        with _apart(digest, store):
+            remove_file(digest, database=database, store=store)
 
 
 def _collect_adapters(database: Database, store: Store) -> None:
@@ -84,15 +68,8 @@ def _collect_adapters(database: Database, store: Store) -> None:
             *dead_digests(session, Checkpoint, pinned=pinned, limit=BATCH),
         ]
     for digest in digests:
-        with _apart(digest, store), database.unit_of_work() as session:
-            hold_writers(session, Adapter)
-            hold_writers(session, Checkpoint)
-            if job.is_pinned(session, digest):
-                continue
-            forget_dead(session, Adapter, digest)
-            forget_dead(session, Checkpoint, digest)
-            if not (adapter.is_used(session, digest) or checkpoint.is_used(session, digest)):
-                store.delete_tree(digest)
+        with _apart(digest, store):
+            remove_tree(digest, database=database, store=store)
 
 
 def _collect_resumes(database: Database, store: Store) -> None:

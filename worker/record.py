@@ -1,6 +1,8 @@
 """What a trainer says, written to the database and the store; publishing is one transaction."""
 
 import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from functools import singledispatchmethod
 from pathlib import Path
 
@@ -8,7 +10,7 @@ import structlog
 from sqlalchemy.orm import Session
 
 from core.database import Database
-from core.errors import StorageFull
+from core.errors import StaleFence, StorageFull, Unavailable
 from core.ids import new_id
 from core.store import Store
 from models.spec import (
@@ -27,6 +29,7 @@ from models.tables.base import database_now
 from models.tables.checkpoint import Checkpoint
 from models.tables.file import File
 from models.tables.job import Job
+from worker.unused import remove_file, remove_resume, remove_tree
 
 log = structlog.get_logger(__name__)
 
@@ -110,31 +113,25 @@ class Recorder:
     @record.register
     def _(self, message: CheckpointSaved) -> None:
         """Move the pointer to the new checkpoint, then drop the bytes of the one before."""
-        resume = self._resume_digest
-        try:
-            if message.resume_folder:
-                resume = self._store.put_tree(Path(message.resume_folder))
-        except StorageFull:
-            if message.kind == "epoch":
-                raise
-            log.warning("no room for a resume checkpoint", step=message.step)
-            shutil.rmtree(message.resume_folder, ignore_errors=True)
-            self._unsaved = True
-            return
-        self._unsaved = False
         shown = message.kind == "epoch"
-        try:
-            digest = self._store.put_tree(Path(message.adapter_folder)) if shown else ""
-        except StorageFull:
-            if resume and resume != self._resume_digest:
-                self._store.delete_tree(resume)
-            raise
-        with self._database.unit_of_work() as session:
-            claims.update_owned(session, self._row, resume_digest=resume)
-            if shown and checkpoint.find_step(session, self._row.id, step=message.step) is None:
-                self._show_checkpoint(session, message, digest=digest)
-                session.flush()
-                self._store.keep_tree(digest, Path(message.adapter_folder))
+        with self._storing() as undo:
+            try:
+                resume = self._store_resume(message.resume_folder, undo=undo)
+            except StorageFull:
+                if shown:
+                    raise
+                log.warning("no room for a resume checkpoint", step=message.step)
+                shutil.rmtree(message.resume_folder, ignore_errors=True)
+                self._unsaved = True
+                return
+            self._unsaved = False
+            digest = self._store_tree(Path(message.adapter_folder), undo=undo) if shown else ""
+            with self._database.unit_of_work() as session:
+                claims.update_owned(session, self._row, resume_digest=resume)
+                if shown and checkpoint.find_step(session, self._row.id, step=message.step) is None:
+                    self._show_checkpoint(session, message, digest=digest)
+                    session.flush()
+                    self._store.keep_tree(digest, Path(message.adapter_folder))
         self._replace_resume(resume)
         if message.resume_folder:
             shutil.rmtree(message.resume_folder, ignore_errors=True)
@@ -147,28 +144,29 @@ class Recorder:
 
         The resume checkpoint is left to the collector, as that of every job that ends.
         """
-        row = self._row
-        results = self._store_results(Path(message.results_file))
-        made = self._store_adapter(message)
-        with self._database.unit_of_work() as session:
-            claims.finish(
-                session,
-                row,
-                state="succeeded",
-                fine_tuned_model=made.name,
-                method=made.method,
-                result_file=results.id,
-                step=message.step,
-                trained_tokens=message.trained_tokens,
-                metrics=message.metrics,
-                usage=message.usage,
-            )
-            session.add_all([results, made])
-            session.flush()
-            self._store.keep_file(results.digest, Path(message.results_file))
-            self._store.keep_tree(made.digest, Path(message.adapter_folder))
-            event.add(session, row.id, message=f"New fine-tuned model created: {made.name}")
-            event.add(session, row.id, message="The job has successfully completed.")
+        with self._storing() as undo:
+            results = self._store_results(Path(message.results_file), undo=undo)
+            made = self._store_adapter(message, undo=undo)
+            with self._database.unit_of_work() as session:
+                claims.finish(
+                    session,
+                    self._row,
+                    state="succeeded",
+                    fine_tuned_model=made.name,
+                    method=made.method,
+                    result_file=results.id,
+                    step=message.step,
+                    trained_tokens=message.trained_tokens,
+                    metrics=message.metrics,
+                    usage=message.usage,
+                )
+                session.add_all([results, made])
+                session.flush()
+                self._store.keep_file(results.digest, Path(message.results_file))
+                self._store.keep_tree(made.digest, Path(message.adapter_folder))
+                said = f"New fine-tuned model created: {made.name}"
+                event.add(session, self._row.id, message=said)
+                event.add(session, self._row.id, message="The job has successfully completed.")
 
     @record.register
     def _(self, message: Stopped) -> None:
@@ -194,24 +192,59 @@ class Recorder:
             self._told = event.told_metrics(session, self._row.id)
         return (message.step, frozenset(message.values)) in self._told
 
-    def _store_results(self, path: Path) -> File:
+    @contextmanager
+    def _storing(self) -> Iterator[ExitStack]:
+        """Give a stack of what takes back bytes; it is done if the row that needs them is refused.
+
+        While the database or the store is away, nothing is: the message comes again.
+        """
+        undo = ExitStack()
+        try:
+            yield undo
+        except (StaleFence, StorageFull):
+            with suppress(Unavailable):
+                undo.close()
+            raise
+
+    def _store_resume(self, folder: str, *, undo: ExitStack) -> str | None:
+        """Return the tree to go on from; without a folder it is the one before."""
+        if not folder:
+            return self._resume_digest
+        digest = self._store.put_tree(Path(folder))
+        undo.callback(
+            remove_resume,
+            digest,
+            job_id=self._row.id,
+            database=self._database,
+            store=self._store,
+        )
+        return digest
+
+    def _store_tree(self, folder: Path, *, undo: ExitStack) -> str:
+        digest = self._store.put_tree(folder)
+        undo.callback(remove_tree, digest, database=self._database, store=self._store)
+        return digest
+
+    def _store_results(self, path: Path, *, undo: ExitStack) -> File:
+        digest = self._store.put_file(path)
+        undo.callback(remove_file, digest, database=self._database, store=self._store)
         return File(
             id=new_id("file"),
             tenant=self._row.tenant,
             filename="step_metrics.csv",
             purpose="fine-tune-results",
             bytes=path.stat().st_size,
-            digest=self._store.put_file(path),
+            digest=digest,
         )
 
-    def _store_adapter(self, message: Succeeded) -> Adapter:
+    def _store_adapter(self, message: Succeeded, *, undo: ExitStack) -> Adapter:
         folder = Path(message.adapter_folder)
         return Adapter(
             name=model_name(self._row),
             tenant=self._row.tenant,
             base=self._row.base,
             method=message.method or self._row.method,
-            digest=self._store.put_tree(folder),
+            digest=self._store_tree(folder, undo=undo),
             bytes=sum(path.stat().st_size for path in folder.iterdir()),
             parameters=self._trained_parameters,
             job_id=self._row.id,

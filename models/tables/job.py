@@ -231,6 +231,12 @@ def ended_resumes(session: Session, *, limit: int) -> Sequence[tuple[str, str]]:
     return [(row.id, row.resume_digest) for row in found]
 
 
+def goes_on_from(session: Session, job_id: str, digest: str) -> bool:
+    """Say whether this tree is what a job would go on from."""
+    query = select(Job.id).where(Job.id == job_id, Job.resume_digest == digest)
+    return session.scalar(query) is not None
+
+
 def forget_resume(session: Session, job_id: str) -> None:
     """Forget the resume checkpoint of an ended job; its tree is gone."""
     session.execute(update(Job).where(Job.id == job_id).values(resume_digest=None))

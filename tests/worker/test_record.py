@@ -2,13 +2,14 @@
 
 import errno
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
 
 from core.database import Database
-from core.errors import StorageFull
+from core.errors import StaleFence, StorageFull
 from core.settings import Settings
 from core.store import Store
 from models.spec import Broke, CheckpointSaved, Metrics, Stopped, Succeeded, Validated
@@ -51,6 +52,29 @@ def said(database: Database, row: Job) -> str:
 def metrics(step: int, **values: float) -> Metrics:
     return Metrics(
         step=step, values=values, tokens_per_second=1.0, eta_seconds=1.0, trained_tokens=step
+    )
+
+
+def saved(step: int, kind: Any, *, adapter_folder: str, resume_folder: str) -> CheckpointSaved:
+    return CheckpointSaved(
+        step=step,
+        kind=kind,
+        adapter_folder=adapter_folder,
+        resume_folder=resume_folder,
+        metrics={},
+    )
+
+
+def succeeded(adapter_folder: str, *, results: Path) -> Succeeded:
+    results.write_text("step")
+    return Succeeded(
+        step=1,
+        adapter_folder=adapter_folder,
+        results_file=str(results),
+        metrics={},
+        trained_tokens=1,
+        method=None,
+        usage={},
     )
 
 
@@ -106,11 +130,7 @@ def test_nothing_is_called_saved_that_found_no_room(
     recorder = Recorder(row, database=database, store=store)
 
     def save(folder: Path, step: int) -> None:
-        recorder.record(
-            CheckpointSaved(
-                step=step, kind="resume", adapter_folder="", resume_folder=str(folder), metrics={}
-            )
-        )
+        recorder.record(saved(step, "resume", adapter_folder="", resume_folder=str(folder)))
 
     def refuse(self: Store, folder: Path) -> str:
         raise StorageFull("full")
@@ -139,15 +159,9 @@ def test_the_folders_of_an_epoch_go_once_they_are_stored_but_for_the_last(
     for folder in folders:
         folder.mkdir()
         (folder / "state.json").write_text(folder.name)
-    Recorder(row, database=database, store=store).record(
-        CheckpointSaved(
-            step=1,
-            kind="epoch",
-            adapter_folder=str(folders[0]),
-            resume_folder="" if last else str(folders[1]),
-            metrics={},
-        )
-    )
+    resume = "" if last else str(folders[1])
+    message = saved(1, "epoch", adapter_folder=str(folders[0]), resume_folder=resume)
+    Recorder(row, database=database, store=store).record(message)
     assert [folder.exists() for folder in folders] == [last, last]
     with database.reading() as session:
         shown = checkpoint.find_step(session, row.id, step=1)
@@ -160,25 +174,84 @@ def test_what_a_job_that_succeeds_would_have_gone_on_from_is_left_to_the_collect
 ) -> None:
     folder = tmp_path / "folder"
     folder.mkdir()
-    (tmp_path / "results.csv").write_text("step")
     (folder / "adapter_config.json").write_text("{}")
     tree = store.put_tree(folder)
     with database.unit_of_work() as session:
         claims.update_owned(session, row, resume_digest=tree)
-    Recorder(row, database=database, store=store).record(
-        Succeeded(
-            step=1,
-            adapter_folder=str(folder),
-            results_file=str(tmp_path / "results.csv"),
-            metrics={},
-            trained_tokens=1,
-            method=None,
-            usage={},
-        )
-    )
+    message = succeeded(str(folder), results=tmp_path / "results.csv")
+    Recorder(row, database=database, store=store).record(message)
     with database.reading() as session:
         ended = job.get(session, row.id, tenant="acme")
         assert (ended.state, ended.resume_digest) == ("succeeded", tree)
+
+
+def stored(tmp_path: Path) -> set[str]:
+    return {path.name for path in (tmp_path / "store").rglob("*") if path.is_file()}
+
+
+def make_folder(path: Path, content: str) -> str:
+    path.mkdir()
+    (path / f"{path.name}.json").write_text(content)
+    return str(path)
+
+
+@pytest.fixture
+def cancelled_meanwhile(
+    database: Database, row: Job, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[], None]:
+    """Have somebody cancel the job while the next folder is stored."""
+    put = Store.put_tree
+
+    def put_and_cancel(store: Store, folder: Path) -> str:
+        digest = put(store, folder)
+        with database.unit_of_work() as session:
+            if job.get(session, row.id, tenant=row.tenant).state == "running":
+                job.cancel(session, row.id, tenant=row.tenant)
+        return digest
+
+    return lambda: monkeypatch.setattr(Store, "put_tree", put_and_cancel)
+
+
+@pytest.mark.parametrize("kind", ["resume", "epoch", "succeeded"])
+def test_bytes_whose_row_is_refused_do_not_stay(
+    database: Database,
+    store: Store,
+    row: Job,
+    tmp_path: Path,
+    cancelled_meanwhile: Callable[[], None],
+    kind: str,
+) -> None:
+    recorder = Recorder(row, database=database, store=store)
+    adapter = make_folder(tmp_path / "adapter", "{}")
+    if kind == "succeeded":
+        message: Any = succeeded(adapter, results=tmp_path / "results.csv")
+    else:
+        resume = make_folder(tmp_path / "resume", "{}")
+        message = saved(1, kind, adapter_folder=adapter, resume_folder=resume)
+    cancelled_meanwhile()
+    with pytest.raises(StaleFence):
+        recorder.record(message)
+    assert not stored(tmp_path)
+
+
+def test_bytes_that_a_row_has_stay_when_another_is_refused(
+    database: Database,
+    store: Store,
+    row: Job,
+    tmp_path: Path,
+    cancelled_meanwhile: Callable[[], None],
+) -> None:
+    recorder = Recorder(row, database=database, store=store)
+    adapter, resume = (make_folder(tmp_path / name, "{}") for name in ("adapter", "resume"))
+    recorder.record(saved(1, "epoch", adapter_folder=adapter, resume_folder=resume))
+    kept = stored(tmp_path)
+    assert {"adapter.json", "resume.json"} < kept
+    for folder in (adapter, resume):  # both are as they were, so that equal trees are stored
+        make_folder(Path(folder), "{}")
+    cancelled_meanwhile()
+    with pytest.raises(StaleFence):
+        recorder.record(saved(2, "epoch", adapter_folder=adapter, resume_folder=resume))
+    assert stored(tmp_path) == kept
 
 
 def test_a_full_disk_is_not_met_again_at_once(database: Database, row: Job) -> None:
