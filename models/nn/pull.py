@@ -95,9 +95,10 @@ def _verifies(folder: Path, progress: Progress) -> bool:
 @contextmanager
 def _replacing(target: Path) -> Iterator[Path]:
     """Give an empty folder that takes the target's place when the block ends well."""
-    for leftover in target.parent.glob(f".{target.name}-*"):
+    prefix = f".{target.name}~"  # which no id holds, so that no other base's begin alike
+    for leftover in target.parent.glob(f"{prefix}*/"):
         shutil.rmtree(leftover)
-    temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
+    temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=prefix))
     try:
         folder = temporary / target.name
         folder.mkdir()

@@ -78,7 +78,7 @@ def test_changed_bytes_are_replaced(settings, downloads, where):
 
 
 def test_what_a_killed_try_left_is_removed(settings, downloads):
-    leftover = settings.base_folder.parent / f".{BASE}-killed"
+    leftover = settings.base_folder.parent / f".{BASE}~killed"
     leftover.mkdir(parents=True)
     (leftover / "half").write_text("x")
     pull(BASE, settings=settings, progress=_silent)
@@ -122,6 +122,18 @@ def test_a_local_folder_becomes_a_base(settings, tmp_path):
     assert not (folder / "pytorch_model.bin").exists()
     assert not (folder / "modeling.py").exists()
     assert pull("my-base", settings=settings, progress=_silent) == folder
+
+
+def test_a_base_whose_id_begins_with_anothers_is_left_alone(settings, tmp_path):
+    source = make_tiny_base(tmp_path / "source")
+    long, short = (settings.folder_of(name) for name in ("tiny-chat", "tiny"))
+    pull(long.name, settings=settings, source=source, progress=_silent)
+    with module._replacing(long) as folder:  # somebody else imports it again meanwhile
+        pull(short.name, settings=settings, source=source, progress=_silent)
+        assert folder.exists()
+        (folder / "new").write_text("x")
+    verify(short)
+    assert [path.name for path in long.iterdir()] == ["new"]
 
 
 def test_force_fetches_again_what_can_be_fetched_and_keeps_the_rest(settings, downloads, tmp_path):
