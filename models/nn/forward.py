@@ -57,13 +57,22 @@ class States:
 
     def of(self, part: int) -> "States":
         """Return the states of one part, as if no other had been there."""
-        segment = self.segments[part]
-        own = replace(segment, start=0, stop=segment.stop - segment.start)
-        return States(self.hidden_td[segment.rows], self.backbone, Segments([own]), (own,))
+        return self._only(self.segments[part])
+
+    def piece(self, start: int, stop: int) -> "States":
+        """Return some rows of the states of one part; where it drops, each piece draws its own."""
+        (segment,) = self.segments
+        dropout = segment.dropout and replace(segment.dropout, first_row=start)
+        stop = min(stop, len(self.hidden_td))
+        return self._only(replace(segment, start=start, stop=stop, dropout=dropout))
 
     def logits(self, hidden_nd: Tensor, rows_n: Tensor) -> Tensor:
         """Return (N, V) from the hidden states of these rows (int64)."""
         return self.backbone.logits(hidden_nd, executor=self.executor.at(rows_n))
+
+    def _only(self, segment: Segment) -> "States":
+        own = replace(segment, start=0, stop=segment.stop - segment.start)
+        return States(self.hidden_td[segment.rows], self.backbone, Segments([own]), (own,))
 
 
 def forward(backbone: Backbone, parts: Sequence[Part]) -> States:

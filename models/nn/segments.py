@@ -24,6 +24,8 @@ class DropoutSource:
     seed: int
     step: int
     micro_batch: int = 0
+    first_row: int = 0
+    """Of the micro-batch's rows at a place, where a draw begins if it is not for all of them."""
 
     def drop(self, x_ti: Tensor, *, probability: float, place: str) -> Tensor:
         """Zero each element with `probability` and scale the rest by 1 / (1 - probability)."""
@@ -32,6 +34,8 @@ class DropoutSource:
     def draw(self, x_ti: Tensor, *, probability: float, place: str) -> Tensor:
         """Return (T, i) of x's dtype: 0 with `probability`, else 1 / (1 - probability)."""
         counters = f"{self.seed}/{self.step}/{self.micro_batch}/{place}"
+        if self.first_row:
+            counters += f"/{self.first_row}"
         digest = hashlib.blake2b(counters.encode(), digest_size=8).digest()
         generator = torch.Generator(x_ti.device).manual_seed(int.from_bytes(digest, "big") >> 1)
         keep = 1.0 - probability

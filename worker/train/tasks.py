@@ -5,7 +5,7 @@ Shapes: T rows of a stream, d hidden, n rows with a target, V vocabulary, C clas
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -136,12 +136,13 @@ class NextTokens(Task):
         """
         picked_nd = states.hidden_td
         cut_nd = picked_nd.detach().requires_grad_(picked_nd.requires_grad)
+        cut = replace(states, hidden_td=cut_nd)
         total = Score()
         for start in range(0, len(picked_nd), LOGIT_ROWS):
-            piece = slice(start, start + LOGIT_ROWS)
-            rows_n = torch.arange(len(picked_nd), device=picked_nd.device)[piece]
-            logits_nv = states.logits(cut_nd[piece], rows_n)
-            targets_n = stream.targets_n[piece]
+            piece = cut.piece(start, start + LOGIT_ROWS)
+            rows_n = torch.arange(len(piece.hidden_td), device=picked_nd.device)
+            logits_nv = piece.logits(piece.hidden_td, rows_n)
+            targets_n = stream.targets_n[start : start + LOGIT_ROWS]
             loss = next_token_loss(logits_nv, targets_n)
             if loss.requires_grad:
                 torch.autograd.backward(loss, retain_graph=True)  # the head serves every piece

@@ -14,7 +14,7 @@ from worker.train import tasks as module
 from worker.train.data import read_examples
 from worker.train.rows import render_example
 from worker.train.score import Score
-from worker.train.tasks import MicroBatch, NextTokens
+from worker.train.tasks import MicroBatch, NextTokens, score_together
 from worker.train.turns import do_alone
 
 
@@ -61,6 +61,27 @@ def test_micro_batches_add_up_to_the_batch(examples, backbone, monkeypatch, targ
     assert pieces.mean_loss == pytest.approx(whole.mean_loss, rel=1e-6)
     for name, gradient in expected.items():
         torch.testing.assert_close(found[name], gradient, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["lora", "dora"])
+def test_no_two_pieces_of_the_logits_drop_the_same(examples, backbone, monkeypatch, kind):
+    def spy(source, x_ti, **drawn):
+        masks.append(draw(source, x_ti, **drawn))
+        return masks[-1]
+
+    masks, draw = [], DropoutSource.draw
+    method, tensors = perturbed(backbone, type=kind, target_modules=["lm_head"], dropout=0.5)
+    terms = Terms.of(method, tensors, backbone.base)
+    task, source = NextTokens(examples, backbone=backbone, max_tokens=512), DropoutSource(1, 1)
+    (stream,) = task.streams(np.arange(4))
+    monkeypatch.setattr(module, "LOGIT_ROWS", 7)
+    monkeypatch.setattr(DropoutSource, "draw", spy)
+    score_together([MicroBatch(task, stream, terms, source)])
+    first, *others = masks
+    assert sum(map(len, masks)) == len(stream.targets_n)
+    assert torch.equal(first, draw(source, first, probability=0.5, place="lm_head"))
+    assert len({mask.numpy().tobytes() for mask in masks}) == len(masks) > 3
+    assert all(mask.shape == first.shape for mask in others[:-1])
 
 
 def test_packed_rows_equal_rows_alone(examples, backbone):
