@@ -112,7 +112,14 @@ class TrainingProblem:
         return Plan(self._files.training, loop=self._loop, seed=self._seed)
 
     def _batch(self, step: int) -> Stream:
-        return self._task.streams(self._plan.batch(step))[0]
+        """Return what fits one micro-batch of a step's rows, in the order in which they are drawn.
+
+        Of several micro-batches the first would have the longest rows, and the others' no turn.
+        """
+        rows = self._plan.batch(step)
+        ends = np.cumsum([self._files.training.length(row) for row in rows])
+        fitting = int(np.searchsorted(ends, self._task.max_tokens, side="right"))
+        return self._task.streams(rows[: max(fitting, 1)])[0]
 
     def _token_budget(self, order: NDArray[np.int64]) -> float | None:
         """Return how many tokens of prompts the run may read; a time is tried out on a few."""
