@@ -86,7 +86,10 @@ class Recorder:
                 total_steps=message.total_steps,
                 trained_parameters=message.trained_parameters,
             )
-            event.add(session, self._row.id, message=said)
+            # A claim before has told how it ended since.
+            told = self.may_have_told and event.is_last(session, self._row.id, message=said)
+            if not told:
+                event.add(session, self._row.id, message=said)
 
     @record.register
     def _(self, message: Metrics) -> None:

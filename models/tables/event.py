@@ -43,6 +43,12 @@ def add(
     session.flush()
 
 
+def is_last(session: Session, job_id: str, *, message: str) -> bool:
+    """Say whether this is the last that was told of a job."""
+    last = select(Event.message).where(Event.job_id == job_id).order_by(Event.number.desc())
+    return session.scalar(last.limit(1)) == message
+
+
 def told_metrics(session: Session, job_id: str) -> set[tuple[int, frozenset[str]]]:
     """Return of which steps a job's metrics were told, and which; it reads all of them."""
     told = select(Event.data).where(Event.job_id == job_id, Event.type == "metrics")

@@ -12,7 +12,7 @@ from core.database import Database
 from core.errors import StaleFence, StorageFull
 from core.settings import Settings
 from core.store import Store
-from models.spec import Broke, CheckpointSaved, Metrics, Stopped, Succeeded, Validated
+from models.spec import Broke, CheckpointSaved, Metrics, Started, Stopped, Succeeded, Validated
 from models.tables import checkpoint, claims, event, job
 from models.tables.base import Page
 from models.tables.job import Job
@@ -103,6 +103,24 @@ def test_what_may_have_been_told_already_is_not_told_again(
         recorder.may_have_told = True
     recorder.record(metrics(2, train_loss=1.0))
     assert [data["step"] for data in told(database, row)] == [1, 2]
+
+
+def test_each_try_tells_once_that_training_started(
+    database: Database, store: Store, row: Job
+) -> None:
+    message = Started(total_steps=2, trained_parameters=1, resumed_step=0)
+    for _ in range(2):
+        recorder = Recorder(row, database=database, store=store)
+        for _ in range(2):  # the answer to the first COMMIT was lost
+            recorder.record(message)
+            recorder.may_have_told = True
+        with database.unit_of_work() as session:
+            claims.retry(session, row, max_attempts=5, reason="No luck")
+        row = take(database)
+    with database.reading() as session:
+        events, _ = event.list_page(session, row.id, page=Page(limit=100, ascending=True))
+    again = "No luck; the job goes on from its last checkpoint."
+    assert [one.message for one in events][1:] == ["Training started.", again] * 2
 
 
 def test_what_became_of_the_data_is_told_once(database: Database, store: Store, row: Job) -> None:

@@ -42,7 +42,8 @@ class Progress(msgspec.Struct, kw_only=True):
     """The last step at which the run was measured and shown."""
     trained_tokens: int = 0
     seconds: float = 0.0
-    """Spent on steps; evaluations and checkpoints are not counted."""
+    """By the clock on the wall, while a step was under way: what neighbours in the gang computed
+    meanwhile is in it, the job's own evaluations and checkpoints are not."""
     history: list[StepValues] = []
 
     def latest(self) -> dict[str, float]:

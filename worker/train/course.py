@@ -206,8 +206,14 @@ class BySearch:
         return False
 
     def seconds_left(self, progress: Progress, *, pace: float) -> float:
-        """See `Course.seconds_left`."""
-        return (self.total_steps - progress.step) * pace
+        """See `Course.seconds_left`; steps go on reading as many tokens as those before."""
+        loop, step = self._loop, progress.step
+        ends = [(self.total_steps - step) * pace]
+        if loop.max_seconds is not None:
+            ends.append(loop.max_seconds - progress.seconds)
+        if loop.max_tokens is not None and progress.trained_tokens:
+            ends.append((loop.max_tokens / progress.trained_tokens - 1.0) * step * pace)
+        return max(min(ends), 0.0)
 
     def state(self) -> dict[str, Tensor]:
         """Return nothing: a step depends on the tensors, the seed and its number."""

@@ -151,14 +151,20 @@ class TrainingProblem:
 
     def _text_features(self, text: str, pooling: Pooling) -> Tensor:
         self.check()
-        return text_features(text, pooling, backbone=self._backbone, renderer=self._files.renderer)
+        ids = bare_ids(text, backbone=self._backbone, renderer=self._files.renderer)
+        self.tokens_read += len(ids)
+        return pooled(ids, pooling, backbone=self._backbone)
+
+
+def bare_ids(text: str, *, backbone: Backbone, renderer: Renderer) -> list[int]:
+    """Return the ids of a bare text, as far as the base can read it; one at least."""
+    return (renderer.encode(text) or [renderer.eos_id])[: backbone.shape.context]
 
 
 @torch.no_grad()
-def text_features(text: str, pooling: Pooling, *, backbone: Backbone, renderer: Renderer) -> Tensor:
-    """Return (1, d) float32: the base's pooled final hidden states of a bare text."""
-    ids = renderer.encode(text) or [renderer.eos_id]
-    ids_t = torch.tensor(ids[: backbone.shape.context], device=backbone.device)
+def pooled(ids: Sequence[int], pooling: Pooling, *, backbone: Backbone) -> Tensor:
+    """Return (1, d) float32: the base's pooled final hidden states of one sequence."""
+    ids_t = torch.tensor(ids, device=backbone.device)
     hidden_td = forward(backbone, [Part(ids_t, (len(ids_t),))]).hidden_td
     return pool(hidden_td, [len(ids_t)], pooling=pooling)
 
@@ -173,6 +179,5 @@ class Question:
 
     def features(self, pooling: Pooling) -> Tensor:
         """See `Query.features`."""
-        return text_features(self.text, pooling, backbone=self._backbone, renderer=self._renderer)[
-            0
-        ]
+        ids = bare_ids(self.text, backbone=self._backbone, renderer=self._renderer)
+        return pooled(ids, pooling, backbone=self._backbone)[0]

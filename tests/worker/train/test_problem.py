@@ -43,6 +43,13 @@ def test_a_search_reads_rows_of_all_lengths(problem):
     assert batches[:9] == [set(problem._batch(step).rows) for step in range(9)]
 
 
+def test_texts_that_are_compared_are_read(problem, renderer):
+    texts = ["one", "a longer one", ""]
+    features = problem.text_features(texts, "mean")
+    assert len(features) == len(texts)
+    assert problem.tokens_read == sum(len(renderer.encode(text) or [0]) for text in texts)
+
+
 def test_a_row_that_is_longer_than_a_micro_batch_is_read_alone(problem):
     problem._task.max_tokens = 1
     assert {len(problem._batch(step).rows) for step in range(3)} == {1}
