@@ -49,7 +49,10 @@ class EngineHealth(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class EngineClient:
-    """Speaks the engine's protocol; whatever keeps it from answering is `Unavailable`."""
+    """Speaks the engine's protocol; whatever keeps it from answering is `Unavailable`.
+
+    That is also what those are told who still wait when it is closed.
+    """
 
     def __init__(self, address: str) -> None:
         """Open no connection yet; there must be a running event loop."""
@@ -60,9 +63,15 @@ class EngineClient:
             timeout=aiohttp.ClientTimeout(connect=CONNECT_SECONDS, sock_read=SILENCE_SECONDS),
             cookie_jar=aiohttp.DummyCookieJar(),
         )
+        self._calls: set[asyncio.Timeout] = set()
+        self._closing = False
 
     async def close(self) -> None:
-        """Close every connection."""
+        """End every call and close every connection."""
+        self._closing = True
+        for call in self._calls:
+            call.reschedule(0)
+        self._calls.clear()
         await self._session.close()
 
     @asynccontextmanager
@@ -70,16 +79,13 @@ class EngineClient:
         self, request: GenerateRequest
     ) -> AsyncIterator[AsyncIterator[AnyGenerateLine]]:
         """Start a generation and give its lines; leaving the block early cancels it."""
-        try:
-            async with self._post("generate", request) as response:
-                if response.status != HTTPStatus.OK:
-                    refusal = _refusal(response.status, await _read(response))
-                    if request.messages is None and refusal.param == "messages":
-                        refusal.param = "prompt"
-                    raise refusal
-                yield _read_lines(response)
-        except aiohttp.ClientError as error:
-            raise _unavailable() from error
+        async with self._call(), self._post("generate", request) as response:
+            if response.status != HTTPStatus.OK:
+                refusal = self._refusal(response.status, await _read(response))
+                if request.messages is None and refusal.param == "messages":
+                    refusal.param = "prompt"
+                raise refusal
+            yield _read_lines(response)
 
     async def embed(self, request: EmbedRequest) -> EmbedReply:
         """Return the vectors of a few inputs."""
@@ -95,36 +101,62 @@ class EngineClient:
 
     async def health(self) -> EngineHealth:
         """Return the engine's own report, ready or not."""
-        try:
-            async with self._session.get("health", timeout=PROBE) as response:
-                return msgspec.json.decode(await response.read(), type=EngineHealth)
-        except FAILURES as error:
-            raise _unavailable() from error
+        async with self._call(), self._session.get("health", timeout=PROBE) as response:
+            return msgspec.json.decode(await response.read(), type=EngineHealth)
 
     async def drop(self, digest: str) -> None:
         """Ask the engine to forget an adapter that nobody can name any more."""
-        try:
-            async with self._session.delete(f"adapters/{digest}", timeout=PROBE):
-                pass
-        except FAILURES as error:
-            raise _unavailable() from error
+        async with self._call(), self._session.delete(f"adapters/{digest}", timeout=PROBE):
+            pass
 
     async def _ask(self, path: str, request: msgspec.Struct, *, reply: type[ReplyT]) -> ReplyT:
         """Send one message and decode the answer; giving up closes the connection."""
-        try:
+        async with self._call():
             async with self._post(path, request) as response:
                 answer = await _read(response)
             if response.status != HTTPStatus.OK:
-                raise _refusal(response.status, answer)
+                raise self._refusal(response.status, answer)
             return msgspec.json.decode(answer, type=reply)
+
+    @asynccontextmanager
+    async def _call(self) -> AsyncIterator[None]:
+        """Turn what goes wrong in the block into `Unavailable`; `close` ends it by a timeout."""
+        if self._closing:
+            raise self._unavailable()
+        try:
+            async with asyncio.timeout(None) as call:
+                self._calls.add(call)
+                try:
+                    yield
+                finally:
+                    self._calls.discard(call)
         except FAILURES as error:
-            raise _unavailable() from error
+            raise self._unavailable() from error
 
     def _post(
         self, path: str, request: msgspec.Struct
     ) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
         content = BytesIO(_encoder.encode(request))
         return self._session.post(path, data=content, headers=JSON, allow_redirects=False)
+
+    def _refusal(self, status: int, content: bytes) -> Refused | Unavailable:
+        try:
+            detail = msgspec.json.decode(content)["error"]
+            return Refused(
+                detail["message"], status=status, code=detail["code"], param=detail.get("param")
+            )
+        except (msgspec.DecodeError, KeyError, TypeError):
+            return self._unavailable()
+
+    def _unavailable(self) -> Unavailable:
+        if self._closing:
+            return Unavailable(
+                "This server is stopping; try again in a moment.", code="server_stopping"
+            )
+        return Unavailable(
+            "The inference engine does not answer; try again in a moment.",
+            code="engine_unavailable",
+        )
 
 
 def _way_to(address: str) -> tuple[str, aiohttp.BaseConnector]:
@@ -141,44 +173,22 @@ def _way_to(address: str) -> tuple[str, aiohttp.BaseConnector]:
 
 async def _read(response: aiohttp.ClientResponse) -> bytes:
     """Return the whole body; aiohttp by itself waits for ever for the rest of a garbled one."""
-    try:
-        async with asyncio.timeout(SILENCE_SECONDS):
-            return await response.read()
-    except TimeoutError as error:
-        raise _unavailable() from error
+    async with asyncio.timeout(SILENCE_SECONDS):
+        return await response.read()
 
 
 async def _read_lines(response: aiohttp.ClientResponse) -> AsyncIterator[AnyGenerateLine]:
     rest = b""
-    try:
-        while piece := await _read_piece(response):
-            *lines, rest = (rest + piece).split(b"\n")
-            for line in filter(None, lines):
-                message: AnyGenerateLine = _lines.decode(line)
-                if isinstance(message, GenerateError):
-                    raise Refused(message.message, status=message.status, code=message.code)
-                yield message
-    except FAILURES as error:
-        raise _unavailable() from error
+    while piece := await _read_piece(response):
+        *lines, rest = (rest + piece).split(b"\n")
+        for line in filter(None, lines):
+            message: AnyGenerateLine = _lines.decode(line)
+            if isinstance(message, GenerateError):
+                raise Refused(message.message, status=message.status, code=message.code)
+            yield message
 
 
 async def _read_piece(response: aiohttp.ClientResponse) -> bytes:
     """Return what has come since the last piece; nothing at the end. See `_read`."""
     async with asyncio.timeout(SILENCE_SECONDS):
         return await response.content.readany()
-
-
-def _refusal(status: int, content: bytes) -> Refused | Unavailable:
-    try:
-        detail = msgspec.json.decode(content)["error"]
-        return Refused(
-            detail["message"], status=status, code=detail["code"], param=detail.get("param")
-        )
-    except (msgspec.DecodeError, KeyError, TypeError):
-        return _unavailable()
-
-
-def _unavailable() -> Unavailable:
-    return Unavailable(
-        "The inference engine does not answer; try again in a moment.", code="engine_unavailable"
-    )

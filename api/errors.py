@@ -13,7 +13,8 @@ from api.schemas.common import ErrorDetail, ErrorEnvelope, ErrorWithReport
 from core.errors import GraftworkError, InvalidRequest, TooLarge, Unauthorized
 
 RETRY_AFTER_SECONDS = 2
-ENGINE_RESTART_SECONDS = 5
+RESTARTING = ("engine_unavailable", "server_stopping")
+RESTART_SECONDS = 5
 """So long the engine takes to come back; a client with two retries must outlast it."""
 SHOWN_PROBLEMS = 5
 SHOWN_PATH = 128
@@ -65,8 +66,7 @@ def answer(error: GraftworkError) -> JSONResponse:
 
 def _headers(error: GraftworkError) -> dict[str, str]:
     if error.status in (429, 503):
-        restarting = error.code == "engine_unavailable"
-        seconds = ENGINE_RESTART_SECONDS if restarting else RETRY_AFTER_SECONDS
+        seconds = RESTART_SECONDS if error.code in RESTARTING else RETRY_AFTER_SECONDS
         return {"retry-after": str(seconds)}
     headers = {"x-should-retry": "false"} if error.status < 500 else {}
     if isinstance(error, Unauthorized):

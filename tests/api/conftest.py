@@ -5,7 +5,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -89,7 +89,9 @@ def stack(
         yield from run_stack(folder, database_url=url, broker_url=broker_url)
 
 
-def run_stack(folder: Path, *, database_url: str, broker_url: str) -> Iterator[Stack]:
+def run_stack(
+    folder: Path, *, database_url: str, broker_url: str, program: Sequence[str] = ("-m", "api")
+) -> Iterator[Stack]:
     """Start the api and a scripted engine, and stop both."""
     base = folder / "bases" / "tiny"
     base.mkdir(parents=True)
@@ -111,7 +113,7 @@ def run_stack(folder: Path, *, database_url: str, broker_url: str) -> Iterator[S
     log = folder / "api.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "api"], env={**os.environ, **environment}, stderr=output
+            [sys.executable, *program], env={**os.environ, **environment}, stderr=output
         )
     database = Database(database_url)
     address = f"http://127.0.0.1:{port}"
