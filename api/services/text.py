@@ -95,14 +95,17 @@ class _Answer:
             token_logprobs=[
                 None if token.logprob is None else floor_logprob(token.logprob) for token in tokens
             ],
-            top_logprobs=[
-                None
-                if token.logprob is None
-                else {_name(top): floor_logprob(top.logprob) for top in token.top}
-                for token in tokens
-            ],
+            top_logprobs=[_alternatives(token) for token in tokens],
             text_offset=offsets,
         )
+
+
+def _alternatives(token: TokenChoice) -> dict[str, float] | None:
+    """Return the likeliest in a token's place, and the token itself, which OpenAI always counts."""
+    if token.logprob is None:
+        return None
+    pieces: list[TokenChoice | TokenPiece] = [*token.top, token]
+    return {_name(piece): floor_logprob(piece.logprob) for piece in pieces}
 
 
 def _name(token: TokenChoice | TokenPiece) -> str:

@@ -323,6 +323,17 @@ def test_offsets_count_a_split_character_once_and_control_tokens_never(client: O
     assert reply.choices[0].logprobs.tokens[:3] == ["bytes:\\xc3", "bytes:\\xbc", "<|end|>"]
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_was_drawn_is_among_the_alternatives(client: OpenAI, stream: bool) -> None:
+    """The first three tokens come with none."""
+    reply = client.completions.create(model="tiny", prompt="split", logprobs=2, stream=stream)
+    logprobs = [chunk.choices[0].logprobs for chunk in (reply if stream else [reply])]
+    assert [top for part in logprobs for top in part.top_logprobs] == [
+        *({name: -0.5} for name in ("bytes:\\xc3", "bytes:\\xbc", "<|end|>")),
+        *({name: -0.5, "no": -9999.0} for name in ("[base]", " split")),
+    ]
+
+
 def test_a_context_too_long_names_what_was_sent(client: OpenAI) -> None:
     with pytest.raises(BadRequestError) as refused:
         client.completions.create(model="tiny", prompt="refuse")
