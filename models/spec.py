@@ -64,7 +64,7 @@ class SamplingSpec(Spec):
     max_tokens: int | None = Field(default=None, ge=1)
     min_tokens: int = Field(default=0, ge=0)
     temperature: float = Field(default=1.0, ge=0, le=2)
-    top_p: float = Field(default=1.0, gt=0, le=1)
+    top_p: float = Field(default=1.0, ge=0, le=1, description="0: the likeliest token alone.")
     seed: int | None = None
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False

@@ -21,7 +21,7 @@ ListsOfIds = Annotated[list[TokenIds], Field(min_length=1, max_length=MAX_PROMPT
 class TextRequest(SamplingRequest):
     """One or many prompts to go on with."""
 
-    prompt: str | Texts | TokenIds | ListsOfIds
+    prompt: str | Texts | TokenIds | ListsOfIds | None
     logprobs: int | None = Field(default=None, ge=0, le=20)
     echo: bool | None = None
 
@@ -40,9 +40,9 @@ class TextRequest(SamplingRequest):
 
     @property
     def prompts(self) -> list[str | list[int]]:
-        """Every prompt, in order."""
-        if isinstance(self.prompt, str):
-            return [self.prompt]
+        """Every prompt, in order; null is an empty text, as the SDK's types allow."""
+        if self.prompt is None or isinstance(self.prompt, str):
+            return [self.prompt or ""]
         if isinstance(self.prompt[0], int):
             return [self.prompt]
         return list(self.prompt)

@@ -203,6 +203,20 @@ def test_the_sampling_block_is_passed_on(stack: Stack, client: OpenAI) -> None:
     assert sampling["stop"] == ["x", "y"]
 
 
+def test_a_nucleus_of_one_token_may_be_asked_for(stack: Stack, client: OpenAI) -> None:
+    client.chat.completions.create(model="tiny", messages=user("a"), top_p=0)
+    client.completions.create(model="tiny", prompt="a", top_p=0)
+    assert [asked.sampling["top_p"] for asked in stack.engine.requests[-2:]] == [0, 0]
+
+
+def test_no_prompt_is_an_empty_one(stack: Stack, client: OpenAI) -> None:
+    client.completions.create(model="tiny", prompt=None, top_p=None)
+    assert stack.engine.requests[-1].prompt == ""
+    with pytest.raises(BadRequestError) as refused:
+        client.post("/completions", body={"model": "tiny"}, cast_to=object)
+    assert refused.value.code == "missing_required_parameter"
+
+
 def test_what_asks_for_nothing_is_accepted(client: OpenAI) -> None:
     reply = client.chat.completions.create(
         model="tiny",
@@ -252,7 +266,8 @@ def test_what_asks_for_nothing_is_accepted(client: OpenAI) -> None:
         ({"max_completion_tokens": 5, "max_tokens": 4}, "invalid_request", "max_tokens"),
         ({"min_tokens": 5, "max_tokens": 4}, "invalid_request", "min_tokens"),
         ({"temperature": 3}, "invalid_value", "temperature"),
-        ({"top_p": 0}, "invalid_value", "top_p"),
+        ({"top_p": -0.1}, "invalid_value", "top_p"),
+        ({"max_tokens": 0}, "invalid_value", "max_tokens"),
         ({"stop": list("abcde")}, "invalid_value", "stop"),
         ({"stop": ""}, "invalid_value", "stop"),
         ({"top_logprobs": 2}, "invalid_request", "top_logprobs"),
@@ -292,7 +307,7 @@ def test_what_cannot_be_done_is_refused_by_name(
 @pytest.mark.parametrize(
     "prompt",
     [
-        *([], [[]], ["a"] * 129, [-1], [1, "a"], {"a": 1}, None, [2**40], [["a"]]),
+        *([], [[]], ["a"] * 129, [-1], [1, "a"], {"a": 1}, [2**40], [["a"]]),
         *([1, True], [True, 1], [[1], [False]]),
     ],
 )

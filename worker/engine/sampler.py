@@ -34,9 +34,14 @@ class Draw:
     banned: tuple[int, ...] = ()
 
     @property
+    def greedy(self) -> bool:
+        """Whether the largest logit decides: nothing else has a chance, or is in the nucleus."""
+        return self.temperature <= 0 or self.top_p <= 0
+
+    @property
     def takes_likeliest(self) -> bool:
         """Whether the largest logit decides, unless it is banned, and nothing is said of any."""
-        return self.temperature == 0 and self.top_logprobs is None
+        return self.greedy and self.top_logprobs is None
 
 
 LIKELIEST = Draw(temperature=0.0, top_p=1.0, uniform=0.0)
@@ -68,8 +73,8 @@ class Asked:
 def sample(logits_nv: Tensor, *, draws: Sequence[Draw]) -> list[Drawn]:
     """Draw one token a row from float32 logits, which banned tokens are removed from in place.
 
-    Greedy at temperature 0; else from the softmax at that temperature, cut to the smallest set of
-    likeliest tokens with mass `top_p`.
+    Greedy at temperature or `top_p` 0; else from the softmax at that temperature, cut to the
+    smallest set of likeliest tokens with mass `top_p`.
     """
     reported = [row for row, draw in enumerate(draws) if draw.top_logprobs is not None]
     report = _Report(logits_nv, rows=reported, draws=draws) if reported else None
@@ -152,7 +157,8 @@ def _choose(logits_nv: Tensor, draws: Sequence[Draw]) -> list[int]:
     """Return a token of each row, -1 where not all logits are finite."""
     if drawing.takes(logits_nv):
         _ban(logits_nv, draws)
-        return drawing.draw(logits_nv, [(one.temperature, one.top_p, one.uniform) for one in draws])
+        wants = [(0 if one.greedy else one.temperature, one.top_p, one.uniform) for one in draws]
+        return drawing.draw(logits_nv, wants)
     finite_n = torch.isfinite(logits_nv.sum(-1))
     _ban(logits_nv, draws)
     tokens: list[int] = torch.where(finite_n, _draw(logits_nv, draws), -1).tolist()
@@ -169,12 +175,12 @@ def _ban(logits_nv: Tensor, draws: Sequence[Draw]) -> None:
 
 def _draw(logits_nv: Tensor, draws: Sequence[Draw]) -> Tensor:
     """Return (n,) int64."""
-    random = [row for row, draw in enumerate(draws) if draw.temperature > 0]
+    random = [row for row, draw in enumerate(draws) if not draw.greedy]
     if not random:
         return _likeliest(logits_nv)
     chosen_n = torch.empty(len(draws), dtype=torch.int64, device=logits_nv.device)
     if len(random) < len(draws):
-        greedy = [row for row, draw in enumerate(draws) if draw.temperature <= 0]
+        greedy = [row for row, draw in enumerate(draws) if draw.greedy]
         chosen_n[greedy] = _likeliest(logits_nv[greedy])
     wanted = [(draws[row].temperature, draws[row].top_p, draws[row].uniform) for row in random]
     temperature_m, top_p_m, uniform_m = torch.tensor(wanted, device=logits_nv.device).unbind(1)

@@ -90,6 +90,17 @@ def test_seeds_repeat_whatever_is_computed_beside(engine: Engine) -> None:
     assert unseeded[0].texts != unseeded[1].texts
 
 
+def test_a_nucleus_of_no_mass_answers_as_no_temperature_does(engine: Engine) -> None:
+    """Alone, beside what is drawn, with logprobs, and while the end may not be drawn yet."""
+    for more in ({}, {"logprobs": True, "top_logprobs": 2}, {"min_tokens": 20}):
+        wanted = ask_all(engine, [order(PROMPT, temperature=0.0, max_tokens=30, **more)])[0]
+        narrow = order(PROMPT, temperature=1.5, top_p=0, seed=3, max_tokens=30, **more)
+        drawn = order(PROMPT[3:], temperature=1.5, seed=3, max_tokens=30)
+        answers = [*ask_all(engine, [narrow]), ask_all(engine, [narrow, drawn])[0]]
+        assert [answer.texts for answer in answers] == [wanted.texts] * 2
+        assert [answer.ids for answer in answers] == [wanted.ids] * 2
+
+
 def test_choices_are_rows_of_one_request(engine: Engine) -> None:
     request = order(PROMPT, temperature=1.0, n=11, max_tokens=4, ignore_eos=True)
     answer = ask_all(engine, [request])[0]

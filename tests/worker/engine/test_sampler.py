@@ -43,6 +43,18 @@ def test_greedy_takes_the_likeliest() -> None:
     ).tolist()
 
 
+def test_a_nucleus_of_no_mass_is_the_likeliest_alone() -> None:
+    """Beside rows that are drawn, and where another weighs as much once it is rounded."""
+    table = logits(4)
+    table[0] = 0
+    table[0, 7] = 1e-8
+    draws = [draw(2.0, 0.0), draw(1.0, 0.0, uniform=0.99), draw(1.0, 0.0, uniform=0.0), draw()]
+    alone = sample(table[3:].clone(), draws=draws[3:])
+    drawn = sample(table.clone(), draws=draws)
+    assert [d.token for d in drawn[:3]] == table[:3].argmax(-1).tolist()
+    assert drawn[3] == alone[0]
+
+
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
 def test_the_whole_distribution_is_drawn_from(temperature: float) -> None:
     table = logits(1)
