@@ -31,6 +31,9 @@ from worker.engine.writer import Writer
 
 Rows = list[Choice] | list[Excerpt]
 
+OPENING_SECONDS = 0.005
+"""How long requests are put to the model between two steps: the rows of others wait for that."""
+
 log = structlog.get_logger(__name__)
 
 
@@ -70,6 +73,7 @@ class Loop:
         self._outbox = outbox
         self._metrics = metrics
         self._about_to_compute = about_to_compute
+        self._called = called
         self._stepper = Stepper(
             runner, writer, terms=self.adapters.terms, drafter=drafter, called=called
         )
@@ -140,11 +144,16 @@ class Loop:
     def _open(self) -> None:
         """Give rows to requests whose adapter is here; those that came first are asked for first.
 
+        While others have steps, what takes long is gone on with behind the next one.
         That is also asked for requests whose version has left again while their rows waited.
         """
+        end = time.monotonic() + OPENING_SECONDS
         for request in self._line:
             if self.adapters.ready(request) and self._line.open(request):
                 self._add_rows(request, partial(self._rows_of, request))
+                if self.scheduler.running and time.monotonic() > end:
+                    self._called.value = 1  # no further step follows that one by itself
+                    return
 
     def _rows_of(self, request: Request) -> Rows:
         resident = self._resident(request)

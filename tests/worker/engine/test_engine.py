@@ -1,9 +1,11 @@
 """What a request may ask for and what it gets."""
 
 import asyncio
+import time
 from collections.abc import Callable
 from contextlib import aclosing
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import msgspec
@@ -15,8 +17,9 @@ from models.nn.attention import PackedCausal
 from models.nn.chat import Renderer
 from models.nn.executors import NOBODY
 from models.wire import GenerateDelta, GenerateEnd, GenerateOpened, GenerateRequest
-from tests.worker.engine.conftest import World, ask_all, order, until
+from tests.worker.engine.conftest import World, ask, ask_all, order, until
 from worker.engine.engine import Engine
+from worker.engine.loop import OPENING_SECONDS
 from worker.engine.runner import Runner
 from worker.engine.sampler import likeliest
 from worker.engine.scheduler import Step
@@ -339,3 +342,34 @@ def test_a_failed_rows_slot_is_clean_for_the_next(
     poisoned(monkeypatch, leave_nan)
     assert ask_all(engine, [order([7] * 13)])[0].last.code == "engine_fault"
     assert ask_all(engine, [order(PROMPT[:5])])[0].texts == expected
+
+
+def test_rows_have_steps_between_requests_that_take_long_to_open(
+    start_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = start_engine(rows=8)
+    loop = engine._opened.loop  # type: ignore[union-attr]
+    opened, run, seen = loop._writer.open, Runner.run, list[str]()
+
+    def open_slowly(*given: Any) -> Any:
+        seen.append("open")
+        time.sleep(2 * OPENING_SECONDS)
+        return opened(*given)
+
+    def noted(self: Runner, *given: Any, **options: Any) -> Any:
+        seen.append("step")
+        return run(self, *given, **options)
+
+    monkeypatch.setattr(loop._writer, "open", open_slowly)
+    monkeypatch.setattr(Runner, "run", noted)
+
+    async def play() -> None:
+        written = order([5] * 9, max_tokens=200, ignore_eos=True)
+        first = asyncio.create_task(ask(engine, written))
+        await until(lambda: "step" in seen)
+        await asyncio.gather(*(ask(engine, order(PROMPT, max_tokens=2)) for _ in range(4)))
+        await first
+
+    asyncio.run(play())
+    assert seen.count("open") == 5
+    assert ("open", "open") not in pairwise(seen)
