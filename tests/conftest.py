@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy
+import structlog
 from sqlalchemy.engine import make_url
 
 os.environ["GRAFTWORK_DATA_DIR"] = tempfile.mkdtemp(prefix="graftwork-tests-")
@@ -29,6 +30,11 @@ from core.database import Database
 from core.ids import random_letters
 from core.store import Store
 from migrations import migrate
+
+# By itself structlog draws a frame around every local variable, a whole engine among them, which
+# takes seconds for each error that a test provokes.
+plainly = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
+structlog.configure(processors=[*structlog.get_config()["processors"][:-1], plainly])
 
 
 def pytest_collection_finish() -> None:
