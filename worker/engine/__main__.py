@@ -1,6 +1,7 @@
 """Starts one engine: `python -m worker.engine`."""
 
-import sys
+import logging
+import os
 
 from core.log import configure_logging
 from core.process import die_with_parent
@@ -13,7 +14,9 @@ def main() -> None:
     die_with_parent()
     settings = get_settings()
     configure_logging(settings, process="engine")
-    sys.exit(serve(settings))
+    code = serve(settings)
+    logging.shutdown()
+    os._exit(code)  # any other exit waits for every thread, and one may hang in a store
 
 
 if __name__ == "__main__":

@@ -159,9 +159,11 @@ class AdapterCache:
         return list(self._resident.items())
 
     def close(self) -> None:
-        """Stop fetching."""
-        self._helpers.shutdown(wait=True, cancel_futures=True)
-        self._hashing.shutdown(wait=True)
+        """Fetch nothing more; what a store is slow to give comes to nobody and is not waited for.
+
+        Threads that hash are left to it, and end with this object.
+        """
+        self._helpers.shutdown(wait=False, cancel_futures=True)
 
     def _fetch_in_helper(self, adapter: AdapterRef) -> None:
         try:

@@ -72,6 +72,12 @@ class Assembly:
             ],
         }
 
+    def close(self) -> None:
+        """Let every thread beside the torch thread end, when its work allows."""
+        self.loop.adapters.close()
+        self.inspector.shutdown(wait=False, cancel_futures=True)
+        self.threads.close()
+
 
 def assemble(
     settings: Settings, *, fetch: Fetch, inbox: Inbox, outbox: Outbox, metrics: Metrics

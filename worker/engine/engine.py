@@ -254,14 +254,12 @@ class Engine:
                     if not worked:
                         self._inbox.gather(lambda: self._coming > 0)
             self._fail_all(_stopping())
-            opened.loop.adapters.close()
-            opened.inspector.shutdown(wait=False, cancel_futures=True)
         except Exception as error:
             log.error("engine_died", exc_info=error)
             self._die()
         finally:
             if self._opened is not None:
-                self._opened.threads.close()
+                self._opened.close()
             gc.unfreeze()
 
     def _die(self) -> None:

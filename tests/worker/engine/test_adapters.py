@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from structlog.testing import capture_logs
 
 from core.errors import Corrupt, GraftworkError, InvalidRequest, NotFound
 from core.store import Files, Store
@@ -227,3 +228,24 @@ def test_a_store_that_fails_unexpectedly_fails_only_its_requests(
     assert unplugged.status == 503
     assert not re.search("broken|unplugged", broken.message + unplugged.message)
     assert fine.reasons
+
+
+def test_closing_does_not_wait_for_a_store_that_hangs(
+    world: World, start_engine: Callable[..., Engine]
+) -> None:
+    """What comes of it in the end nobody hears."""
+    store = SlowStore(world)
+    engine = start_engine(store=store)
+
+    async def play() -> Any:
+        task = asyncio.create_task(ask(engine, order(PROMPT, adapter=world.adapters[0])))
+        await until(lambda: len(store.fetches) > 0)
+        await asyncio.wait_for(asyncio.to_thread(engine.close), 10)
+        return await asyncio.gather(task, return_exceptions=True)
+
+    assert asyncio.run(play())[0].code == "engine_stopping"
+    with capture_logs() as logs:
+        store.go.set()
+        engine._opened.loop.adapters._helpers.shutdown(wait=True)  # type: ignore[union-attr]
+    assert logs == []
+    assert resident(engine) == []

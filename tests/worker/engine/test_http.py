@@ -16,6 +16,7 @@ from typing import Any
 import httpx
 import pytest
 
+from core.store import MANIFEST
 from tests.worker.engine.conftest import BASE, World
 
 PROMPT = list(range(10, 30))
@@ -229,6 +230,30 @@ def test_being_told_to_stop_ends_requests_soon_and_the_process_cleanly(
         assert process.wait(20) == 0
         assert last["type"] == "end" or last["code"] == "engine_stopping"
         assert not socket.exists()
+
+
+def test_a_process_that_is_told_to_stop_does_not_wait_for_a_store_that_hangs(
+    world: World, tmp_path: Path
+) -> None:
+    (tmp_path / "bases").symlink_to(world.settings.data_folder / "bases")
+    settings = world.settings.model_copy(update={"data_dir": tmp_path})
+    socket = Path(settings.engine_address.removeprefix("unix:"))
+    digest = "0" * 64
+    tree = settings.data_folder / "store" / "trees" / digest
+    tree.mkdir(parents=True)
+    os.mkfifo(tree / MANIFEST)  # nobody ever writes to it
+    with (
+        engine_process(tmp_path) as process,
+        httpx.Client(
+            transport=httpx.HTTPTransport(uds=str(socket)), base_url="http://engine", timeout=30
+        ) as client,
+    ):
+        wait_until_ready(client, process, socket)
+        asked = body(adapter={"name": "stuck", "digest": digest})
+        with pytest.raises(httpx.ReadTimeout):
+            client.post("/generate", json=asked, timeout=1)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
 
 
 def test_without_its_base_the_process_fails(tmp_path: Path) -> None:
