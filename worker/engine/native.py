@@ -29,6 +29,13 @@ rows 9.7, 11.8 and 15.5; but over a base in 8 bits products bind there from the 
 """
 
 
+class _NotYet:
+    """Stands for an adapter that was not packed."""
+
+
+_NOT_YET = _NotYet()
+
+
 @dataclass(frozen=True, slots=True)
 class _Standing:
     """A step in which rows decoded and nothing else; the next one mostly has the same, a token on.
@@ -75,13 +82,13 @@ class NativeRunner:
 
     def prepare(self, digest: str, terms: Terms) -> StepAdapter | None:
         """Pack an adapter; any thread may, before its first step."""
-        if digest in self._adapters:
-            return self._adapters[digest]
-        try:
-            adapter = prepare(terms, self._shape, self._library)
-        except Unsuited:
-            adapter = None
-        self._adapters[digest] = adapter
+        adapter = self._adapters.get(digest, _NOT_YET)  # one look: it may be forgotten meanwhile
+        if isinstance(adapter, _NotYet):
+            try:
+                adapter = prepare(terms, self._shape, self._library)
+            except Unsuited:
+                adapter = None
+            self._adapters[digest] = adapter
         return adapter
 
     def forget(self, digest: str | None = None) -> None:

@@ -256,3 +256,34 @@ def test_adapters_are_laid_out_beside_the_steps(
     engine.drop(lora.adapter.digest)
     assert ask_all(engine, [order(range(10, 20))])[0].reasons
     assert not runner._adapters
+
+
+def test_an_adapter_that_is_forgotten_while_it_is_looked_for_is_laid_out_again(
+    kinds: list[Kind], start_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A helper lays one out while the torch thread, whose step has failed, forgets all."""
+
+    class Forgetful(dict[str, Any]):
+        def __contains__(self, key: object) -> bool:
+            found = super().__contains__(key)
+            self.clear()
+            return found
+
+        def get(self, key: str, default: Any = None) -> Any:
+            found = super().get(key, default)
+            self.clear()
+            return found
+
+    lora = next(kind for kind in kinds if kind.method.kind == "lora").adapter
+    engine = start_engine(compute=BFLOAT16)
+    assert ask_all(engine, [order(range(10, 20), adapter=lora)])[0].reasons
+    loop = engine._opened.loop  # type: ignore[union-attr]
+    runner, resident = loop._runner._native, loop.adapters.find(lora.digest)
+    assert runner is not None
+    assert resident is not None
+    laid_out = runner._adapters[lora.digest]
+    monkeypatch.setattr(runner, "_adapters", Forgetful(runner._adapters))
+    assert runner.prepare(lora.digest, resident.terms) is laid_out
+    again = runner.prepare(lora.digest, resident.terms)
+    assert again is not None
+    assert again is not laid_out
