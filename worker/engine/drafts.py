@@ -10,14 +10,12 @@ Source: prompt lookup decoding (Saxena, 2023), a form of speculative decoding (a
 from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import takewhile
 from sys import byteorder
 
 import structlog
 
 from models.nn.terms import Terms
 from worker.engine.runner import Runner
-from worker.engine.sampler import Drawn
 from worker.engine.scheduler import Draft, Step
 from worker.engine.sequence import Choice
 
@@ -87,12 +85,6 @@ def continuation(ids: Sequence[int], *, most: int, predicted: Sequence[int] = ()
                 tokens = [ord(one) for one in stream[follower : follower + most]]
                 return Draft(tokens, predicted=stream is other)
     return Draft([])
-
-
-def count_right(draft: Draft, drawn: Sequence[Drawn]) -> int:
-    """Return how many drafted tokens were drawn, each behind right ones."""
-    pairs = zip(draft.tokens, drawn, strict=False)
-    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1].token, pairs))
 
 
 def _as_text(ids: Sequence[int]) -> str:

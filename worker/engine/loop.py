@@ -4,14 +4,13 @@ import time
 from collections.abc import Callable
 from ctypes import c_int32
 from functools import partial
-from itertools import islice, takewhile
 
 import structlog
 
 from core.errors import GraftworkError
 from worker.engine.adapters import AdapterCache
 from worker.engine.blocks import Blocks
-from worker.engine.drafts import Drafter, count_right
+from worker.engine.drafts import Drafter
 from worker.engine.generation import Generation
 from worker.engine.layout import bucket
 from worker.engine.line import Line
@@ -23,10 +22,11 @@ from worker.engine.request import Outbox, Request
 from worker.engine.resident import Resident
 from worker.engine.runner import Runner
 from worker.engine.sampler import Drawn
-from worker.engine.scheduler import Draft, Scheduler, Step
+from worker.engine.scheduler import Scheduler, Step
 from worker.engine.sequence import Choice, Excerpt, Sequence
 from worker.engine.shared import SharedPrompts
 from worker.engine.stepper import Computed, Stepper
+from worker.engine.verifier import Verifier
 from worker.engine.writer import Writer
 
 Rows = list[Choice] | list[Excerpt]
@@ -74,6 +74,7 @@ class Loop:
         self._metrics = metrics
         self._about_to_compute = about_to_compute
         self._called = called
+        self._verifier = Verifier(blocks, metrics, take=self._take)
         self._stepper = Stepper(
             runner, writer, terms=self.adapters.terms, drafter=drafter, called=called
         )
@@ -215,8 +216,7 @@ class Loop:
             computed = self._stepper.compute(step)
         except Exception as error:
             self._runner.forget()
-            for choice in step.drafts:
-                self._wipe_draft(choice, step)
+            self._verifier.wipe(step)
             sequences = list(step.sequences)
             log.warning("step_failed", rows=len(sequences), exc_info=error)
             if len(sequences) > 1 or step.drafts:
@@ -233,7 +233,7 @@ class Loop:
         self._read(step, computed.outcome)
         for drawn in computed.drawn:
             if step.drafts:
-                self._take_drafted(step, drawn)
+                self._verifier.take(step, drawn)
             else:
                 self._take_all(step.drawing(), drawn)
         self._writer.tell_readers(step.drawing())
@@ -267,47 +267,6 @@ class Loop:
                 taken += 1
                 self._take(choice, one)
         self._metrics.count_drawn(taken)
-
-    def _take_drafted(self, step: Step, drawn: list[Drawn]) -> None:
-        """Take what was drawn in a step with drafts."""
-        rows = iter(drawn)
-        told = [
-            self._finite(choice, step, list(islice(rows, 1 + len(step.draft(choice).tokens))))
-            for choice in step.drawing()
-        ]
-        for choice, own in zip(step.drawing(), told, strict=True):
-            self._take_right(choice, own, draft=step.draft(choice))
-
-    def _finite(self, choice: Choice, step: Step, drawn: list[Drawn]) -> list[Drawn]:
-        """Return what was drawn before the first drafted row without numbers, which is wiped."""
-        kept = [drawn[0], *takewhile(lambda one: one.finite, drawn[1:])]
-        if len(kept) < len(drawn):
-            self._wipe_draft(choice, step, kept=len(kept) - 1)
-        return kept
-
-    def _wipe_draft(self, choice: Choice, step: Step, *, kept: int = 0) -> None:
-        """Zero the positions of a draft but for its first tokens; no step has counted them yet."""
-        if choice.slot is not None:
-            length = len(step.draft(choice).tokens) - kept
-            self._blocks.wipe(choice.slot, start=choice.reach + kept, length=length)
-
-    def _take_right(self, choice: Choice, drawn: list[Drawn], *, draft: Draft) -> None:
-        """Take what was drawn behind the last token, and behind drafted ones as far as right."""
-        right = count_right(draft, drawn) if draft.tokens else 0
-        request = choice.request
-        if draft.predicted:
-            request.drafted_tokens += len(draft.tokens)
-        taken = 0
-        for one in drawn[: right + 1]:
-            if choice.slot is None:  # its answer has ended
-                break
-            taken += 1
-            if draft.predicted and taken <= right:  # counted before it is told with the last one
-                request.accepted_tokens += 1
-            self._take(choice, one)
-        accepted = min(taken, right)
-        rejected = len(draft.tokens) - accepted
-        self._metrics.count_drawn(taken, accepted=accepted, rejected=rejected)
 
     def _take(self, choice: Choice, drawn: Drawn) -> None:
         choice.computed = len(choice.prompt) + len(choice.generated)  # all that it is drawn behind
