@@ -91,9 +91,9 @@ class Supervisor:
         def order() -> None:
             # It starts before the files are fetched: it has libraries to load meanwhile.
             trainer = self._trainer = self._trainer or self._start()
-            folder = job.write_order()
-            job.lease.guard(lambda: trainer.tell(f"drop {job.order}"))
-            trainer.tell(f"train {folder}")
+            trainer.train(job.write_order())
+            # Only now: of an order that it was not given, the trainer hears nothing.
+            job.lease.guard(lambda: trainer.ask("drop", job.order))
 
         job.attempt(order)
         self._release_if_over(job)
@@ -123,9 +123,9 @@ class Supervisor:
                 job.attempt(_say_lost)
                 self._release_if_over(job)
             elif self._trainer is not None and job.lease.state == "pausing":
-                self._trainer.tell(f"pause {job.order}")
+                self._trainer.ask("pause", job.order)
             elif self._trainer is not None and self._stopping.is_set():
-                self._trainer.tell(f"stop {job.order}")
+                self._trainer.ask("stop", job.order)
 
     def _hear(self) -> None:
         """Wait a little for a message, and write it down."""
@@ -161,7 +161,7 @@ class Supervisor:
         if not job.is_over:
             return
         if self._trainer is not None:
-            self._trainer.tell(f"drop {job.order}")
+            self._trainer.forget(job.order)
         del self._jobs[job.order]
         job.close()
 

@@ -31,7 +31,8 @@ class Trainer:
     def __init__(self, folder: Path, *, cores_folder: Path) -> None:
         """Start it; its log is a file of `folder` that has no name and ends with both of us."""
         self.messages: SimpleQueue[Said | None] = SimpleQueue()
-        self._told: set[str] = set()
+        self._asked: dict[str, set[str]] = {}
+        """What was asked of each order that it has."""
         self._telling = Lock()
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._log_file = TemporaryFile(dir=folder)  # noqa: SIM115 - read when the trainer has died
@@ -47,17 +48,34 @@ class Trainer:
         self._reader = Thread(target=self._read, name="reader", daemon=True)
         self._reader.start()
 
-    def tell(self, command: str) -> None:
-        """Say something, once; threads may."""
+    def train(self, folder: Path) -> None:
+        """Give it the order in a folder, which is called by the folder's name."""
         with self._telling:
-            if command in self._told or self.process.stdin is None or self.process.stdin.closed:
-                return
-            self._told.add(command)
-            try:
-                self.process.stdin.write(f"{command}\n".encode())
-                self.process.stdin.flush()
-            except BrokenPipeError:
-                log.info("the trainer ended before it heard", command=command)
+            self._asked[folder.name] = set()
+            self._tell(f"train {folder}")
+
+    def ask(self, wish: str, order: str) -> None:
+        """Ask something of an order that it has, once: `pause`, `stop` or `drop`; threads may."""
+        with self._telling:
+            asked = self._asked.get(order)
+            if asked is not None and wish not in asked:
+                asked.add(wish)
+                self._tell(f"{wish} {order}")
+
+    def forget(self, order: str) -> None:
+        """Have it drop an order, if it has it still; nothing more can be asked of it."""
+        self.ask("drop", order)
+        with self._telling:
+            self._asked.pop(order, None)
+
+    def _tell(self, command: str) -> None:
+        if self.process.stdin is None or self.process.stdin.closed:
+            return
+        try:
+            self.process.stdin.write(f"{command}\n".encode())
+            self.process.stdin.flush()
+        except BrokenPipeError:
+            log.info("the trainer ended before it heard", command=command)
 
     def end(self) -> int:
         """Close its input, which ends it, kill its group if not, and return the exit code."""

@@ -1,7 +1,7 @@
 """Which rows at which step, when a run is over, and how far its schedule is."""
 
 import hashlib
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 import torch
@@ -20,7 +20,8 @@ class Plan:
     def __init__(self, examples: Examples, *, loop: LoopSpec, seed: int) -> None:
         self._lengths = np.diff(examples.offsets)
         self._loop = loop
-        self._seed = seed
+        # Kept here, not by all plans together: those of a gang would push each other's out.
+        self._order = lru_cache(maxsize=1)(partial(epoch_order, len(examples), seed=seed))
         self.steps_per_epoch = -(-len(examples) // loop.batch_size)
         self.total_steps = self._count_steps()
         """Optimiser steps of the whole run; 0 where only time will tell."""
@@ -28,7 +29,7 @@ class Plan:
     def batch(self, step: int) -> NDArray[np.int64]:
         """Return the rows of `step` (from 0); the last batch of an epoch may be short."""
         epoch, index = divmod(step, self.steps_per_epoch)
-        order = epoch_order(len(self._lengths), seed=self._seed, epoch=epoch)
+        order = self._order(epoch=epoch)
         size = self._loop.batch_size
         return order[index * size : (index + 1) * size]
 
@@ -79,7 +80,6 @@ class Plan:
         return step
 
 
-@lru_cache(maxsize=2)
 def epoch_order(rows: int, *, seed: int, epoch: int) -> NDArray[np.int64]:
     """Return the order of rows in an epoch, a function of seed and epoch alone."""
     digest = hashlib.blake2b(f"{seed}/{epoch}".encode(), digest_size=8).digest()

@@ -27,16 +27,16 @@ class Pipe:
     that no stray line can be taken for a message. A thread listens: the end of the input while
     there is work (the supervisor is dead) ends this process where it stands; every file that
     matters is written so that this is safe. `pause`, `stop` and `drop` wait until the order that
-    they are for asks.
+    they are for asks; of one that has ended, or never began, nothing is kept.
     """
 
     def __init__(self) -> None:
         self._output = os.dup(1)
         os.dup2(2, 1)
         self._folders: SimpleQueue[Path | None] = SimpleQueue()
-        self._wishes: dict[str, str] = {}
+        self._wishes: dict[str, str | None] = {}
+        """What is asked of each order that has not ended."""
         self._lock = Lock()
-        self._orders = 0
         self._said_at = time.monotonic()
         Thread(target=self._listen, name="commands", daemon=True).start()
 
@@ -62,25 +62,29 @@ class Pipe:
         """Seconds since anything was said."""
         return time.monotonic() - self._said_at
 
-    def end_order(self) -> None:
+    def end_order(self, order: str) -> None:
         """From here on the supervisor may go away, if this was the last order."""
         with self._lock:
-            self._orders -= 1
+            self._wishes.pop(order, None)
 
     def _listen(self) -> None:
         with os.fdopen(os.dup(0), "rb") as commands:
             for line in commands:
                 command, _, argument = line.decode().strip().partition(" ")
-                if command == "train":
-                    with self._lock:
-                        self._orders += 1
-                    self._folders.put(Path(argument))
-                else:
-                    self._wishes[argument] = command
+                self._hear(command, argument)
         with self._lock:
-            if self._orders:
+            if self._wishes:
                 os._exit(EXIT_ORPHANED)
         self._folders.put(None)
+
+    def _hear(self, command: str, argument: str) -> None:
+        with self._lock:
+            if command == "train":
+                folder = Path(argument)
+                self._wishes[folder.name] = None
+                self._folders.put(folder)
+            elif argument in self._wishes:
+                self._wishes[argument] = command
 
 
 class Channel:
@@ -115,7 +119,7 @@ class Channel:
         """Have the job done with, said or not."""
         if not self._is_closed:
             self._is_closed = True
-            self._pipe.end_order()
+            self._pipe.end_order(self._order)
 
 
 class StepValues(msgspec.Struct, frozen=True):

@@ -22,6 +22,21 @@ def test_an_order_takes_eight_bytes_a_row():
     assert epoch_order(1000, seed=1, epoch=0).nbytes == 8000
 
 
+def test_each_plan_of_a_gang_draws_the_order_of_an_epoch_once(monkeypatch):
+    def spy(rows, *, seed, epoch):
+        drawn.append(epoch)
+        return epoch_order(rows, seed=seed, epoch=epoch)
+
+    drawn = []
+    monkeypatch.setattr("worker.train.plan.epoch_order", spy)
+    plans = [plan([5] * 8) for _ in range(8)]
+    for step in range(8):
+        for one in plans:
+            one.batch(step)
+            one.tokens(step)
+    assert drawn == [0] * 8 + [1] * 8
+
+
 def test_order_is_a_function_of_seed_and_epoch():
     assert np.array_equal(epoch_order(50, seed=1, epoch=0), epoch_order(50, seed=1, epoch=0))
     orders = {tuple(epoch_order(50, seed=s, epoch=e)) for s in range(2) for e in range(2)}

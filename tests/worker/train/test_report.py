@@ -22,12 +22,28 @@ os.system("echo noise from a child")
 channel.say(Stopped(step=1))
 """
 
+WISHES = """
+from models.spec import Stopped
+from worker.train.report import Channel, Pipe
+pipe = Pipe()
+while pipe.next_folder(wait=True).name != "last":
+    pass
+assert pipe.wish_for("a") == "stop"
+assert pipe.wish_for("b") is pipe.wish_for("last") is None
+for order in ("a", "b", "last"):
+    Channel(order, pipe).say(Stopped(step=1))
+pipe._hear("drop", "a")  # as a supervisor says once it has heard the end
+assert not pipe._wishes
+"""
 
-def said(script):
+
+def said(script, *, told=b""):
     child = subprocess.Popen(
         [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
     with child:
+        child.stdin.write(told)
+        child.stdin.flush()
         output = child.stdout.read()
     assert child.returncode == 0
     return output
@@ -36,6 +52,11 @@ def said(script):
 def test_only_messages_reach_standard_output():
     message = b'{"type":"stopped","step":1}'
     assert said(SCRIPT) == b'{"order":"ftjob-1","message":%b}\n' % message
+
+
+def test_of_orders_that_have_ended_or_never_began_no_wish_is_kept():
+    told = b"drop b\ntrain /w/a\npause a\ntrain /w/b\nstop a\ndrop c\ntrain /w/last\n"
+    assert said(WISHES, told=told).count(b"stopped") == 3
 
 
 def test_long_silent_work_says_that_it_goes_on():
