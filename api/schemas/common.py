@@ -4,6 +4,8 @@ from typing import Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidatorFunctionWrapHandler, field_validator
 
+from core.misread import misread
+
 ItemT = TypeVar("ItemT")
 
 
@@ -14,20 +16,12 @@ class Wire(BaseModel):
 
     @field_validator("*", mode="wrap")
     @classmethod
-    def _refuse_truth_for_numbers(cls, given: Any, read: ValidatorFunctionWrapHandler) -> Any:
-        """Raise where true or false stands for a number, which pydantic would read as 1 or 0."""
+    def _refuse_what_is_misread(cls, given: Any, read: ValidatorFunctionWrapHandler) -> Any:
+        """Raise where text or truth stands for a number, or text for truth."""
         value = read(given)
-        if _holds_truth(given) and not _holds_truth(value):
-            raise ValueError("give a number, not true or false")
+        if wanted := misread(given, value=value):
+            raise ValueError(wanted)
         return value
-
-
-def _holds_truth(value: Any) -> bool:
-    """Say whether a value is true or false, or a list with such in it."""
-    if not isinstance(value, list):
-        return isinstance(value, bool)
-    kinds = set(map(type, value))
-    return bool in kinds or (list in kinds and any(map(_holds_truth, value)))
 
 
 class Reply(BaseModel):

@@ -77,6 +77,8 @@ def test_all_is_every_kind_with_its_defaults(http: httpx.Client, training_file: 
         ({"methods": [{"type": "lora"}, {"type": "magic"}]}, "methods.1.type", "unknown_method"),
         ({"methods": [{"rank": 2}]}, "methods.0.type", "unknown_method"),
         ({"methods": [{"type": "lora", "rank": True}]}, "methods.0.rank", "invalid_value"),
+        ({"methods": [{"type": "lora", "rank": "8"}]}, "methods.0.rank", "invalid_value"),
+        ({"budget": {"seconds": "9"}}, "budget.seconds", "invalid_value"),
         ({"methods": [{"type": "lora", "rank": 0}]}, "methods.0.rank", "invalid_value"),
         (
             {"methods": [{"type": "lora", "target_modules": ["nowhere"]}]},

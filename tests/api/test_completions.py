@@ -259,6 +259,18 @@ def test_what_asks_for_nothing_is_accepted(client: OpenAI) -> None:
             ({name: True}, "invalid_value", name)
             for name in ("n", "seed", "max_tokens", "max_completion_tokens", "temperature", "top_p")
         ),
+        *(
+            ({name: value}, "invalid_value", name)
+            for name, value in (
+                *(("n", "2"), ("seed", "7"), ("max_tokens", "3"), ("temperature", "0")),
+                *(("top_p", "0.5"), ("stream", "false"), ("logprobs", "true")),
+            )
+        ),
+        (
+            {"stream_options": {"include_usage": "true"}},
+            "invalid_value",
+            "stream_options.include_usage",
+        ),
         ({"logprobs": True, "top_logprobs": True}, "invalid_value", "top_logprobs"),
         ({"max_tokens": 100_000}, "invalid_value", "max_tokens"),
         ({"max_completion_tokens": 100_000}, "invalid_value", "max_completion_tokens"),
@@ -308,13 +320,31 @@ def test_what_cannot_be_done_is_refused_by_name(
     "prompt",
     [
         *([], [[]], ["a"] * 129, [-1], [1, "a"], {"a": 1}, [2**40], [["a"]]),
-        *([1, True], [True, 1], [[1], [False]]),
+        *([1, True], [True, 1], [[1], [False]], [1, "2"], [[1], ["2"]]),
     ],
 )
 def test_bad_prompts_are_refused(http: httpx.Client, prompt: Any) -> None:
     response = http.post("/v1/completions", json={"model": "tiny", "prompt": prompt})
     assert response.status_code == 400
     assert response.json()["error"]["param"].startswith("prompt")
+
+
+@pytest.mark.parametrize(
+    ("values", "wanted"),
+    [({"n": "2"}, "a number"), ({"echo": "false"}, "true or false"), ({"logprobs": "1"}, "a num")],
+)
+def test_text_for_something_else_is_told_what_is_wanted(
+    http: httpx.Client, values: dict[str, str], wanted: str
+) -> None:
+    response = http.post("/v1/completions", json={"model": "tiny", "prompt": "2", **values})
+    assert response.status_code == 400
+    assert f"'{next(iter(values))}': give {wanted}" in response.json()["error"]["message"]
+
+
+def test_a_whole_number_may_have_a_point(stack: Stack, http: httpx.Client) -> None:
+    body = {"model": "tiny", "prompt": ["2", "true"], "max_tokens": 2.0, "temperature": 0}
+    assert http.post("/v1/completions", json=body).status_code == 200
+    assert stack.engine.requests[-1].sampling["max_tokens"] == 2
 
 
 def test_too_many_prompts_are_told_the_bound(http: httpx.Client) -> None:

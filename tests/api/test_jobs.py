@@ -116,6 +116,8 @@ def test_auto_may_be_said(client: OpenAI, training_file: str) -> None:
                 ("max_seconds", 1e308),
                 ("max_tokens", 10**13),
                 ("max_tokens", True),
+                ("max_tokens", "9"),
+                ("learning_rate", "0.1"),
                 ("weight_decay", False),
                 ("micro_batch_tokens", 2**20 + 1),
             )
@@ -141,7 +143,20 @@ def test_auto_may_be_said(client: OpenAI, training_file: str) -> None:
         ({"suffix": "x" * 65}, "invalid_value", "suffix"),
         ({"seed": -1}, "invalid_value", "seed"),
         ({"seed": True}, "invalid_value", "seed"),
+        ({"seed": "7"}, "invalid_value", "seed"),
         ({"hyperparameters": {"n_epochs": True}}, "invalid_value", "hyperparameters.n_epochs"),
+        ({"hyperparameters": {"n_epochs": "3"}}, "invalid_value", "hyperparameters.n_epochs"),
+        *(
+            (
+                {"extra_body": {"peft": {"type": "lora", name: value}}},
+                "invalid_value",
+                f"peft.{name}",
+            )
+            for name, value in (
+                *(("rank", "8"), ("rank", True), ("alpha", "16"), ("dropout", "0")),
+                *(("use_rslora", "true"), ("learning_rate_ratio", True)),
+            )
+        ),
         (
             {
                 "method": {

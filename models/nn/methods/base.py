@@ -9,9 +9,10 @@ from __future__ import annotations
 from math import prod
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, ModelWrapValidatorHandler, model_validator
 
 from core.errors import InvalidRequest
+from core.misread import misread
 from models.nn.shape import Shape
 
 if TYPE_CHECKING:
@@ -74,21 +75,20 @@ class Method(BaseModel):
     kind: str
     """Overridden by `Literal["name"] = Field("name", alias="type")`."""
 
-    @model_validator(mode="before")
+    @model_validator(mode="wrap")
     @classmethod
-    def _refuse_truth_for_numbers(cls, block: Any) -> Any:
-        """Raise where true or false stands for a number, which pydantic would read as 1 or 0."""
-        for name, field in cls.model_fields.items():
+    def _refuse_what_is_misread(cls, block: Any, read: ModelWrapValidatorHandler[Self]) -> Self:
+        """Raise where text or truth stands for a number, or text for truth."""
+        method = read(block)
+        for name, field in cls.model_fields.items() if isinstance(block, dict) else ():
             key = field.alias or name
-            kinds = {field.annotation, *get_args(field.annotation)}
-            given = block.get(key) if isinstance(block, dict) else None
-            if isinstance(given, bool) and kinds & {int, float} and bool not in kinds:
+            if key in block and (wanted := misread(block[key], value=getattr(method, name))):
                 raise InvalidRequest(
-                    f"Invalid value for peft.{key}: give a number, not {str(given).lower()}.",
+                    f"Invalid value for peft.{key}: {wanted}.",
                     code="invalid_value",
                     param=f"peft.{key}",
                 )
-        return block
+        return method
 
     @property
     def starts_as_base(self) -> bool:

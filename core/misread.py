@@ -1,0 +1,25 @@
+"""JSON values of one kind that pydantic would read as another: text or truth as a number."""
+
+from typing import Any
+
+
+def misread(given: Any, *, value: Any) -> str | None:
+    """Say what to give where text, true or false, alone or in a list, was not read as such."""
+    lost = _kinds(given) & {bool, str}
+    if not lost:
+        return None
+    read = _kinds(value)
+    lost -= read
+    if str in lost:
+        return f"give {'true or false' if bool in read else 'a number'}, not text"
+    return "give a number, not true or false" if lost else None
+
+
+def _kinds(value: Any) -> set[type]:
+    """Return the type of a value, or those of what is in a list."""
+    if not isinstance(value, list | tuple):
+        return {type(value)}
+    kinds = set(map(type, value))
+    if list in kinds:
+        kinds = kinds.union(*(_kinds(item) for item in value if isinstance(item, list)))
+    return kinds
