@@ -9,7 +9,7 @@ from api.engine_client import EngineClient
 from api.schemas.embeddings import Embedding, EmbeddingList, EmbeddingRequest, ReadUsage
 from api.services.catalog import Target
 from api.services.reading import in_batches, to_inputs
-from core.errors import InvalidRequest
+from core.errors import GraftworkError, InvalidRequest
 from models.wire import EmbedReply, EmbedRequest, Input
 
 BATCH = 32
@@ -67,6 +67,9 @@ def _assemble(body: EmbeddingRequest, replies: list[EmbedReply]) -> EmbeddingLis
 
 
 def _normalise(vector: bytes) -> np.ndarray:
-    """Return (d,) little-endian float32 of length 1; a vector of zeros stays one."""
+    """Return (d,) little-endian float32 of length 1; zeros have no direction and are an error."""
     values = np.frombuffer(vector, dtype="<f4").astype(np.float64)
-    return (values / (np.linalg.norm(values) or 1.0)).astype("<f4")
+    norm = np.linalg.norm(values)
+    if not norm:  # the numbers of some adapter were too large for the base's norms
+        raise GraftworkError("What was read of this request is a zero vector.", code="engine_fault")
+    return (values / norm).astype("<f4")

@@ -8,7 +8,7 @@ from typing import Any
 
 import httpx
 import pytest
-from openai import APIStatusError, BadRequestError, NotFoundError, OpenAI
+from openai import APIStatusError, BadRequestError, InternalServerError, NotFoundError, OpenAI
 
 from tests.api.conftest import Stack, add_adapter, tenant_of, user
 
@@ -32,6 +32,13 @@ def test_both_encodings_say_the_same(http: httpx.Client) -> None:
     body["encoding_format"] = "float"
     numbers = http.post("/v1/embeddings", json=body).json()["data"][0]["embedding"]
     assert list(struct.unpack("<8f", base64.b64decode(text))) == numbers
+
+
+def test_a_vector_without_a_direction_is_a_fault(client: OpenAI) -> None:
+    """The ids sum up to zero."""
+    with pytest.raises(InternalServerError) as failed:
+        client.embeddings.create(model="tiny", input=[[1], [0]])
+    assert (failed.value.status_code, failed.value.code) == (500, "engine_fault")
 
 
 @pytest.mark.parametrize(
