@@ -224,7 +224,10 @@ def retry(
         tried = f"{reason}; gave up after {row.attempts} attempts. Ask the server's operator."
         fail(session, row, code=code, message=tried)
         return
-    message = f"{reason}; the job goes on from its last checkpoint."
+    # The worker's row is as it was taken; a state may have been saved since.
+    saved = session.scalar(select(Job.resume_digest).where(Job.id == row.id))
+    going = "goes on from its last checkpoint" if saved else "starts again"
+    message = f"{reason}; the job {going}."
     wait = database_now() + wait_seconds if wait_seconds else None
     state = _state_after(session, row)
     gang = None if alone else Job.gang

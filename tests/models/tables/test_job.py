@@ -169,6 +169,22 @@ def test_infrastructure_faults_are_retried_a_bounded_number_of_times(database: D
     assert ended.error["code"] == "too_many_attempts"
 
 
+def test_a_job_without_a_saved_state_is_said_to_start_again(database: Database) -> None:
+    """And one that was saved after it was taken, to go on."""
+    for saved, told in ((None, "starts again."), ("0" * 64, "goes on from its last checkpoint.")):
+        with database.unit_of_work() as session:
+            make_queued_job(session)
+        row = claim(database)
+        assert row is not None
+        with database.unit_of_work() as session:
+            if saved:
+                claims.update_owned(session, row, resume_digest=saved)
+            claims.retry(session, row, max_attempts=5, reason="The worker vanished", wait_seconds=9)
+        with database.unit_of_work() as session:
+            events, _ = event.list_page(session, row.id, page=Page(1))
+        assert events[0].message == f"The worker vanished; the job {told}"
+
+
 def test_cancel_is_final_and_refuses_the_worker(database: Database) -> None:
     with database.unit_of_work() as session:
         row = make_queued_job(session)
