@@ -19,9 +19,11 @@ from transformers import AutoTokenizer
 
 from core.errors import InvalidRequest
 from models.nn.messages import Message, Turn, check_text, normalise, unused_character
+from models.nn.spelling import spell_bytes, spell_text
 from models.nn.template import Answer, ChatTemplate, Rendering
 
-_BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
+CHARACTERS = 6
+"""More than a token of nearly any text has on average: of longer ones the start is read first."""
 
 
 class Example(NamedTuple):
@@ -89,10 +91,10 @@ class Renderer:
         """Every id of a control token; no text that a user wrote becomes one."""
         return frozenset(index for index, token in self._added.items() if token.special)
 
-    def prompt(self, messages: Sequence[Message]) -> list[int]:
-        """Return the ids after which the next answer is to be written."""
+    def prompt(self, messages: Sequence[Message], *, most: int | None = None) -> list[int]:
+        """Return the ids after which the next answer is to be written; `most` is as in `encode`."""
         template, turns, mark = self._prepare(normalise(messages))
-        return self._tokenise(template.prompt(turns), mark)[0].ids
+        return self._tokenise(template.prompt(turns), mark, most=most)[0].ids
 
     def example(self, messages: Sequence[Message]) -> Example:
         """Return a conversation's ids, labelled in the answers whose weight is not zero.
@@ -116,23 +118,38 @@ class Renderer:
         """Return a prompt and its completion; the completion and the eos after it are labelled."""
         mark = unused_character((prompt, completion))
         head = self.completion_prompt(prompt)
-        tail = self._continue(self._defuse(prompt, mark), self._defuse(completion, mark), mark)
+        defused = self._defuse(prompt, mark), self._defuse(completion, mark)
+        tail = self._continue(*defused, mark, most=None)
         ids = [*head, *tail.ids, self.eos_id]
         return Example(ids, [index >= len(head) for index in range(len(ids))])
 
-    def completion_prompt(self, prompt: str) -> list[int]:
+    def completion_prompt(self, prompt: str, *, most: int | None = None) -> list[int]:
         """Return a prompt's ids; an empty one begins as a text does after another's end."""
-        return self.encode(prompt) or [self.eos_id]
+        return self.encode(prompt, most=most) or [self.eos_id]
 
     def text_example(self, text: str) -> Example:
         """Return a text and eos; all but the first token are labelled, as nothing is before it."""
         ids = [*self.encode(text), self.eos_id]
         return Example(ids, [index > 0 for index in range(len(ids))])
 
-    def encode(self, text: str) -> list[int]:
-        """Return the ids of a plain text, after the base's begin token if it has one."""
+    def encode(self, text: str, *, most: int | None = None) -> list[int]:
+        """Return the ids of a plain text, after the base's begin token if it has one.
+
+        Of a text of far more than `most` they may be those of its start, which `outgrow` it too.
+        """
         mark = unused_character((check_text(text, param="prompt"),))
-        return [*self.begin_ids, *self._pieces(self._defuse(text, mark), mark).ids]
+        return [*self.begin_ids, *self._start(self._defuse(text, mark), mark, most=most).ids]
+
+    def is_long(self, text: str, *, most: int) -> bool:
+        """Say whether a text probably has more than `most` tokens."""
+        return len(text) > CHARACTERS * (most + self.longest_token)
+
+    def outgrow(self, ids: Sequence[int], most: int) -> bool:
+        """Say whether a text that begins with these ids has more than `most`, however it goes on.
+
+        The last ones may be others then, but none that begin a token's length before the end.
+        """
+        return len(ids) > most + self.longest_token
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of ids, control tokens included."""
@@ -150,7 +167,7 @@ class Renderer:
         Finding them takes 0.3 s for some 50,000.
         """
         decoder = json.dumps(json.loads(self._backend.to_str())["decoder"])
-        spell = _spell_bytes if '"ByteLevel"' in decoder else _spell_text
+        spell = spell_bytes if '"ByteLevel"' in decoder else spell_text
         added = {index: str(token.content).encode() for index, token in self._added.items()}
         last = max(self._backend.get_vocab().values())
         pieces = ((index, self._backend.id_to_token(index)) for index in range(last + 1))
@@ -210,20 +227,33 @@ class Renderer:
             start += len(piece) + 1
         return tokens
 
-    def _continue(self, before: str, after: str, mark: str) -> _Tokens:
+    def _start(self, text: str, mark: str, *, most: int | None) -> _Tokens:
+        """Tokenise a text, or no more of its start than shows that it has more than `most`."""
+        end = len(text) if most is None else CHARACTERS * (max(most, 0) + self.longest_token)
+        while end < len(text):
+            tokens = self._pieces(text[:end], mark)
+            if most is not None and self.outgrow(tokens.ids, most):
+                return tokens
+            end *= 2
+        return self._pieces(text, mark)
+
+    def _continue(self, before: str, after: str, mark: str, *, most: int | None) -> _Tokens:
         """Return the tokens of `after` as they follow `before`, none of them spanning both.
 
         Where tokenising the two together would not merge across, this is that; so that a
         tokenizer that treats the start of a text apart sees no start here.
         """
         alone = self._pieces(before, mark).ids
-        together = self._pieces(before + after, mark)
+        both = None if most is None else most + len(alone)
+        together = self._start(before + after, mark, most=both)
         if together.ids[: len(alone)] != alone:
-            return self._pieces(after, mark)
+            return self._start(after, mark, most=most)
         starts = [start - len(before) for start in together.starts[len(alone) :]]
         return _Tokens(together.ids[len(alone) :], starts)
 
-    def _tokenise(self, rendering: Rendering, mark: str) -> tuple[_Tokens, dict[int, int]]:
+    def _tokenise(
+        self, rendering: Rendering, mark: str, *, most: int | None = None
+    ) -> tuple[_Tokens, dict[int, int]]:
         """Tokenise a rendering; return tokens and, of each cut, the index of its first token."""
         tokens = _Tokens([], [])
         positions = {}
@@ -231,9 +261,12 @@ class Renderer:
         for start, stop in pairwise([0, *rendering.cuts, len(rendering.text)]):
             positions[start] = len(tokens.ids)
             piece = rendering.text[start:stop]
-            found = self._continue(before, piece, mark)
+            left = None if most is None else most - len(tokens.ids)
+            found = self._continue(before, piece, mark, most=left)
             tokens.ids.extend(found.ids)
             tokens.starts.extend(start + offset for offset in found.starts)
+            if most is not None and self.outgrow(tokens.ids, most):
+                break
             before = piece
         return tokens, positions | {len(rendering.text): len(tokens.ids)}
 
@@ -267,32 +300,3 @@ def _digest(tokenizer: bytes, template: str | None) -> str:
     """Return the SHA-256 over a tokenizer file and a chat template."""
     parts = (tokenizer, (template or "").encode())
     return hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()
-
-
-def _byte_alphabet() -> dict[str, int]:
-    """Return the byte behind each character of GPT-2's byte-level alphabet.
-
-    Printable bytes stand for themselves, the others for the characters from 256 on.
-    """
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    alphabet = {chr(byte): byte for byte in printable}
-    return alphabet | {chr(256 + index): byte for index, byte in enumerate(others)}
-
-
-_BYTE_OF = _byte_alphabet()
-
-
-def _spell_bytes(piece: str) -> bytes:
-    """Return the bytes of a piece in that alphabet; one with another character is plain text."""
-    try:
-        return bytes([_BYTE_OF[character] for character in piece])
-    except KeyError:
-        return piece.encode()
-
-
-def _spell_text(piece: str) -> bytes:
-    """Return the bytes of a piece of SentencePiece's kind."""
-    if byte := _BYTE_PIECE.fullmatch(piece):
-        return bytes.fromhex(byte[1])
-    return piece.replace("\u2581", " ").encode()

@@ -32,25 +32,27 @@ def read_generation(
         return prompt, []
     text = check_text(prediction, param="prediction")
     _check_size(text, most_bytes=context * renderer.longest_token, param="prediction")
-    return prompt, renderer.encode(text)[len(renderer.begin_ids) :][:context]
+    return prompt, renderer.encode(text, most=context)[len(renderer.begin_ids) :][:context]
 
 
 def read_prompt(source: Input, *, renderer: Renderer, vocab: int, context: int) -> list[int]:
     """Return the prompt's token ids, as training would see them; at least one.
 
     Raises `InvalidRequest` unless exactly one form of prompt is given and it is well formed; and
-    before it is tokenised if its text cannot fit whatever its tokens are.
+    before all of it is tokenised if its text cannot fit.
     """
     check_forms(source, names="messages, prompt and prompt_ids")
     most_bytes = context * renderer.longest_token
     if source.messages is not None:
         text = "".join(turn.content for turn in normalise(source.messages))
         _check_size(text, most_bytes=most_bytes, param="messages")
-        return renderer.prompt(source.messages)
+        ids = renderer.prompt(source.messages, most=context)
+        return _require_counted(ids, renderer=renderer, context=context, param="messages")
     if source.text is not None:
         text = check_text(source.text, param="prompt")
         _check_size(text, most_bytes=most_bytes, param="prompt")
-        return renderer.completion_prompt(text)
+        ids = renderer.completion_prompt(text, most=context)
+        return _require_counted(ids, renderer=renderer, context=context, param="prompt")
     ids = source.ids or []
     check_ids(ids, vocab=vocab, param="prompt")
     return ids or [renderer.eos_id]
@@ -82,6 +84,16 @@ def _check_input(
         text = "".join(turn.content for turn in normalise(source.messages))
     check_text(text, param=param)
     _check_size(text, most_bytes=context * renderer.longest_token, param=param)
+    if renderer.is_long(text, most=context):
+        ids = _least(source, renderer=renderer, context=context)
+        _require_counted(ids, renderer=renderer, context=context, param=param)
+
+
+def _least(source: Input, *, renderer: Renderer, context: int) -> list[int]:
+    """Return what an input has at least, whatever form it is put into: templates strip texts."""
+    if source.messages is not None:
+        return renderer.prompt(source.messages, most=context)
+    return renderer.encode((source.text or "").strip(), most=context)
 
 
 def check_forms(source: Input, *, names: str, param: str | None = None) -> None:
@@ -121,6 +133,18 @@ def token_limit(tokens: int, *, sampling: SamplingSpec, context: int, prefix: in
             param="messages" if prefix + tokens >= context else "max_tokens",
         )
     return sampling.max_tokens or context - prefix - tokens
+
+
+def _require_counted(ids: list[int], *, renderer: Renderer, context: int, param: str) -> list[int]:
+    """Return ids unless they are so many that the rest of their text need not be read."""
+    if renderer.outgrow(ids, context):
+        least = len(ids) - renderer.longest_token
+        raise InvalidRequest(
+            f"This engine's context is {context} tokens; this text has more than {least}.",
+            code="context_length_exceeded",
+            param=param,
+        )
+    return ids
 
 
 def _check_size(text: str, *, most_bytes: int, param: str) -> None:

@@ -84,17 +84,9 @@ class Loader:
             form = msgspec.convert(prompt, Form)
         except msgspec.ValidationError as error:
             raise Corrupt(f"{PROVENANCE} has a `prompt` that is none: {error}.") from error
-        fills = self._fills_context((form.system or "") + form.lead)
+        words = self.renderer.encode((form.system or "") + form.lead, most=self.context)
+        fills = len(words) >= self.context
         return msgspec.structs.replace(form, overflows=self.context if fills else None)
-
-    def _fills_context(self, text: str) -> bool:
-        """Say whether a text has as many tokens as there are positions, reading no more of it."""
-        end = self.context
-        while len(self.renderer.encode(text[:end])) < self.context:
-            if end >= len(text):
-                return False
-            end *= 2
-        return True
 
     @torch.inference_mode()
     def finish(self, prepared: Prepared) -> Generator[None, None, Resident]:

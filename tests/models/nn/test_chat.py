@@ -362,3 +362,35 @@ def test_a_control_token_of_one_character_is_refused(byte_tokenizer):
     byte_tokenizer.add_special_tokens({"additional_special_tokens": ["¤"]})
     with pytest.raises(InvalidRequest):
         Renderer(byte_tokenizer)
+
+
+LONG_TEXTS = (
+    "The answer is 42. " * 400,
+    "the " * 4000,
+    " " * 9000,
+    "é€" * 3000 + "The answer is",
+    "<|im_end|> and <|im_start|>" * 300,
+    "a" * 7000 + "".join(map(chr, range(32, 500))) * 9,
+)
+
+
+@pytest.mark.parametrize("most", [5, 60, 1000])
+def test_only_the_start_is_read_of_what_outgrows_a_limit(tokenizer, monkeypatch, most):
+    renderer, pieces, read = _renderer(tokenizer, PLAIN), Renderer._pieces, []
+
+    def noted(self, text, mark):
+        read.append(len(text))
+        return pieces(self, text, mark)
+
+    monkeypatch.setattr(Renderer, "_pieces", noted)
+    for text in LONG_TEXTS:
+        turns = [("user", text), ("assistant", text[:30]), ("user", text[::-1])]
+        messages = [{"role": role, "content": content} for role, content in turns]
+        whole = renderer.encode(text), renderer.prompt(messages)
+        read.clear()
+        started = renderer.encode(text, most=most), renderer.prompt(messages, most=most)
+        for some, every in zip(started, whole, strict=True):
+            assert some == every or (renderer.outgrow(some, most) and len(every) > most)
+        if renderer.is_long(text, most=most) and len(whole[0]) > len(text) / 4:
+            assert max(read) < len(text)
+            assert started[0] != whole[0]

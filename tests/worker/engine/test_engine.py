@@ -16,7 +16,15 @@ from core.errors import GraftworkError, InvalidRequest
 from models.nn.attention import PackedCausal
 from models.nn.chat import Renderer
 from models.nn.executors import NOBODY
-from models.wire import GenerateDelta, GenerateEnd, GenerateOpened, GenerateRequest
+from models.wire import (
+    EmbedReply,
+    EmbedRequest,
+    GenerateDelta,
+    GenerateEnd,
+    GenerateOpened,
+    GenerateRequest,
+    Input,
+)
 from tests.worker.engine.conftest import World, ask, ask_all, order, until
 from worker.engine.engine import Engine
 from worker.engine.loop import OPENING_SECONDS
@@ -194,6 +202,42 @@ def test_a_text_that_cannot_fit_is_refused_unread(
         assert (refused.code, refused.param) == ("context_length_exceeded", param)
 
 
+@pytest.fixture
+def read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Lists the characters of whatever is tokenised."""
+    found: list[int] = []
+    pieces = Renderer._pieces
+
+    def noted(self: Renderer, text: str, mark: str) -> Any:
+        found.append(len(text))
+        return pieces(self, text, mark)
+
+    monkeypatch.setattr(Renderer, "_pieces", noted)
+    return found
+
+
+def test_a_text_that_is_refused_is_read_no_further_than_one_that_fits(
+    world: World, engine: Engine, read: list[int]
+) -> None:
+    text = "a" * (256 * world.renderer.longest_token)
+    messages = [{"role": "user", "content": text}]
+    inputs = [Input(text="a"), Input(text=text)], [Input(messages=messages)]
+
+    async def embed(sources: list[Input]) -> EmbedReply:
+        return await engine.embed(EmbedRequest(inputs=sources))
+
+    refused = ask_all(engine, [order(text), GenerateRequest(sampling={}, messages=messages)])
+    for sources in inputs:
+        with pytest.raises(InvalidRequest) as caught:
+            asyncio.run(embed(sources))
+        refused.append(caught.value)
+    assert sum(read) < 2 * len(text)  # of four
+    params = ["prompt", "messages", "inputs[1]", "inputs[0]"]
+    for error, param in zip(refused, params, strict=True):
+        assert (error.code, error.param) == ("context_length_exceeded", param)
+        assert "context is 256 tokens; this text has more than " in error.message
+
+
 def test_an_empty_prompt_begins_a_text(engine: Engine) -> None:
     answers = ask_all(engine, [order(""), order([])])
     assert [answer.prompt_tokens for answer in answers] == [1, 1]
@@ -204,7 +248,8 @@ def test_an_empty_prompt_begins_a_text(engine: Engine) -> None:
     [
         (order([5] * 256), "context_length_exceeded", "messages"),
         (order([5] * 250, max_tokens=7), "context_length_exceeded", "max_tokens"),
-        (order("é" * 256), "context_length_exceeded", "messages"),
+        (order("é" * 130), "context_length_exceeded", "messages"),
+        (order("é" * 256), "context_length_exceeded", "prompt"),
         (order([5], temperature=9), "invalid_request", "temperature"),
         (order([5], tempo=1), "invalid_request", "tempo"),
         (order([5, 10**6]), "invalid_prompt", "prompt"),
