@@ -59,7 +59,7 @@ class EngineSettings(BaseModel, frozen=True):
     prompt_bytes: int = Field(
         default=256 * MEBIBYTE, ge=0, description="Prompts kept for who begins alike; LRU."
     )
-    waiting: int = Field(default=1024, ge=1, description="Requests queued before a 503.")
+    waiting: int = Field(default=1024, ge=1, description="Choices in line before a 503.")
     drafts: bool = Field(
         default=True, description="Likely tokens are computed along in steps with few rows."
     )

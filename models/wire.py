@@ -23,7 +23,8 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
     prompt: str | None = None
     prompt_ids: list[int] | None = None
     stream: bool = True
-    """Whether every token is told as it comes; if not, many are told together."""
+    """Whether somebody reads along: the first token is told as it comes, then some milliseconds'
+    worth at a time, more where many read. If not, many tokens are told together."""
     prediction: str | None = None
     """What the answer may say, in part or whole; it changes when tokens come, and none of them."""
 

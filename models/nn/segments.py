@@ -70,7 +70,10 @@ Kind = Literal["linears", "hiddens", "norms", "attentions"]
 
 
 class Segments:
-    """Each contiguous slice computed alone; rows outside all segments are the base's."""
+    """Each contiguous slice computed alone; rows outside all segments are the base's.
+
+    `at` picks no row behind or between them: whoever wants one gives it a segment without terms.
+    """
 
     def __init__(self, segments: Sequence[Segment]) -> None:
         """Take segments in order."""

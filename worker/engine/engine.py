@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import structlog
 import torch
 
-from core.errors import Unavailable
+from core.errors import InvalidRequest, Unavailable
 from core.memory import keep_freed_memory
 from core.settings import Settings
 from core.store import Store
@@ -159,8 +159,17 @@ class Engine:
 
     @contextmanager
     def _room(self, rows: int) -> Iterator[None]:
-        """Count rows while their request is in flight; `Unavailable` if they are too many."""
+        """Count rows while their request is in flight.
+
+        `Unavailable` if they are too many now, `InvalidRequest` if they always would be.
+        """
         limit = self._settings.engine.rows + self._settings.engine.waiting
+        if rows > limit:
+            raise InvalidRequest(
+                f"This engine holds {limit} choices, at work and in line; {rows} were asked for.",
+                code="invalid_value",
+                param="n",
+            )
         if self._rows_out + rows > limit:
             raise Unavailable("The engine has all the work it can queue.", code="engine_overloaded")
         self._rows_out += rows
@@ -215,7 +224,7 @@ class Engine:
 
     async def _read(self, order: EmbedRequest | ClassifyRequest) -> Reply:
         opened = self._serving()
-        rows = min(len(order.inputs), self._settings.engine.rows)
+        rows = min(len(order.inputs), max(1, self._settings.engine.rows // 2))
         with self._room(rows):
             check = partial(
                 check_inputs,

@@ -126,9 +126,12 @@ def token_limit(tokens: int, *, sampling: SamplingSpec, context: int, prefix: in
     wanted = 1 if sampling.max_tokens is None else sampling.max_tokens
     if prefix + tokens + wanted > context:
         taken = f", the adapter takes {prefix} of them" if prefix else ""
+        left = "none is left for an answer"
+        if sampling.max_tokens is not None:
+            left = f"{wanted} more were asked for"
         raise InvalidRequest(
-            f"This engine's context is {context} tokens{taken}; the prompt has {tokens} and "
-            f"{wanted} more were asked for.",
+            f"This engine's context is {context} tokens{taken}; the prompt has {tokens} tokens "
+            f"and {left}.",
             code="context_length_exceeded",
             param="messages" if prefix + tokens >= context else "max_tokens",
         )

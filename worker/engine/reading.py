@@ -1,7 +1,7 @@
 """A request for vectors or labels in flight: its inputs are read, and nothing is written.
 
-A few inputs hold rows at a time, so that a long list leaves slots to others. Shapes: d hidden, C
-classes.
+Its inputs hold half of the rows at most, so that a long list leaves slots to others. Shapes: d
+hidden, C classes.
 """
 
 from dataclasses import dataclass, field

@@ -275,6 +275,26 @@ def test_more_than_the_queue_holds_is_refused(start_engine: Callable[..., Engine
     assert ask_all(engine, [order(PROMPT)])[0].reasons
 
 
+def test_more_choices_than_there_ever_is_room_for_are_refused_for_good(
+    start_engine: Callable[..., Engine],
+) -> None:
+    engine = start_engine(rows=2, waiting=3)
+    fits, over = ask_all(engine, [order(PROMPT, n=5), order(PROMPT, n=6)])
+    assert len(fits.reasons) == 5
+    assert (type(over), over.param) == (InvalidRequest, "n")
+    assert "holds 5 choices" in over.message
+
+
+@pytest.mark.parametrize(
+    ("max_tokens", "said"), [(None, "none is left for an answer"), (1, "1 more were asked for")]
+)
+def test_who_asked_for_no_number_of_tokens_is_told_none(
+    engine: Engine, max_tokens: int | None, said: str
+) -> None:
+    (refused,) = ask_all(engine, [order([5] * 256, max_tokens=max_tokens)])
+    assert refused.message.endswith(f"the prompt has 256 tokens and {said}.")
+
+
 def lines_of(engine: Engine, request: GenerateRequest) -> list[GenerateDelta]:
     async def collect() -> list[GenerateDelta]:
         lines = [line async for line in engine.generate(request)]

@@ -156,7 +156,7 @@ def test_a_reader_who_leaves_frees_the_rows(client: httpx.Client) -> None:
         ({"sampling": {"n": 0}}, 400, "invalid_request"),
         ({"prompt": 3}, 400, "invalid_request"),
         ({"adapter": {"name": "gone", "digest": "0" * 64}}, 404, "adapter_not_found"),
-        ({"sampling": {"n": 9}}, 503, "engine_overloaded"),
+        ({"sampling": {"n": 9}}, 400, "invalid_value"),
     ],
 )
 def test_an_error_before_the_first_line_has_a_status(

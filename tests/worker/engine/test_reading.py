@@ -84,15 +84,17 @@ def test_embeddings_equal_the_pooled_forward(
             np.testing.assert_allclose(vector, expected, atol=5e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize(("rows", "held"), [(1, 1), (2, 1), (5, 2)])
 def test_a_long_list_leaves_slots_to_others(
-    world: World, start_engine: Callable[..., Engine]
+    start_engine: Callable[..., Engine], rows: int, held: int
 ) -> None:
-    engine = start_engine(rows=2, prefill_tokens=8, waiting=4)
+    engine = start_engine(rows=rows, prefill_tokens=8, waiting=4)
     many = EmbedRequest(inputs=texts(*(f"text {index}" for index in range(300))))
 
     async def play() -> bool:
         task = asyncio.create_task(engine.embed(many))
-        await until(lambda: engine.health()["rows"] == 2)
+        await until(lambda: engine.health()["rows"] == held)
+        assert engine.health()["waiting"] == 0
         await ask(engine, order([5, 6, 7], max_tokens=2))
         early = not task.done()
         reply = await task
@@ -292,7 +294,7 @@ def test_an_unknown_adapter_is_told(start_engine: Callable[..., Engine]) -> None
 
 
 def test_a_caller_who_leaves_frees_the_rows(start_engine: Callable[..., Engine]) -> None:
-    engine = start_engine(rows=2, prefill_tokens=2)
+    engine = start_engine(rows=4, prefill_tokens=2)
 
     async def play() -> None:
         many = EmbedRequest(inputs=texts(*["some text"] * 200))
