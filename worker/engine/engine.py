@@ -9,7 +9,7 @@ import gc
 import secrets
 import sys
 import threading
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -17,12 +17,14 @@ from typing import Any, TypeVar
 
 import structlog
 import torch
+from msgspec.structs import replace
 
-from core.errors import InvalidRequest, Unavailable
+from core.errors import Unavailable
 from core.memory import keep_freed_memory
 from core.settings import Settings
 from core.store import Store
 from models.adapter_files import TRAINING_TENSORS
+from models.nn.chat import Renderer
 from models.spec import SamplingSpec
 from models.wire import (
     AnyGenerateLine,
@@ -38,10 +40,18 @@ from worker.engine.assembly import Assembly, assemble
 from worker.engine.generation import Generation
 from worker.engine.inbox import Inbox
 from worker.engine.inspect import Source, inspect
-from worker.engine.intake import check_inputs, read_generation, read_sampling, token_limit
+from worker.engine.intake import (
+    check_inputs,
+    name_of,
+    read_generation,
+    read_input,
+    read_sampling,
+    token_limit,
+)
 from worker.engine.metrics import Metrics
 from worker.engine.reading import Reading, Reply
 from worker.engine.request import Outbox, Request
+from worker.engine.room import Room
 
 SWITCH_SECONDS = 0.0005
 ReplyT = TypeVar("ReplyT")
@@ -68,7 +78,7 @@ class Engine:
         self._outbox = Outbox()
         self._opened: Assembly | None = None
         self._draining = self._closing = self._dead = False
-        self._rows_out = 0
+        self._room = Room(settings.engine.rows + settings.engine.waiting)
         self._inspection = asyncio.Lock()  # one at a time: each fills some memory
         self._coming = 0
         """Requests that are being read."""
@@ -87,7 +97,7 @@ class Engine:
         """
         sampling = read_sampling(request.sampling)
         opened = self._serving()
-        with self._room(sampling.n):
+        with self._room.take(sampling.n, tenant=request.tenant):
             generation = await self._prepare(request, sampling=sampling, opened=opened)
             with self._working_on(generation, opened):
                 async for line in generation.lines():
@@ -119,7 +129,7 @@ class Engine:
     @property
     def busy(self) -> bool:
         """Whether any request is in flight."""
-        return self._rows_out > 0 or self._inspection.locked()
+        return self._room.taken > 0 or self._inspection.locked()
 
     def drop(self, digest: str) -> None:
         """Free an adapter version's memory as soon as no row uses it."""
@@ -158,27 +168,6 @@ class Engine:
         return self._opened
 
     @contextmanager
-    def _room(self, rows: int) -> Iterator[None]:
-        """Count rows while their request is in flight.
-
-        `Unavailable` if they are too many now, `InvalidRequest` if they always would be.
-        """
-        limit = self._settings.engine.rows + self._settings.engine.waiting
-        if rows > limit:
-            raise InvalidRequest(
-                f"This engine holds {limit} choices, at work and in line; {rows} were asked for.",
-                code="invalid_value",
-                param="n",
-            )
-        if self._rows_out + rows > limit:
-            raise Unavailable("The engine has all the work it can queue.", code="engine_overloaded")
-        self._rows_out += rows
-        try:
-            yield
-        finally:
-            self._rows_out -= rows
-
-    @contextmanager
     def _working_on(self, request: Request, opened: Assembly) -> Iterator[None]:
         """Give a request to the engine's thread, and take it back at the end."""
         self._inbox.put(partial(opened.loop.add, request), refuse=request.refuse)
@@ -189,6 +178,7 @@ class Engine:
 
     async def _take_in(self, read: Callable[[], ReplyT]) -> ReplyT:
         """Read a request in a thread of its own, for a long prompt takes a while."""
+        self._serving()
         self._coming += 1
         try:
             return await asyncio.get_running_loop().run_in_executor(self._intake, read)
@@ -225,7 +215,7 @@ class Engine:
     async def _read(self, order: EmbedRequest | ClassifyRequest) -> Reply:
         opened = self._serving()
         rows = min(len(order.inputs), max(1, self._settings.engine.rows // 2))
-        with self._room(rows):
+        with self._room.take(rows, tenant=order.tenant):
             check = partial(
                 check_inputs,
                 order.inputs,
@@ -234,6 +224,8 @@ class Engine:
                 context=opened.context,
             )
             await self._take_in(check)
+            if isinstance(order, EmbedRequest):
+                order = replace(order, inputs=await self._tokenise(order.inputs, opened.renderer))
             reading = Reading(
                 adapter=order.adapter,
                 tenant=order.tenant,
@@ -243,6 +235,14 @@ class Engine:
             )
             with self._working_on(reading, opened):
                 return await reading.result()
+
+    async def _tokenise(self, inputs: Sequence[Input], renderer: Renderer) -> list[Input]:
+        """Return inputs as ids, each taken in by itself: a long list lets others in between."""
+        names = map(name_of, range(len(inputs)))
+        return [
+            Input(ids=await self._take_in(partial(read_input, one, renderer=renderer, param=name)))
+            for one, name in zip(inputs, names, strict=True)
+        ]
 
     def _run(self) -> None:
         try:

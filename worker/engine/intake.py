@@ -66,6 +66,18 @@ def check_inputs(inputs: Sequence[Input], *, renderer: Renderer, vocab: int, con
         _check_input(source, renderer=renderer, vocab=vocab, context=context, param=name_of(index))
 
 
+def read_input(source: Input, *, renderer: Renderer, param: str) -> list[int]:
+    """Return the ids of an input as it stands, at least one; what is shown before it is not."""
+    ids = source.ids or []
+    if source.messages is not None:
+        ids = renderer.prompt(source.messages)
+    if source.text:
+        ids = renderer.encode(source.text)
+    if not ids:
+        raise empty_input(param)
+    return ids
+
+
 def name_of(index: int) -> str:
     """Return what errors call an input."""
     return f"inputs[{index}]"

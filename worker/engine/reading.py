@@ -14,7 +14,7 @@ from models.nn.chat import Renderer
 from models.nn.head import class_logits
 from models.wire import ClassifyReply, ClassifyRequest, EmbedReply, EmbedRequest, Input
 from worker.engine.demonstrations import Shown, render
-from worker.engine.intake import empty_input, name_of
+from worker.engine.intake import name_of
 from worker.engine.request import Request
 from worker.engine.sequence import Excerpt, Footing
 
@@ -99,20 +99,15 @@ class Embedding(_Pooling):
 
     def excerpts(self, index: int, source: Input) -> list[Excerpt]:
         """See `Plan.excerpts`."""
-        ids = source.ids or []
-        if source.messages is not None:
-            ids = self.renderer.prompt(source.messages)
-        if source.text:
-            ids = self.renderer.encode(source.text)
-        if not ids:
-            raise empty_input(name_of(index))
+        if source.ids is None:
+            raise TypeError("What is embedded has been tokenised before.")
         order = self.reading.order
         pooling = order.pooling if isinstance(order, EmbedRequest) else "mean"
         return [
             Excerpt(
                 request=self.reading,
                 index=index,
-                prompt=self.admit(index, ids),
+                prompt=self.admit(index, source.ids),
                 footing=self.footing,
                 pooling=pooling,
             )

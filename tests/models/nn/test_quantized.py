@@ -168,7 +168,7 @@ def test_the_backward_keeps_the_packed_weight_only(backbone):
 
 def test_a_worker_without_the_library_says_what_to_install(monkeypatch, folder):
     monkeypatch.setattr(quantized, "is_bitsandbytes_available", lambda: False)
-    with pytest.raises(InvalidRequest, match=r"pip install graftwork\[gpu\]") as caught:
+    with pytest.raises(InvalidRequest, match="this worker lacks; install it there") as caught:
         Backbone.load(folder, dtype=torch.float32, quantization="nf4")
     assert (caught.value.code, caught.value.param) == (
         "quantization_unavailable",

@@ -1,6 +1,7 @@
 """What a request may ask for and what it gets."""
 
 import asyncio
+import threading
 import time
 from collections.abc import Callable
 from contextlib import aclosing
@@ -283,6 +284,33 @@ def test_more_choices_than_there_ever_is_room_for_are_refused_for_good(
     assert len(fits.reasons) == 5
     assert (type(over), over.param) == (InvalidRequest, "n")
     assert "holds 5 choices" in over.message
+
+
+def test_one_tenant_leaves_room_for_others(start_engine: Callable[..., Engine]) -> None:
+    engine = start_engine(rows=2, waiting=6)
+    flood = [msgspec.structs.replace(order(PROMPT), tenant="many") for _ in range(9)]
+    other = msgspec.structs.replace(order(PROMPT), tenant="one")
+    answers = ask_all(engine, [*flood, other])
+    refused = [answer.code for answer in answers if isinstance(answer, GraftworkError)]
+    assert refused == ["engine_overloaded"] * 3
+    assert answers[-1].reasons
+    assert engine._room.taken == 0
+
+
+def test_what_is_embedded_is_tokenised_beside_the_steps(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode, threads = Renderer.encode, set[str]()
+
+    def noted(self: Renderer, *given: Any, **options: Any) -> list[int]:
+        threads.add(threading.current_thread().name)
+        return encode(self, *given, **options)
+
+    monkeypatch.setattr(Renderer, "encode", noted)
+    inputs = [Input(text="one"), Input(text="and another")]
+    assert len(asyncio.run(engine.embed(EmbedRequest(inputs=inputs))).vectors) == 2
+    assert threads
+    assert not [name for name in threads if not name.startswith("intake")]
 
 
 @pytest.mark.parametrize(
