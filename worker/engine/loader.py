@@ -147,7 +147,9 @@ def _settle(
     artifact, digest = prepared.artifact, prepared.adapter.digest
     is_open = any(term.function is not None for term in prepared.terms.linears.values())
     kept = artifact.tensors.values() if demonstrations or is_open else ()
-    terms = without_spare(replace(prepared.terms, prompt=None, keys_values={}), kept=kept)
+    terms = replace(prepared.terms, prompt=None, keys_values={})
+    if terms.norms or terms.head is not None:  # these stay as the file has them
+        terms = without_spare(terms, kept=kept)
     alone = bool(terms.weights) or not artifact.method.shares_batch
     return Resident(
         kind=artifact.method.kind,
