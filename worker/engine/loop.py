@@ -145,8 +145,8 @@ class Loop:
     def _open(self) -> None:
         """Give rows to requests whose adapter is here; those that came first are asked for first.
 
-        While others have steps, what takes long is gone on with behind the next one.
-        That is also asked for requests whose version has left again while their rows waited.
+        That is also asked for requests whose version has left again while their rows waited. While
+        others have steps, what takes long is gone on with behind the next one.
         """
         end = time.monotonic() + OPENING_SECONDS
         for request in self._line:
