@@ -148,6 +148,25 @@ def check_training_tensors(folder: Path, *, method: Method, shape: Shape) -> Non
             raise _not_finite(name)
 
 
+def check_peft_config(files: Files, artifact: Artifact, *, shape: Shape) -> None:
+    """Refuse PEFT's configuration where it is not that of the adapter which our file describes.
+
+    Only who loads the adapter elsewhere reads it, so this is not looked at when we do.
+    """
+    form = artifact.method.to_peft(artifact.tensors, shape)
+    if form is None or not files.keys() >= {PEFT_CONFIG, PROVENANCE}:
+        return
+    meant, stored = form
+    method, tensors = _from_peft(read_json(files, PEFT_CONFIG), stored, shape)
+    _check_sizes(tensors, expected=method.served(shape))
+    said, _ = method.to_peft(tensors, shape) or ({}, None)
+    for name in sorted(meant):
+        if said.get(name) != meant[name]:
+            raise Corrupt(
+                f"{PEFT_CONFIG} says {name}={said.get(name)!r}, {PROVENANCE} {meant[name]!r}."
+            )
+
+
 def _from_peft(
     config: dict[str, Any], stored: dict[str, Tensor], shape: Shape
 ) -> tuple[Method, dict[str, Tensor]]:

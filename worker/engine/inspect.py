@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from core.errors import GraftworkError, InvalidRequest
 from core.store import Store
 from models.adapter_files import PEFT_CONFIG, PROVENANCE, TENSORS, TRAINING_TENSORS
-from models.nn.artifact import check_training_tensors, read_files, read_json
+from models.nn.artifact import check_peft_config, check_training_tensors, read_files, read_json
 from models.nn.methods import METHODS, parse_method
 from models.nn.methods.base import Method
 from models.nn.shape import Shape
@@ -95,11 +95,13 @@ def _look(folder: Path, *, digest: str, loader: Loader, budget: int) -> _Read | 
         return InspectReply(problems=[needs])
     try:
         adapter = AdapterRef(name=TENSORS, digest=digest)
-        prepared = loader.prepare(adapter, read_files(folder))
+        files = read_files(folder)
+        prepared = loader.prepare(adapter, files)
+        check_peft_config(files, prepared.artifact, shape=shape)
         if (folder / TRAINING_TENSORS).is_file():
             check_training_tensors(folder, method=prepared.artifact.method, shape=shape)
     except Exception as error:  # whatever is wrong with it is what was asked
-        log.info("adapter_does_not_fit", digest=digest, exc_info=error)
+        log.info("adapter_does_not_fit", digest=digest, reason=_tell(error), exc_info=_fault(error))
         return _compare(folder, held, shape=shape, problem=_tell(error))
     return _Read(prepared, held)
 
@@ -110,7 +112,12 @@ def _finish(read: _Read, loader: Loader) -> Generator[None, None, InspectReply]:
     try:
         yield from loader.finish(prepared)
     except Exception as error:  # as above
-        log.info("adapter_does_not_fit", digest=prepared.adapter.digest, exc_info=error)
+        log.info(
+            "adapter_does_not_fit",
+            digest=prepared.adapter.digest,
+            reason=_tell(error),
+            exc_info=_fault(error),
+        )
         problems.append(_tell(error))
     return _describe(
         prepared.artifact.method,
@@ -181,6 +188,11 @@ def _stored_sizes(method: Method, shape: Shape) -> Sizes:
 
 def _read(folder: Path, name: str) -> dict[str, Any]:
     return read_json({name: bytearray((folder / name).read_bytes())}, name)
+
+
+def _fault(error: Exception) -> Exception | None:
+    """Return what is worth a stack trace: no refusal of ours, so perhaps a fault of ours."""
+    return None if isinstance(error, GraftworkError) else error
 
 
 def _tell(error: Exception) -> str:

@@ -14,6 +14,7 @@ import peft
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from structlog.testing import capture_logs
 from transformers import AutoModelForCausalLM
 
 from core.errors import Corrupt, NotFound
@@ -91,6 +92,32 @@ def test_our_own_form_fits(engine: Engine, world: World, tmp_path: Path, kind: s
     found = asyncio.run(engine.inspect(ref.digest))
     assert found.problems == []
     assert found.method["type"] == kind
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"r": 3}, "r"),
+        ({"lora_alpha": 999}, "lora_alpha=999"),
+        ({"use_rslora": True}, "use_rslora=True"),
+        ({"peft_type": "NONSENSE"}, "NONSENSE"),
+        ({"use_dora": True}, "lora_magnitude_vector"),
+        ({"lora_alpha": "much"}, "adapter_config.json"),
+        ([], "adapter_config.json is not a JSON object"),
+    ],
+)
+def test_what_peft_would_read_must_be_what_we_read(
+    engine: Engine, world: World, tmp_path: Path, change: Any, told: str
+) -> None:
+    block = {"type": "lora", "rank": 2, "target_modules": ["q_proj"]}
+    put_adapter(world.store, tmp_path / "both", backbone=world.backbone, block=block, seed=1)
+    path = tmp_path / "both" / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change if change else change))
+    with capture_logs() as logs:
+        found = look(engine, world, tmp_path / "both")
+    assert len(found.problems) == 1
+    assert told in found.problems[0]
+    assert [(log.get("reason"), log.get("exc_info")) for log in logs] == [(found.problems[0], None)]
 
 
 @pytest.fixture
