@@ -1,5 +1,6 @@
 """Run the api: `python -m api`."""
 
+import sys
 from contextlib import suppress
 
 from core.process import die_with_parent
@@ -15,8 +16,11 @@ def main() -> None:
 
     settings = get_settings()
     configure_logging(settings, process="api")
+    server = Server(create_app(settings), settings)
     with suppress(KeyboardInterrupt):  # which uvicorn passes on once it has stopped
-        Server(create_app(settings), settings).run()
+        server.run()
+    if not server.started:
+        sys.exit(3)  # as uvicorn's own command does
 
 
 if __name__ == "__main__":

@@ -115,6 +115,7 @@ class ClaimedJob:
         """Write a message down; while the database or store is away, try until the lease ends."""
         while True:
             if self.lease.lost.is_set():
+                self._recorder.take_back()
                 raise StaleFence("The lease was lost.")
             try:
                 self._recorder.record(message)

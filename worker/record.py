@@ -55,6 +55,13 @@ class Recorder:
         self._unsaved = False
         self._resume_digest = row.resume_digest
         self._trained_parameters = 0
+        self._undo = ExitStack()
+        """What takes back the bytes of a message that is not written down yet."""
+
+    def take_back(self) -> None:
+        """Remove what was stored for a message that nobody will write down; no row needs it."""
+        with suppress(Unavailable):
+            self._undo.close()
 
     @singledispatchmethod
     def record(self, message: AnyTrainerMessage) -> None:
@@ -201,13 +208,13 @@ class Recorder:
 
         While the database or the store is away, nothing is: the message comes again.
         """
-        undo = ExitStack()
         try:
-            yield undo
+            yield self._undo
         except (StaleFence, StorageFull):
-            with suppress(Unavailable):
-                undo.close()
+            self.take_back()
             raise
+        else:
+            self._undo.pop_all()  # a row needs them now
 
     def _store_resume(self, folder: str, *, undo: ExitStack) -> str | None:
         """Return the tree to go on from; without a folder it is the one before."""

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 import pytest
 
 from core.database import Database
-from core.errors import StaleFence, StorageFull
+from core.errors import StaleFence, StorageFull, Unavailable
 from core.settings import Settings
 from core.store import Store
 from models.spec import Broke, CheckpointSaved, Metrics, Started, Stopped, Succeeded, Validated
@@ -119,7 +119,7 @@ def test_each_try_tells_once_that_training_started(
         row = take(database)
     with database.reading() as session:
         events, _ = event.list_page(session, row.id, page=Page(limit=100, ascending=True))
-    again = "No luck; the job goes on from its last checkpoint."
+    again = "No luck; the job starts again."
     assert [one.message for one in events][1:] == ["Training started.", again] * 2
 
 
@@ -250,6 +250,28 @@ def test_bytes_whose_row_is_refused_do_not_stay(
     with pytest.raises(StaleFence):
         recorder.record(message)
     assert not stored(tmp_path)
+
+
+def test_bytes_do_not_stay_of_what_is_given_up_while_the_database_is_away(
+    database: Database, store: Store, row: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorder = Recorder(row, database=database, store=store)
+    adapter, resume = (make_folder(tmp_path / name, "{}") for name in ("adapter", "resume"))
+    message = saved(1, "epoch", adapter_folder=adapter, resume_folder=resume)
+
+    def away(*_: Any, **__: Any) -> None:
+        raise Unavailable("away", code="database_unavailable")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("worker.record.claims.update_owned", away)
+        with pytest.raises(Unavailable):
+            recorder.record(message)
+        assert stored(tmp_path)  # it may be written down yet
+    recorder.take_back()
+    assert not stored(tmp_path)
+    recorder.record(message)
+    recorder.take_back()
+    assert stored(tmp_path)  # rows have these
 
 
 def test_bytes_that_a_row_has_stay_when_another_is_refused(

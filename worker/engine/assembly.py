@@ -28,7 +28,7 @@ from worker.engine.native import NativeRunner
 from worker.engine.reader import Reader
 from worker.engine.request import Outbox
 from worker.engine.runner import Runner
-from worker.engine.scheduler import Scheduler
+from worker.engine.scheduler import BESIDE_OTHERS, Scheduler
 from worker.engine.shared import SharedPrompts
 from worker.engine.threads import Threads
 from worker.engine.writer import Writer
@@ -96,7 +96,11 @@ def assemble(
     if native is None:
         prepack(backbone)
     loop = Loop(
-        scheduler=Scheduler(rows=blocks.rows, prefill_tokens=settings.engine.prefill_tokens),
+        scheduler=Scheduler(
+            rows=blocks.rows,
+            prefill_tokens=settings.engine.prefill_tokens,
+            beside_others=BESIDE_OTHERS if backbone.device.type == "cpu" else None,
+        ),
         blocks=blocks,
         shared=SharedPrompts(blocks, budget=settings.engine.prompt_bytes),
         runner=runner,

@@ -78,7 +78,7 @@ class Engine:
         self._outbox = Outbox()
         self._opened: Assembly | None = None
         self._draining = self._closing = self._dead = False
-        self._room = Room(settings.engine.rows + settings.engine.waiting)
+        self._room = Room(rows=settings.engine.rows, waiting=settings.engine.waiting)
         self._inspection = asyncio.Lock()  # one at a time: each fills some memory
         self._coming = 0
         """Requests that are being read."""
@@ -178,10 +178,14 @@ class Engine:
 
     async def _take_in(self, read: Callable[[], ReplyT]) -> ReplyT:
         """Read a request in a thread of its own, for a long prompt takes a while."""
-        self._serving()
         self._coming += 1
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._intake, read)
+            coming = asyncio.get_running_loop().run_in_executor(self._intake, read)
+        except RuntimeError as error:  # that has ended meanwhile
+            self._coming -= 1
+            raise (_died() if self._dead else _stopping()) from error
+        try:
+            return await coming
         finally:
             self._coming -= 1
 

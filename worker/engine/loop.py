@@ -150,11 +150,12 @@ class Loop:
         """
         end = time.monotonic() + OPENING_SECONDS
         for request in self._line:
-            if self.adapters.ready(request) and self._line.open(request):
+            if not self.adapters.ready(request):  # asked of all, so that adapters come meanwhile
+                continue
+            if self.scheduler.running and time.monotonic() > end:
+                self._called.value = 1  # no further step follows the next one by itself
+            elif self._line.open(request):
                 self._add_rows(request, partial(self._rows_of, request))
-                if self.scheduler.running and time.monotonic() > end:
-                    self._called.value = 1  # no further step follows that one by itself
-                    return
 
     def _rows_of(self, request: Request) -> Rows:
         resident = self._resident(request)

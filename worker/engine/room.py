@@ -7,15 +7,16 @@ from contextlib import contextmanager
 from core.errors import InvalidRequest, Unavailable
 
 KEPT_FOR_OTHERS = 4
-"""No tenant takes the last one of so many places, whatever it sends."""
+"""No tenant takes the last one of so many places in line, whatever it sends."""
 
 
 class Room:
     """Counts rows from when a request comes until it has been answered."""
 
-    def __init__(self, limit: int) -> None:
-        """Let in so many."""
-        self._limit = limit
+    def __init__(self, *, rows: int, waiting: int) -> None:
+        """Let in so many, at work and in line."""
+        self._limit = rows + waiting
+        self._of_one = self._limit - waiting // KEPT_FOR_OTHERS
         self._taken: Counter[str | None] = Counter()
 
     @property
@@ -29,7 +30,7 @@ class Room:
 
         `Unavailable` if they are too many now, `InvalidRequest` if they always would be.
         """
-        own = self._limit if tenant is None else self._limit - self._limit // KEPT_FOR_OTHERS
+        own = self._limit if tenant is None else self._of_one
         if rows > own:
             raise InvalidRequest(
                 f"This engine holds {own} choices of one tenant, at work and in line; {rows} were "

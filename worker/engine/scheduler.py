@@ -10,8 +10,8 @@ from typing import NamedTuple
 from worker.engine.sequence import Choice, Sequence
 
 BESIDE_OTHERS = 64
-"""Prompt tokens of a step that not all can share, while others wait to draw their next token: by
-torch's operators a whole step of them may take as long as thirty of theirs."""
+"""Prompt tokens of a step that not all can share, while others wait to draw their next token: on a
+CPU, by torch's operators, a whole step of them may take as long as thirty of theirs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,9 +111,14 @@ class Scheduler:
     which are remembered of those that come and go, as a row does between its prompt and its nodes.
     """
 
-    def __init__(self, *, rows: int, prefill_tokens: int) -> None:
+    def __init__(self, *, rows: int, prefill_tokens: int, beside_others: int | None = None) -> None:
+        """Have up to `prefill_tokens` in a step, up to `beside_others` in one that others wait for.
+
+        That is what not all can share; None is no less than elsewhere.
+        """
         self.rows = rows
         self.prefill_tokens = prefill_tokens
+        self._beside_others = min(beside_others or prefill_tokens, prefill_tokens)
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
         self._free = list(range(rows))
@@ -211,7 +216,7 @@ class Scheduler:
         """Return how many tokens of prompts a step may have."""
         waits = (s for s in self.running if isinstance(s, Choice) and not s.prefilling)
         if turn != SHARED and any(_turn_of(sequence) != turn for sequence in waits):
-            return min(self.prefill_tokens, BESIDE_OTHERS)
+            return self._beside_others
         return self.prefill_tokens
 
     def _least_served(self, ready: list[Sequence]) -> Sequence:

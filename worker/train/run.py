@@ -36,7 +36,7 @@ from worker.train.turns import Interrupted
 
 
 class BaseReplaced(RuntimeError):
-    """Another base lies in the folder from which this process had read one."""
+    """A base is not the one that was read from its folder: only a new process can train on it."""
 
 
 def main() -> None:
@@ -65,14 +65,18 @@ def train(order: TrainOrder, channel: Channel) -> Work[None]:
     device = prepare_torch(order)
     quantization = spec.loop.quantization
     refuse_replaced_weights(spec.method, quantization=quantization)
-    backbone, base_digest = load_backbone(
-        Path(order.base_folder),
-        dtype=pick_training_dtype(spec, device),
-        device=device,
-        quantization=quantization,
-    )
-    if order.provenance.get("base_digest") not in (None, base_digest):
-        raise BaseReplaced("A process that has not read the former one must train this job.")
+    try:
+        backbone, base_digest = load_backbone(
+            Path(order.base_folder),
+            dtype=pick_training_dtype(spec, device),
+            device=device,
+            quantization=quantization,
+        )
+        if order.provenance.get("base_digest") not in (None, base_digest):
+            raise BaseReplaced
+    except BaseReplaced:
+        channel.say(Broke(reason="Another base lies where the trainer had read one", alone=True))
+        return
     set_precision(spec, device)
     checkpoints = Checkpoints(Path(order.work_folder))
     try:
@@ -104,12 +108,18 @@ def load_backbone(
 ) -> tuple[Backbone, str | None]:
     """Return the base that the jobs of a process share, and the digest of what lay there then.
 
-    It is admitted by products that do not round.
+    It is admitted by products that do not round. `BaseReplaced` if another one came meanwhile.
     """
     torch.set_float32_matmul_precision("highest")
+    digest = _digest_of_base(folder)
     backbone = Backbone.load(folder, dtype=dtype, device=device, quantization=quantization)
-    # Read behind the weights: of a base that is replaced meanwhile it is not that of the order.
-    return backbone, read_manifest(folder).digest if (folder / MANIFEST).is_file() else None
+    if _digest_of_base(folder) != digest:
+        raise BaseReplaced
+    return backbone, digest
+
+
+def _digest_of_base(folder: Path) -> str | None:
+    return read_manifest(folder).digest if (folder / MANIFEST).is_file() else None
 
 
 def conclude(order: TrainOrder, loop: Loop, adapter_folder: Path) -> Succeeded:

@@ -34,7 +34,7 @@ def row(
 
 
 def make(rows: int, prefill_tokens: int, *sequences: Sequence) -> Scheduler:
-    scheduler = Scheduler(rows=rows, prefill_tokens=prefill_tokens)
+    scheduler = Scheduler(rows=rows, prefill_tokens=prefill_tokens, beside_others=BESIDE_OTHERS)
     for sequence in sequences:
         scheduler.add(sequence)
     return scheduler
