@@ -88,6 +88,8 @@ class Trainer:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
         self._reader.join()
+        if self.process.stdout is not None:
+            self.process.stdout.close()
         self._affinity.end()
         return self.process.returncode
 

@@ -32,8 +32,9 @@ def test_it_has_large_pages_unless_the_operator_says_otherwise(
 @pytest.fixture
 def started(tmp_path: Path) -> Iterator[Trainer]:
     made = Trainer(tmp_path / "work", cores_folder=tmp_path / "cores")
-    yield made
-    made.end()
+    with made._log_file:
+        yield made
+        made.end()
 
 
 def test_an_order_is_asked_each_thing_once_and_nothing_is_kept_of_it(
