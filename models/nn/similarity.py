@@ -29,12 +29,18 @@ class WordIndex:
 
     def __init__(self, texts: Sequence[str]) -> None:
         """Index the texts."""
+        words = [_words(text) for text in texts]
+        self._known: set[str] = set().union(*words)
+        self._count = len(texts)
         self._index = bm25s.BM25()
-        self._index.index([_words(text) for text in texts], show_progress=False)
+        self._index.index(words, show_progress=False)
 
     def scores(self, text: str) -> Tensor:
         """Return (n,) float32: how well each text answers the words of this one."""
-        return torch.from_numpy(self._index.get_scores(_words(text)))
+        words = _words(text)
+        if self._known.isdisjoint(words):  # of an empty word that no text has, the library fails
+            return torch.zeros(self._count)
+        return torch.from_numpy(self._index.get_scores(words))
 
 
 def word_similarities(texts: Sequence[str]) -> Tensor:
