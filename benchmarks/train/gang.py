@@ -93,13 +93,8 @@ def compare_gang(
     for round_ in range(repeats):
         for train in rotated([train_gang, train_alone, run_scripts], round_):
             train()
-    whole = len(works) / separate
-    rounds = zip(ganged, alone, scripts, strict=True)
-    seconds = {
-        "gang": [round(said["seconds"], 2) for said in ganged],
-        "alone": [_times(said, whole) for said in alone],
-        "peft": [round(sum(said["seconds"] for said in runs) * whole, 2) for runs in scripts],
-    }
+    rounds = list(zip(ganged, alone, scripts, strict=True))
+    seconds = _seconds_of(rounds, whole=len(works) / separate)
     medians = {name: median(values) for name, values in seconds.items()}
     return {
         "jobs": len(works),
@@ -137,6 +132,19 @@ def run_script(question: JSON, layout: Layout, *, folder: Path, variables: dict[
         raise SideFailed(f"A script of peft ended with {done.returncode}:\n{done.stderr[-3000:]}")
     said: JSON = json.loads(done.stdout.splitlines()[-1])
     return {**said, "seconds": seconds}
+
+
+def _seconds_of(
+    rounds: Sequence[tuple[JSON, JSON, list[JSON]]], *, whole: float
+) -> dict[str, list[float]]:
+    """Return what all jobs took in each round, in a gang and one after another in both ways."""
+    return {
+        "gang": [round(ganged["seconds"], 2) for ganged, _, _ in rounds],
+        "alone": [_times(alone, whole) for _, alone, _ in rounds],
+        "peft": [
+            round(sum(said["seconds"] for said in scripts) * whole, 2) for _, _, scripts in rounds
+        ],
+    }
 
 
 def _times(alone: JSON, whole: float) -> float:
