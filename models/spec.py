@@ -61,7 +61,9 @@ class TrainSpec(Spec):
 class SamplingSpec(Spec):
     """How tokens are drawn."""
 
-    max_tokens: int | None = Field(default=None, ge=1)
+    max_tokens: int | None = Field(
+        default=None, ge=0, description="0: none; the prompt is computed, and echoed if wanted."
+    )
     min_tokens: int = Field(default=0, ge=0)
     temperature: float = Field(default=1.0, ge=0, le=2)
     top_p: float = Field(default=1.0, ge=0, le=1, description="0: the likeliest token alone.")

@@ -22,6 +22,7 @@ class TextRequest(SamplingRequest):
     """One or many prompts to go on with."""
 
     prompt: str | Texts | TokenIds | ListsOfIds | None
+    max_tokens: int | None = Field(default=None, ge=0)
     logprobs: int | None = Field(default=None, ge=0, le=20)
     echo: bool | None = None
 

@@ -24,9 +24,12 @@ def plan(body: TextRequest, target: Target, *, limits: LimitSettings) -> list[Ge
     """Return what to ask of the engine: one request a prompt."""
     prompts = body.prompts
     check_bounds(body, prompts=len(prompts), limits=limits)
+    max_tokens = body.max_tokens
+    if max_tokens is None:
+        max_tokens = max(DEFAULT_MAX_TOKENS, body.min_tokens or 0)
     drawn = sampling(
         body,
-        max_tokens=body.max_tokens or max(DEFAULT_MAX_TOKENS, body.min_tokens or 0),
+        max_tokens=max_tokens,
         logprobs=None if body.logprobs is None else True,
         top_logprobs=body.logprobs,
         echo=body.echo,

@@ -187,6 +187,11 @@ def test_token_ids_are_prompts_too(stack: Stack, client: OpenAI) -> None:
     assert [choice.text for choice in reply.choices] == ["[base] 1", "[base] 2 3"]
 
 
+def test_a_prompt_may_be_asked_for_without_an_answer(stack: Stack, client: OpenAI) -> None:
+    client.completions.create(model="tiny", prompt=[5, 6], echo=True, logprobs=1, max_tokens=0)
+    assert stack.engine.requests[-1].sampling["max_tokens"] == 0
+
+
 def test_the_sampling_block_is_passed_on(stack: Stack, client: OpenAI) -> None:
     client.chat.completions.create(
         model="tiny",
@@ -280,6 +285,7 @@ def test_what_asks_for_nothing_is_accepted(client: OpenAI) -> None:
         ({"temperature": 3}, "invalid_value", "temperature"),
         ({"top_p": -0.1}, "invalid_value", "top_p"),
         ({"max_tokens": 0}, "invalid_value", "max_tokens"),
+        ({"max_completion_tokens": 0}, "invalid_value", "max_completion_tokens"),
         ({"stop": list("abcde")}, "invalid_value", "stop"),
         ({"stop": ""}, "invalid_value", "stop"),
         ({"top_logprobs": 2}, "invalid_request", "top_logprobs"),

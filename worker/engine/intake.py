@@ -147,7 +147,7 @@ def token_limit(tokens: int, *, sampling: SamplingSpec, context: int, prefix: in
             code="context_length_exceeded",
             param="messages" if prefix + tokens >= context else "max_tokens",
         )
-    return sampling.max_tokens or context - prefix - tokens
+    return context - prefix - tokens if sampling.max_tokens is None else wanted
 
 
 def _require_counted(ids: list[int], *, renderer: Renderer, context: int, param: str) -> list[int]:

@@ -118,7 +118,7 @@ class Choice(Sequence):
 
     request: "Generation"
     limit: int
-    """How many tokens it may generate."""
+    """How many tokens it may generate; of none, what is drawn behind its prompt is not taken."""
     seed: int
     text: "TextStream"
     draw: "Draw | None" = None

@@ -179,6 +179,9 @@ class Writer:
 
         Its text is told now if it is the last, or the first that a reader gets; else with others.
         """
+        if not choice.limit:
+            self._tell_last(choice, [], reason="length")
+            return True
         choice.generated.append(drawn.token)
         ended = drawn.token in self._renderer.eos_ids and not choice.sampling.ignore_eos
         if not ended:
@@ -194,12 +197,11 @@ class Writer:
         if not stopped and (ended or full):
             pieces.append(choice.text.finish())
         reason: Reason | None = "stop" if ended or stopped else "length" if full else None
-        if reason is not None:
-            choice.request.completion_tokens += len(choice.generated)
-            if choice.index == 0:
-                choice.request.cached_tokens = choice.cached
-        self._tell(choice, pieces, reason=reason)
-        return reason is not None
+        if reason is None:
+            self._tell(choice, pieces, reason=None)
+            return False
+        self._tell_last(choice, pieces, reason=reason)
+        return True
 
     def tell_readers(self, choices: Sequence[Choice]) -> None:
         """Tell those who read along what was drawn for them, unless all were told just now."""
@@ -221,6 +223,12 @@ class Writer:
             rejected_tokens=generation.rejected_tokens,
         )
         self._outbox.put(generation, counts)
+
+    def _tell_last(self, choice: Choice, pieces: list[Piece], *, reason: Reason) -> None:
+        choice.request.completion_tokens += len(choice.generated)
+        if choice.index == 0:
+            choice.request.cached_tokens = choice.cached
+        self._tell(choice, pieces, reason=reason)
 
     def _tell(self, choice: Choice, pieces: list[Piece], *, reason: Reason | None) -> None:
         text = "".join(piece.text for piece in pieces)

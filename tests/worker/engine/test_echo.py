@@ -48,6 +48,27 @@ def test_what_the_caller_wrote_is_shown(
     assert [token.silent for token in own] == [not prompt] * len(own)
 
 
+@pytest.mark.parametrize("tokens", [1, 2, 11, 256])
+def test_a_prompt_alone_is_told_as_it_is_before_an_answer(engine: Engine, tokens: int) -> None:
+    """Also one that leaves no room for an answer."""
+    prompt = (list(range(10, 100)) * 3)[:tokens]
+    alone: dict[str, Any] = {"echo": True, "max_tokens": 0, "n": 2, "temperature": 1.0}
+    shown, told = ask_all(engine, [order(prompt, **alone), order(prompt, **alone, logprobs=True)])
+    assert shown.reasons == told.reasons == {0: "length", 1: "length"}
+    assert shown.texts == told.texts
+    assert (told.last.prompt_tokens, told.last.completion_tokens) == (tokens, 0)
+    assert told.ids == [token.id for token in told.tokens[1]] == prompt
+    if tokens < 256:
+        more = ask_all(engine, [order(prompt, echo=True, logprobs=True, max_tokens=1)])[0]
+        scores = [[token.logprob for token in one.tokens[0]] for one in (told, more)]
+        assert scores[0] == pytest.approx(scores[1][:tokens], abs=1e-4)
+
+
+def test_nothing_of_nothing_is_an_empty_answer(engine: Engine) -> None:
+    answer = ask_all(engine, [order("Hi", max_tokens=0)])[0]
+    assert (answer.texts, answer.reasons) == ({0: ""}, {0: "length"})
+
+
 def test_what_begins_a_text_is_not_shown(
     world: World, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
