@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from functools import partial
 from math import isfinite
 from typing import Any, NoReturn
 
@@ -12,23 +13,28 @@ LONGEST_INTEGER = 20
 MOST_KEYS = 1024
 
 
+class _Unfit(str):
+    """A number as it is written, of more than 64 bits, until it is known where it stands."""
+
+
 def parse_json(body: bytes) -> Any:
     """Return the value of a UTF-8 JSON text.
 
-    Refused: invalid UTF-8, NaN and infinities, integers over 64 bits, duplicate keys, more keys
+    Refused: invalid UTF-8, NaN and infinities, numbers over 64 bits, duplicate keys, more keys
     than any object has, nesting that exhausts the stack, NUL and lone surrogates in texts (no
     database stores them).
     """
+    unfit: list[_Unfit] = []
     try:
         value = json.loads(
             body.decode("utf-8"),
             parse_constant=_refuse_constant,
-            parse_float=_parse_float,
-            parse_int=_parse_int,
+            parse_float=partial(_parse_float, unfit=unfit),
+            parse_int=partial(_parse_int, unfit=unfit),
             object_pairs_hook=_parse_object,
         )
-        if b"\\u" in body:
-            _check_texts(value, path="")
+        if unfit or b"\\u" in body:
+            _check(value, path="")
     except UnicodeDecodeError as error:
         raise _invalid(f"The body is not UTF-8: byte {error.start} cannot be read.") from error
     except json.JSONDecodeError as error:
@@ -48,17 +54,18 @@ def _refuse_constant(name: str) -> NoReturn:
     raise _invalid(f"{name} is not a JSON number.")
 
 
-def _parse_float(text: str) -> float:
-    value = float(text)
-    if not isfinite(value):
-        raise _invalid(f"The number {text[:32]} is too large.")
-    return value
+def _parse_float(text: str, *, unfit: list[_Unfit]) -> float | _Unfit:
+    if isfinite(value := float(text)):
+        return value
+    unfit.append(_Unfit(text))
+    return unfit[-1]
 
 
-def _parse_int(text: str) -> int:
-    if len(text) > LONGEST_INTEGER or int(text) not in INTEGERS:
-        raise _invalid(f"The number {text[:32]} does not fit in 64 bits.")
-    return int(text)
+def _parse_int(text: str, *, unfit: list[_Unfit]) -> int | _Unfit:
+    if len(text) <= LONGEST_INTEGER and int(text) in INTEGERS:
+        return int(text)
+    unfit.append(_Unfit(text))
+    return unfit[-1]
 
 
 def _parse_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -71,7 +78,15 @@ def _parse_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return value
 
 
-def _check_texts(value: Any, *, path: str) -> None:
+def _check(value: Any, *, path: str) -> None:
+    """Raise for the first number or text that cannot be, by its place."""
+    if isinstance(value, _Unfit):
+        where = f" at '{path}'" if path else ""
+        raise InvalidRequest(
+            f"The number {value[:32]}{where} does not fit in 64 bits.",
+            code="invalid_value",
+            param=path or None,
+        )
     if isinstance(value, str):
         if "\0" in value or any("\ud800" <= letter <= "\udfff" for letter in value):
             raise InvalidRequest(
@@ -81,8 +96,8 @@ def _check_texts(value: Any, *, path: str) -> None:
             )
     elif isinstance(value, dict):
         for key, item in value.items():
-            _check_texts(key, path=path)
-            _check_texts(item, path=f"{path}.{key}" if path else key)
+            _check(key, path=path)
+            _check(item, path=f"{path}.{key}" if path else key)
     elif isinstance(value, list):
         for number, item in enumerate(value):
-            _check_texts(item, path=f"{path}.{number}" if path else str(number))
+            _check(item, path=f"{path}.{number}" if path else str(number))

@@ -134,6 +134,26 @@ def test_traps_in_json_are_400(http: httpx.Client, path: str, body: bytes) -> No
     check_envelope(response, 400)
 
 
+@pytest.mark.parametrize("number", [str(2**63), str(-(2**63) - 1), "9" * 5000, "-1e999"])
+@pytest.mark.parametrize(
+    ("form", "param"),
+    [
+        ('{"model": "tiny", "seed": %s}', "seed"),
+        ('{"metadata": {"a": [1, %s]}, "seed": 1}', "metadata.a.1"),
+        ("[%s]", "0"),
+        ("%s", None),
+    ],
+)
+def test_a_number_over_64_bits_is_told_by_its_place(
+    http: httpx.Client, number: str, form: str, param: str | None
+) -> None:
+    headers = {"content-type": "application/json"}
+    error = check_envelope(http.post(CHAT, content=form % number, headers=headers), 400)
+    assert (error["code"], error["param"]) == ("invalid_value", param)
+    assert number[:32] in error["message"]
+    assert len(error["message"]) < 120
+
+
 @pytest.mark.parametrize(
     "text", ["\u2028", "😀", "﷽" * 50, "\x7f", "\x1b[31m", "<script>", "'; DROP TABLE jobs;--"]
 )
