@@ -17,7 +17,7 @@ class Wire(BaseModel):
     @field_validator("*", mode="wrap")
     @classmethod
     def _refuse_what_is_misread(cls, given: Any, read: ValidatorFunctionWrapHandler) -> Any:
-        """Raise where text or truth stands for a number, or text for truth."""
+        """Raise where text, truth or a number is read as another of them."""
         value = read(given)
         if wanted := misread(given, value=value):
             raise ValueError(wanted)

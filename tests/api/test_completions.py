@@ -269,6 +269,7 @@ def test_what_asks_for_nothing_is_accepted(client: OpenAI) -> None:
             for name, value in (
                 *(("n", "2"), ("seed", "7"), ("max_tokens", "3"), ("temperature", "0")),
                 *(("top_p", "0.5"), ("stream", "false"), ("logprobs", "true")),
+                *(("stream", 1), ("stream", 0.0), ("logprobs", 1), ("ignore_eos", 0)),
             )
         ),
         (
@@ -337,10 +338,15 @@ def test_bad_prompts_are_refused(http: httpx.Client, prompt: Any) -> None:
 
 @pytest.mark.parametrize(
     ("values", "wanted"),
-    [({"n": "2"}, "a number"), ({"echo": "false"}, "true or false"), ({"logprobs": "1"}, "a num")],
+    [
+        ({"n": "2"}, "a number, not text"),
+        ({"n": True}, "a number, not true or false"),
+        ({"echo": "false"}, "true or false, not text"),
+        ({"echo": 1}, "true or false, not a number"),
+    ],
 )
-def test_text_for_something_else_is_told_what_is_wanted(
-    http: httpx.Client, values: dict[str, str], wanted: str
+def test_what_is_wanted_is_told_where_something_else_is_given(
+    http: httpx.Client, values: dict[str, Any], wanted: str
 ) -> None:
     response = http.post("/v1/completions", json={"model": "tiny", "prompt": "2", **values})
     assert response.status_code == 400

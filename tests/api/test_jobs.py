@@ -154,7 +154,7 @@ def test_auto_may_be_said(client: OpenAI, training_file: str) -> None:
             )
             for name, value in (
                 *(("rank", "8"), ("rank", True), ("alpha", "16"), ("dropout", "0")),
-                *(("use_rslora", "true"), ("learning_rate_ratio", True)),
+                *(("use_rslora", "true"), ("use_rslora", 1), ("learning_rate_ratio", True)),
             )
         ),
         (

@@ -78,7 +78,7 @@ class Method(BaseModel):
     @model_validator(mode="wrap")
     @classmethod
     def _refuse_what_is_misread(cls, block: Any, read: ModelWrapValidatorHandler[Self]) -> Self:
-        """Raise where text or truth stands for a number, or text for truth."""
+        """Raise where text, truth or a number is read as another of them."""
         method = read(block)
         for name, field in cls.model_fields.items() if isinstance(block, dict) else ():
             key = field.alias or name
