@@ -127,6 +127,8 @@ class Choice(Sequence):
     """So many tokens are told at once."""
     own: int = 0
     """Where the request's own tokens begin, after demonstrations."""
+    spaced: bool = False
+    """Whether the next of them to be shown begins with a space that is not in their text."""
     generated: list[int] = field(default_factory=list)
     untold: "list[Drawn]" = field(default_factory=list)
     """Tokens that are not in its text yet."""

@@ -11,14 +11,15 @@ from models.nn.chat import Renderer
 from models.spec import SamplingSpec
 from models.wire import GenerateDelta, GenerateEnd, GenerateOpened, GenerateStart
 from worker.engine.demonstrations import Prompt
+from worker.engine.echo import Echo, echoes_tokens, scored_for_echo
 from worker.engine.generation import Generation
 from worker.engine.intake import token_limit
 from worker.engine.request import Outbox
 from worker.engine.resident import Resident
 from worker.engine.sampler import LIKELIEST, Draw, Drawn
 from worker.engine.scheduler import Chunk, Step
-from worker.engine.sequence import Choice, Footing, Scored, choice_seed
-from worker.engine.text import Piece, TextStream, describe
+from worker.engine.sequence import Choice, Footing, choice_seed
+from worker.engine.text import Piece, TextStream
 
 COLDEST = 1e-4
 """Below this temperature a row is greedy: the quotient of its logits would leave float32."""
@@ -45,6 +46,7 @@ class Writer:
         self._context = context
         spellings = renderer.spellings  # found here, not while the first answer is told
         self._bytes_of = lambda token: spellings.get(token, b"")
+        self._echo = Echo(renderer, bytes_of=self._bytes_of)
 
     def open(self, generation: Generation, resident: Resident | None) -> list[Choice]:
         """Return a row for every choice, now that the adapter is known, and say so.
@@ -62,7 +64,7 @@ class Writer:
         limit = token_limit(
             len(prompt.ids), sampling=sampling, context=self._context, prefix=footing.rows
         )
-        scored = _echoed(prompt) if _echoes_tokens(sampling) else []
+        scored = scored_for_echo(prompt) if echoes_tokens(sampling) else []
         rows = [
             Choice(
                 request=generation,
@@ -91,7 +93,7 @@ class Writer:
         if not generation.started:
             generation.started = True
             self._outbox.put(generation, GenerateStart(prompt_tokens=len(generation.prompt)))
-        if generation.sampling.echo and (text := self._own_text(choice)):
+        if generation.sampling.echo and (text := self._echo.begin(choice)):
             self._outbox.put(generation, GenerateDelta(index=choice.index, text=text))
 
     def draws(self, step: Step, *, ahead: int = 0) -> list[Draw]:
@@ -146,33 +148,9 @@ class Writer:
     def echo(self, choice: Choice, chunk: Chunk, scored: list[Drawn]) -> None:
         """Give back a chunk of the request's own tokens, if logprobs are wanted.
 
-        Nothing is said to precede the first one. Their text was told when the row was admitted.
+        Their text was told when the row was admitted.
         """
-        if not _echoes_tokens(choice.sampling):
-            return
-        begins = chunk.start <= choice.own < chunk.stop
-        first = [Drawn(choice.prompt[choice.own])] if begins else []
-        added = self._added(choice)
-        tokens = [
-            describe(drawn, bytes_of=self._bytes_of, silent=drawn.token in added)
-            for drawn in first + scored
-        ]
-        self._tell(choice, [Piece("", tokens)], reason=None)
-
-    def _own_text(self, choice: Choice) -> str:
-        """Return a prompt as its caller wrote it: no demonstrations, and nothing that was added."""
-        if (text := choice.request.source.text) is not None:
-            return text  # its tokens may begin with a space that stands for the start of a text
-        added = self._added(choice)
-        own = [token for token in choice.prompt[choice.own :] if token not in added]
-        return self._renderer.decode(own)
-
-    def _added(self, choice: Choice) -> frozenset[int]:
-        """Return the control tokens which a prompt has from the renderer: all, unless given as ids.
-
-        Text that a user wrote never becomes one.
-        """
-        return frozenset() if choice.request.source.ids else self._renderer.control_ids
+        self._tell(choice, [Piece("", self._echo.tokens(choice, chunk, scored))], reason=None)
 
     def take(self, choice: Choice, drawn: Drawn) -> bool:
         """Take a row's next token, and say whether this was its last.
@@ -264,15 +242,6 @@ def _told_again(readers: Sequence[Choice]) -> float:
     """Return when those who read along rows of one step are to be told something."""
     told_at = min((choice.told_at for choice in readers), default=inf)
     return told_at + min(READER_SECONDS * len(readers), MOST_SECONDS)
-
-
-def _echoes_tokens(sampling: SamplingSpec) -> bool:
-    return sampling.echo and sampling.logprobs
-
-
-def _echoed(prompt: Prompt) -> list[Scored]:
-    """Return the request's own tokens but the first, each behind the row before it."""
-    return [(row, prompt.ids[row + 1]) for row in range(prompt.own, len(prompt.ids) - 1)]
 
 
 def _require_generative(resident: Resident) -> None:

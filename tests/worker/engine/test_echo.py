@@ -1,12 +1,20 @@
 """A prompt that is given back is what its caller wrote, with logprobs and without."""
 
-from collections.abc import Callable, Sequence
+import asyncio
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer, decoders, models, normalizers
+from transformers import PreTrainedTokenizerFast
 
+from core.bases import write_manifest
+from core.settings import Settings
+from models.nn.chat import Renderer
 from models.wire import GenerateRequest
-from tests.worker.engine.conftest import Answer, World, ask_all, order
+from tests.tiny import make_tiny_base
+from tests.worker.engine.conftest import Answer, World, ask_all, engine_settings, order, until
 from worker.engine.engine import Engine
 
 WRITTEN: Sequence[str | list[str | int]] = (
@@ -91,3 +99,51 @@ def test_the_control_tokens_of_a_chat_are_not_shown(engine: Engine) -> None:
     assert "<|im_start|>" not in plain.texts[0]
     own = told.tokens[0][: told.prompt_tokens]
     assert plain.texts[0].startswith("".join(token.text for token in own if not token.silent))
+
+
+@pytest.fixture
+def spacing(tmp_path: Path) -> Iterator[Engine]:
+    """An engine whose tokenizer, as that of Llama 2, takes the start of a text for a space."""
+    settings = Settings(data_dir=tmp_path, base="tiny", engine=engine_settings(prefill_tokens=2))
+    pieces = ["<unk>", "<s>", "</s>", "▁", "▁H", "▁▁", *"Hielo!"]
+    merges = [("▁", "H"), ("▁", "▁")]
+    vocabulary = {piece: index for index, piece in enumerate(pieces)}
+    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, unk_token="<unk>"))
+    backend.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    )
+    backend.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    make_tiny_base(settings.base_folder)
+    names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    PreTrainedTokenizerFast(tokenizer_object=backend, **names).save_pretrained(settings.base_folder)
+    digest = Renderer.load(settings.base_folder).digest
+    write_manifest(settings.base_folder, id="tiny", shape={}, renderer_digest=digest)
+    engine = Engine(settings)
+    engine.start()
+    asyncio.run(until(lambda: engine.health()["ready"]))
+    yield engine
+    engine.close()
+
+
+@pytest.mark.parametrize(
+    ("prompt", "shown"),
+    [
+        ("Hello!", "Hello!"),
+        (" Hello!", " Hello!"),
+        ("  Hello", "  Hello"),
+        ([4, 8, 9], "Hel"),
+        ([8, 4], "e H"),
+        ([1, 4, 8], "<s> He"),
+    ],
+)
+def test_the_space_that_begins_a_text_is_in_no_token(
+    spacing: Engine, prompt: str | list[int], shown: str
+) -> None:
+    asked = order(prompt, echo=True, logprobs=True, top_logprobs=1, max_tokens=0, n=2)
+    answer = ask_all(spacing, [asked])[0]
+    for index in (0, 1):
+        assert answer.texts[index] == shown
+        assert "".join(one.text for one in answer.tokens[index] if not one.silent) == shown
+        assert b"".join(bytes(one.bytes) for one in answer.tokens[index]) == shown.encode()
