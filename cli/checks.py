@@ -8,7 +8,7 @@ import stat
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -23,6 +23,8 @@ GIBIBYTE = 1024**3
 LOW_DISK = 2 * GIBIBYTE
 CLOCK_SECONDS = 5.0
 PREFIX = "GRAFTWORK_"
+READ_ELSEWHERE = {"API_KEY", "BASE_URL", "NATIVE", "PARENT_PID"}
+"""Variables that are no settings; they count in the environment alone."""
 BUILT = 1_760_000_000  # a clock before this (October 2025) was never set
 
 
@@ -41,14 +43,26 @@ def check_python(_settings: Settings) -> Finding:
 
 
 def check_settings(_settings: Settings) -> Finding:
-    """Find variables that look like settings but are none: a typo there is silent."""
-    known = {*_setting_names(Settings), "API_KEY", "BASE_URL", "NATIVE", "PARENT_PID"}
-    names = (name.upper() for name in (*os.environ, *DotEnvSettingsSource(Settings).env_vars))
-    given = {name.removeprefix(PREFIX) for name in names if name.startswith(PREFIX)}
-    if unknown := sorted(given - known):
-        words = ", ".join(PREFIX + name for name in unknown)
-        return Finding("note", f"{words}: no such setting", "correct or unset the variable")
+    """Find variables that look like settings but do nothing: that is silent elsewhere."""
+    known = set(_setting_names(Settings))
+    exported, written = _given(os.environ), _given(DotEnvSettingsSource(Settings).env_vars)
+    given = exported | written
+    if unknown := given - known - READ_ELSEWHERE:
+        advice = "correct or unset the variable"
+        return Finding("note", f"{_variables(unknown)}: no such setting", advice)
+    if unread := (written - exported) & READ_ELSEWHERE:
+        return Finding("note", f"{_variables(unread)}: not read from .env", "export the variable")
     return Finding("ok", f"{len(given)} set in the environment and in .env")
+
+
+def _given(names: Iterable[str]) -> set[str]:
+    """Return what follows the prefix in the names that have it."""
+    capitals = (name.upper() for name in names)
+    return {name.removeprefix(PREFIX) for name in capitals if name.startswith(PREFIX)}
+
+
+def _variables(names: Iterable[str]) -> str:
+    return ", ".join(PREFIX + name for name in sorted(names))
 
 
 def _setting_names(model: type[BaseModel]) -> Iterator[str]:
