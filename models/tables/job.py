@@ -176,6 +176,8 @@ def pause(session: Session, job_id: str, *, tenant: str) -> Job:
 def resume(session: Session, job_id: str, *, tenant: str) -> Job:
     """Put a paused job back in line; it goes on from the step at which it was saved."""
     row = _hold(session, job_id, tenant=tenant)
+    if row.state in (*WAITING, "running"):
+        return row  # as it was asked for: a client that lost the reply asks again
     _check(row, ("paused",), verb="resumed")
     state = "queued" if row.report else "validating_files"
     _take_away(session, row, state=state)

@@ -208,6 +208,8 @@ def test_pause_waits_for_the_trainer_to_save_and_resume_queues_again(database: D
     assert running is not None
     with database.unit_of_work() as session:
         assert job.pause(session, row.id, tenant="acme").state == "pausing"
+    with pytest.raises(InvalidRequest, match="pausing"), database.unit_of_work() as session:
+        job.resume(session, row.id, tenant="acme")
     with database.unit_of_work() as session:
         held = (running.id, running.fence)
         assert claims.renew(session, [held], seconds=30) == {held: ("pausing", True)}
@@ -219,6 +221,23 @@ def test_pause_waits_for_the_trainer_to_save_and_resume_queues_again(database: D
     again = claim(database)
     assert again is not None
     assert again.attempts == 1
+
+
+@pytest.mark.parametrize("state", ["queued", "running"])
+def test_to_resume_what_goes_on_already_disturbs_nobody(database: Database, state: str) -> None:
+    with database.unit_of_work() as session:
+        row = make_queued_job(session)
+        job.pause(session, row.id, tenant="acme")
+    with database.unit_of_work() as session:
+        job.resume(session, row.id, tenant="acme")
+    held = claim(database) if state == "running" else None
+    with database.unit_of_work() as session:
+        assert job.resume(session, row.id, tenant="acme").state == state
+        told, _ = event.list_page(session, row.id, page=Page(10))
+    assert [one.message for one in told].count("The job was resumed.") == 1
+    if held is not None:
+        with database.unit_of_work() as session:
+            claims.update_owned(session, held, step=1)
 
 
 def test_pausing_a_job_that_is_being_validated_refuses_the_validator(database: Database) -> None:
@@ -235,11 +254,6 @@ def test_pausing_a_job_that_is_being_validated_refuses_the_validator(database: D
         )
     with database.unit_of_work() as session:
         assert job.resume(session, row.id, tenant="acme").state == "validating_files"
-    with (
-        pytest.raises(InvalidRequest, match="cannot be resumed"),
-        database.unit_of_work() as session,
-    ):
-        job.resume(session, row.id, tenant="acme")
     with database.unit_of_work() as session:
         assert claims.take(session, owner="w", seconds=30, state="validating_files") is not None
 
