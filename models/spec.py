@@ -139,8 +139,10 @@ class CheckpointSaved(TrainerMessage, frozen=True, tag="checkpoint"):
     adapter_folder: str
     """Empty for a `resume` one."""
     resume_folder: str
-    """Empty at the end of a run: nothing goes on from there."""
+    """Empty where the run is not saved: at its end, and while one before is yet to be stored."""
     metrics: dict[str, float]
+    over: bool = False
+    """Whether this is the end of the run, which is published from the adapter's folder."""
 
 
 class Succeeded(TrainerMessage, frozen=True, tag="succeeded"):

@@ -145,8 +145,8 @@ class Recorder:
         self._replace_resume(resume)
         if message.resume_folder:
             shutil.rmtree(message.resume_folder, ignore_errors=True)
-            if shown:  # without a resume checkpoint it is the last, which is published from there
-                shutil.rmtree(message.adapter_folder, ignore_errors=True)
+        if shown and not message.over:
+            shutil.rmtree(message.adapter_folder, ignore_errors=True)
 
     @record.register
     def _(self, message: Succeeded) -> None:

@@ -55,13 +55,16 @@ def metrics(step: int, **values: float) -> Metrics:
     )
 
 
-def saved(step: int, kind: Any, *, adapter_folder: str, resume_folder: str) -> CheckpointSaved:
+def saved(
+    step: int, kind: Any, *, adapter_folder: str, resume_folder: str, over: bool = False
+) -> CheckpointSaved:
     return CheckpointSaved(
         step=step,
         kind=kind,
         adapter_folder=adapter_folder,
         resume_folder=resume_folder,
         metrics={},
+        over=over,
     )
 
 
@@ -169,18 +172,18 @@ def test_nothing_is_called_saved_that_found_no_room(
         assert job.get(session, row.id, tenant="acme").resume_digest is not None
 
 
-@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize(("resumable", "over"), [(True, False), (False, False), (False, True)])
 def test_the_folders_of_an_epoch_go_once_they_are_stored_but_for_the_last(
-    database: Database, store: Store, row: Job, tmp_path: Path, last: bool
+    database: Database, store: Store, row: Job, tmp_path: Path, resumable: bool, over: bool
 ) -> None:
     folders = [tmp_path / "adapter", tmp_path / "resume"]
     for folder in folders:
         folder.mkdir()
         (folder / "state.json").write_text(folder.name)
-    resume = "" if last else str(folders[1])
-    message = saved(1, "epoch", adapter_folder=str(folders[0]), resume_folder=resume)
+    resume = str(folders[1]) if resumable else ""
+    message = saved(1, "epoch", adapter_folder=str(folders[0]), resume_folder=resume, over=over)
     Recorder(row, database=database, store=store).record(message)
-    assert [folder.exists() for folder in folders] == [last, last]
+    assert [folder.exists() for folder in folders] == [over, not resumable]
     with database.reading() as session:
         shown = checkpoint.find_step(session, row.id, step=1)
     assert shown is not None

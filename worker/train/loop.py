@@ -115,11 +115,15 @@ class Loop:
         self._speed.add(taken.tokens, seconds)
         self._report(taken.values)
         is_time = time.monotonic() - self._saved_at >= self.resume_seconds
-        if is_time and not self.checkpoints.any_waits:  # or a slow store would fill the disk
+        if is_time and not self.checkpoints.any_waits:
             self._save_resume_if_possible()
 
     def _rest(self, *, over: bool) -> Work[None]:
-        """Measure, then save what users can call and, unless it is over, the run goes on from."""
+        """Measure, then save what users can call and, unless it is over, the run goes on from.
+
+        The latter only if none waits to be stored: a store that is slow, or away, would have the
+        disk filled.
+        """
         run, progress = self.run, self.progress
         if (validation := (yield from run.validation())) is not None:
             found = yield from validation.evaluate(run.terms())
@@ -135,7 +139,12 @@ class Loop:
                 }
             )
         progress.measured_step = progress.step
-        self._save("epoch", adapter_folder=str(self._save_adapter()), over=over)
+        self._say_saved(
+            "epoch",
+            adapter_folder=str(self._save_adapter()),
+            resume_folder="" if over or self.checkpoints.any_waits else self._save(),
+            over=over,
+        )
 
     def _report(self, values: dict[str, float]) -> None:
         if not values:
@@ -153,7 +162,7 @@ class Loop:
         )
 
     def _save_resume(self) -> None:
-        self._save("resume", adapter_folder="")
+        self._say_saved("resume", adapter_folder="", resume_folder=self._save())
 
     def _save_resume_if_possible(self) -> None:
         """Save, but let a full disk cost a checkpoint between epochs and not the job."""
@@ -163,21 +172,29 @@ class Loop:
             log.exception("could not save a resume checkpoint; training goes on")
             self._saved_at = time.monotonic()
 
-    def _save(
-        self, kind: Literal["epoch", "resume"], *, adapter_folder: str, over: bool = False
+    def _save(self) -> str:
+        """Save what the run goes on from; return its folder."""
+        snapshot = Snapshot(self.run.tensors, self.run.course.state(), self.progress)
+        folder = self.checkpoints.save(snapshot)
+        self._saved_at = time.monotonic()
+        return str(folder)
+
+    def _say_saved(
+        self,
+        kind: Literal["epoch", "resume"],
+        *,
+        adapter_folder: str,
+        resume_folder: str,
+        over: bool = False,
     ) -> None:
-        progress, resume_folder = self.progress, ""
-        if not over:
-            snapshot = Snapshot(self.run.tensors, self.run.course.state(), progress)
-            resume_folder = str(self.checkpoints.save(snapshot))
-            self._saved_at = time.monotonic()
         self.channel.say(
             CheckpointSaved(
-                step=progress.step,
+                step=self.progress.step,
                 kind=kind,
                 adapter_folder=adapter_folder,
                 resume_folder=resume_folder,
-                metrics=progress.latest(),
+                metrics=self.progress.latest(),
+                over=over,
             )
         )
 

@@ -51,7 +51,7 @@ def test_told_to_stop_it_saves_and_goes_on_later(make_job, command):
 
 
 @pytest.mark.parametrize(
-    "crash", ["before-manifest", "before-rename:4", "after-rename:3", "before-succeeded"]
+    "crash", ["before-manifest", "before-rename:3", "after-rename:1", "before-succeeded"]
 )
 def test_killed_anywhere_it_goes_on_from_the_newest_whole_checkpoint(make_job, unbroken, crash):
     job = make_job()

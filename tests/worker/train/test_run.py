@@ -118,6 +118,17 @@ def test_resume_checkpoints_come_by_the_clock_once_the_last_is_stored(make_job, 
     assert kinds == ["resume"] * timed + ["epoch"]
 
 
+@pytest.mark.parametrize("away", [False, True])
+def test_an_epoch_saves_what_the_run_goes_on_from_once_the_last_is_stored(make_job, away):
+    order = make_job().order(loop={"n_epochs": 4})
+    (messages,) = run_together([order], [Storing(away=away)])
+    shown = [message for message in messages if isinstance(message, CheckpointSaved)]
+    assert [bool(one.resume_folder) for one in shown] == [True, not away, not away, False]
+    assert [one.over for one in shown] == [False, False, False, True]
+    assert all(Path(one.adapter_folder).is_dir() for one in shown)
+    assert len([*Path(order.work_folder).glob("resume-*")]) == away
+
+
 def test_a_full_disk_costs_a_resume_checkpoint_and_not_the_job(make_job, monkeypatch):
     save = module.Checkpoints.save
 
