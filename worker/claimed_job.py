@@ -22,7 +22,8 @@ from worker.lease import TICK_SECONDS, Leases
 from worker.order import write_order
 from worker.record import Recorder
 
-FULL_DISK_SECONDS = 30.0
+FIRST_WAIT_SECONDS = 30.0
+"""Before another try after a fault of the worker or the store, which would soon be met again."""
 
 log = structlog.get_logger(__name__)
 
@@ -109,7 +110,7 @@ class ClaimedJob:
                 claims.fail(session, self.row, code=error.code, message=error.message)
         except Exception:
             log.exception("a bug of the supervisor")
-            self._retry("The worker met an unexpected error")
+            self._retry("The worker met an unexpected error", waits=True)
 
     def _record(self, message: AnyTrainerMessage) -> None:
         """Write a message down; while the database or store is away, try until the lease ends."""
@@ -126,9 +127,16 @@ class ClaimedJob:
                 self._recorder.may_have_told = False
                 return
 
-    def _retry(self, reason: str, *, code: str = "too_many_attempts", alone: bool = False) -> None:
+    def _retry(
+        self,
+        reason: str,
+        *,
+        code: str = "too_many_attempts",
+        alone: bool = False,
+        waits: bool = False,
+    ) -> None:
         self.is_over = True
-        patience = FULL_DISK_SECONDS * 2 ** (self.row.attempts - 1)
+        patience = FIRST_WAIT_SECONDS * 2 ** (self.row.attempts - 1)
         with self._database.unit_of_work() as session:
             claims.retry(
                 session,
@@ -136,6 +144,6 @@ class ClaimedJob:
                 max_attempts=self._settings.max_attempts,
                 reason=reason,
                 code=code,
-                wait_seconds=patience if code == "storage_full" else 0.0,
+                wait_seconds=patience if waits or code == "storage_full" else 0.0,
                 alone=alone,
             )

@@ -10,7 +10,7 @@ import structlog
 from sqlalchemy.orm import Session
 
 from core.database import Database
-from core.errors import StaleFence, StorageFull, Unavailable
+from core.errors import StorageFull, Unavailable
 from core.ids import new_id
 from core.store import Store
 from models.spec import (
@@ -204,13 +204,15 @@ class Recorder:
 
     @contextmanager
     def _storing(self) -> Iterator[ExitStack]:
-        """Give a stack of what takes back bytes; it is done if the row that needs them is refused.
+        """Give a stack of what takes back bytes; it is done if the row that needs them is not in.
 
         While the database or the store is away, nothing is: the message comes again.
         """
         try:
             yield self._undo
-        except (StaleFence, StorageFull):
+        except Unavailable:
+            raise
+        except Exception:
             self.take_back()
             raise
         else:

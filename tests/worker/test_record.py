@@ -255,6 +255,25 @@ def test_bytes_whose_row_is_refused_do_not_stay(
     assert not stored(tmp_path)
 
 
+def test_bytes_do_not_stay_where_the_store_takes_no_more(
+    database: Database, store: Store, row: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapter, resume = (make_folder(tmp_path / name, "{}") for name in ("adapter", "resume"))
+    put = Store.put_tree
+
+    def put_only_resume(store: Store, folder: Path) -> str:
+        if folder.name == "adapter":
+            raise OSError(errno.EIO, "Input/output error")
+        return put(store, folder)
+
+    monkeypatch.setattr(Store, "put_tree", put_only_resume)
+    with pytest.raises(OSError, match="Input/output"):
+        Recorder(row, database=database, store=store).record(
+            saved(1, "epoch", adapter_folder=adapter, resume_folder=resume)
+        )
+    assert not stored(tmp_path)
+
+
 def test_bytes_do_not_stay_of_what_is_given_up_while_the_database_is_away(
     database: Database, store: Store, row: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
