@@ -18,7 +18,7 @@ from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session, sessionmaker
 
-from core.errors import GraftworkError, StorageFull, Unavailable
+from core.errors import DatabaseFull, GraftworkError, Unavailable
 from core.queue import ring
 
 SAFE_WAL = (3, 51, 3)
@@ -127,7 +127,7 @@ class Database:
 
         Wake-ups that the transaction asked for are sent after the commit; workers find the rows
         of lost ones by themselves. A database that cannot be reached raises `Unavailable`, one
-        whose disk is full `StorageFull`.
+        whose disk is full `DatabaseFull`.
         """
         with self._transaction(self._sessions()) as session:
             yield session
@@ -159,7 +159,7 @@ def _typed(error: DBAPIError | PoolTimeout) -> GraftworkError | None:
     """Return what a database's error is to us; None for a statement that is wrong."""
     code = _sqlite_code(error)
     if code == sqlite3.SQLITE_FULL:
-        return StorageFull("There is no space left where the database lies.")
+        return DatabaseFull("There is no space left where the database lies.")
     if _is_away(error) if code is None else code in SQLITE_AWAY:
         return Unavailable(
             "The database does not answer; try again in a moment.", code="database_unavailable"

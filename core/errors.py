@@ -90,6 +90,10 @@ class StorageFull(GraftworkError):
     type = "server_error"
 
 
+class DatabaseFull(StorageFull):
+    """The disk under the database takes no more bytes."""
+
+
 class Corrupt(GraftworkError):
     """Stored bytes do not match their hash, or a tensor file is not what its name says."""
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import structlog
 
 from core.database import Database
-from core.errors import GraftworkError, StaleFence, StorageFull, Unavailable
+from core.errors import DatabaseFull, GraftworkError, StaleFence, StorageFull, Unavailable
 from core.settings import Settings
 from core.store import Store, full_disk
 from models.spec import FINAL, Alive, AnyTrainerMessage, Broke
@@ -113,14 +113,18 @@ class ClaimedJob:
             self._retry("The worker met an unexpected error", waits=True)
 
     def _record(self, message: AnyTrainerMessage) -> None:
-        """Write a message down; while the database or store is away, try until the lease ends."""
+        """Write a message down; while the database or store is away, try until the lease ends.
+
+        So also while the database finds no room, unless it may be bytes of this message that take
+        it up: they are gone then, and the job is tried again later.
+        """
         while True:
             if self.lease.lost.is_set():
                 self._recorder.take_back()
                 raise StaleFence("The lease was lost.")
             try:
                 self._recorder.record(message)
-            except Unavailable:
+            except (Unavailable, DatabaseFull):
                 self._recorder.may_have_told = True
                 time.sleep(TICK_SECONDS)
             else:

@@ -10,7 +10,7 @@ import structlog
 from sqlalchemy.orm import Session
 
 from core.database import Database
-from core.errors import StorageFull, Unavailable
+from core.errors import DatabaseFull, StorageFull, Unavailable
 from core.ids import new_id
 from core.store import Store
 from models.spec import (
@@ -212,6 +212,9 @@ class Recorder:
             yield self._undo
         except Unavailable:
             raise
+        except DatabaseFull as error:
+            self.take_back()
+            raise StorageFull(error.message) from error
         except Exception:
             self.take_back()
             raise

@@ -8,7 +8,7 @@ from sqlalchemy.exc import IntegrityError, OperationalError
 from sqlalchemy.orm import Session
 
 from core.database import IDLE_SECONDS, SAFE_WAL, Database, sqlite_module
-from core.errors import StorageFull, Unavailable
+from core.errors import DatabaseFull, Unavailable
 from migrations import alembic_config, is_current, migrate
 from models.tables import api_key, event, job
 from models.tables.base import hold_writers
@@ -119,7 +119,7 @@ def test_a_full_disk_is_not_a_database_that_is_away(sqlite_url: str) -> None:
             api_key.create(session, tenant="acme", name=f"{number:064}")
             session.flush()
 
-    with pytest.raises(StorageFull), database.unit_of_work() as session:
+    with pytest.raises(DatabaseFull), database.unit_of_work() as session:
         fill(session)
     with database.unit_of_work() as session:
         assert api_key.count(session) == 0

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
+from sqlalchemy.orm import Session
 
 from core.database import Database
-from core.errors import StaleFence, StorageFull, Unavailable
+from core.errors import DatabaseFull, StaleFence, StorageFull, Unavailable
 from core.settings import Settings
 from core.store import Store
 from models.spec import Broke, CheckpointSaved, Metrics, Started, Stopped, Succeeded, Validated
@@ -324,6 +325,41 @@ def test_a_full_disk_is_not_met_again_at_once(database: Database, row: Job) -> N
         assert claims.take(session, owner="w", seconds=30, state="queued") is None
     time.sleep(0.6)
     assert take(database).attempts == 2
+
+
+@pytest.mark.parametrize("stores", [False, True])
+def test_a_database_without_room_is_waited_for_by_what_takes_up_none(
+    database: Database,
+    store: Store,
+    row: Job,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stores: bool,
+) -> None:
+    update, refused = claims.update_owned, []
+
+    def refuse_twice(session: Session, row: Job, **values: Any) -> None:
+        if len(refused) < 2 and "state" not in values:
+            refused.append(values)
+            raise DatabaseFull("full")
+        update(session, row, **values)
+
+    monkeypatch.setattr(claims, "update_owned", refuse_twice)
+    monkeypatch.setattr("worker.claimed_job.TICK_SECONDS", 0.01)
+    resume = make_folder(tmp_path / "resume", "{}")
+    message = saved(1, "resume", adapter_folder="", resume_folder=resume)
+    with Leases(database=database, seconds=60.0) as leases:
+        settings = Settings(data_dir=tmp_path)
+        claimed = ClaimedJob(row, settings=settings, database=database, store=store, leases=leases)
+        claimed.hear(message if stores else metrics(1, train_loss=1.0))
+        claimed.close()
+    assert claimed.is_over == stores
+    assert len(refused) == (1 if stores else 2)
+    assert not stored(tmp_path)
+    if stores:
+        assert said(database, row).startswith("The worker could not write to its disk; ")
+    else:
+        assert [data["step"] for data in told(database, row)] == [1]
 
 
 def test_a_trainers_full_disk_is_called_by_its_name() -> None:
