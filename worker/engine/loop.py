@@ -143,7 +143,7 @@ class Loop:
             more = self.adapters.settle()
 
     def _open(self) -> None:
-        """Give rows to requests whose adapter is here; those that came first are asked for first.
+        """Give rows to requests whose adapter is here; tenants take turns to be asked for.
 
         That is also asked for requests whose version has left again while their rows waited. While
         others have steps, what takes long is gone on with behind the next one.

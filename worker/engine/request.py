@@ -23,8 +23,8 @@ class Request:
     """How many slots it can use at once."""
     tenant: str | None = None
     """Whose request it is: what was computed for one tenant serves no other, and none's nobody."""
-    number: int = 0
-    """Its place in line."""
+    turn: tuple[int, int] = (0, 0)
+    """Its place in line: a round, and its number in that."""
     sequences: "list[Sequence]" = field(default_factory=list)
     """Rows that have not ended."""
     _events: asyncio.Queue[Event] = field(default_factory=asyncio.Queue)
