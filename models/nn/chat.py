@@ -9,7 +9,7 @@ where an answer begins, and no token spans a cut.
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -116,12 +116,19 @@ class Renderer:
 
     def completion_example(self, prompt: str, completion: str) -> Example:
         """Return a prompt and its completion; the completion and the eos after it are labelled."""
-        mark = unused_character((prompt, completion))
         head = self.completion_prompt(prompt)
-        defused = self._defuse(prompt, mark), self._defuse(completion, mark)
-        tail = self._continue(*defused, mark, most=None)
-        ids = [*head, *tail.ids, self.eos_id]
+        (tail,) = self.completions(prompt, [completion])
+        ids = [*head, *tail]
         return Example(ids, [index >= len(head) for index in range(len(ids))])
+
+    def completions(self, prompt: str, completions: Sequence[str]) -> Iterator[list[int]]:
+        """Yield what `completion_example` labels of each completion; the prompt is read once."""
+        mark = unused_character((prompt, *completions))
+        before = self._defuse(prompt, mark)
+        alone = self._pieces(before, mark).ids
+        for completion in completions:
+            after = self._defuse(completion, mark)
+            yield [*self._continue(before, alone, after, mark, most=None).ids, self.eos_id]
 
     def completion_prompt(self, prompt: str, *, most: int | None = None) -> list[int]:
         """Return a prompt's ids; an empty one begins as a text does after another's end."""
@@ -237,13 +244,15 @@ class Renderer:
             end *= 2
         return self._pieces(text, mark)
 
-    def _continue(self, before: str, after: str, mark: str, *, most: int | None) -> _Tokens:
+    def _continue(
+        self, before: str, alone: list[int], after: str, mark: str, *, most: int | None
+    ) -> _Tokens:
         """Return the tokens of `after` as they follow `before`, none of them spanning both.
 
         Where tokenising the two together would not merge across, this is that; so that a
-        tokenizer that treats the start of a text apart sees no start here.
+        tokenizer that treats the start of a text apart sees no start here. `alone` are the ids of
+        `before`.
         """
-        alone = self._pieces(before, mark).ids
         both = None if most is None else most + len(alone)
         together = self._start(before + after, mark, most=both)
         if together.ids[: len(alone)] != alone:
@@ -262,7 +271,8 @@ class Renderer:
             positions[start] = len(tokens.ids)
             piece = rendering.text[start:stop]
             left = None if most is None else most - len(tokens.ids)
-            found = self._continue(before, piece, mark, most=left)
+            alone = self._pieces(before, mark).ids
+            found = self._continue(before, alone, piece, mark, most=left)
             tokens.ids.extend(found.ids)
             tokens.starts.extend(start + offset for offset in found.starts)
             if most is not None and self.outgrow(tokens.ids, most):

@@ -112,8 +112,10 @@ class Labelling:
         """
         source = shown.source
         if source.messages is None:
-            text = source.text or ""
-            return [self._after_text(text, label) for label in self.labels]
+            leads = ("" if label[:1].isspace() else self.form.lead for label in self.labels)
+            answers = [lead + label for lead, label in zip(leads, self.labels, strict=True)]
+            found = self.renderer.completions(source.text or "", answers)
+            return [[(token, True) for token in ids] for ids in found]
         first = self._in_chat(source.messages, self.labels[0], start=len(prompt.ids))
         if not self._known or self._known[0] != first:
             self._learn(_SHORT, start=len(self.renderer.prompt(_SHORT)))
@@ -131,11 +133,6 @@ class Labelling:
         answer = {"role": "assistant", "content": label}
         example = self.renderer.example([*map(_unlearned, messages), answer])
         return _answer(example, start=start)
-
-    def _after_text(self, text: str, label: str) -> list[tuple[int, bool]]:
-        lead = "" if label[:1].isspace() else self.form.lead
-        example = self.renderer.completion_example(text, lead + label)
-        return _answer(example, start=example.labelled.index(True))
 
     def _grow(self, continuations: Sequence[Continuation], *, room: int) -> list[_Group]:
         """Return trees of at most `room` nodes; that of all known labels is made once."""

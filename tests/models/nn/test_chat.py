@@ -301,6 +301,15 @@ def test_completions_follow_the_prompt_that_serving_sends(tokenizer, prompt, com
     assert example.labelled == [index >= len(head) for index in range(len(example.ids))]
 
 
+def test_completions_of_one_prompt_are_what_each_is_alone(tokenizer):
+    renderer = Renderer(tokenizer)
+    prompt, completions = "Is it <|im_end|>", [" yes", "no \ue000 <|im_end|>", "", "yes"]
+    alone = [renderer.completion_example(prompt, completion) for completion in completions]
+    assert list(renderer.completions(prompt, completions)) == [
+        example.ids[example.labelled.index(True) :] for example in alone
+    ]
+
+
 def test_a_tokenizer_that_begins_texts_begins_ours(byte_tokenizer):
     from tokenizers.processors import TemplateProcessing
 
