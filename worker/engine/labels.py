@@ -5,7 +5,7 @@ one prompt (see `tree.py`).
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -43,21 +43,35 @@ class Labelling:
     tokens: dict[int, int] = field(default_factory=dict)
     totals: dict[int, dict[int, float]] = field(default_factory=dict)
     """Of each input, the summed logprob of each label."""
+    _work: Generator[None, None, list[Excerpt]] | None = None
+    """What is left to do for the input that is being rendered."""
     _edges: dict[Excerpt, dict[int, list[Scored]]] = field(default_factory=dict)
     _known: list[Continuation] = field(default_factory=list)
     """The labels as they follow a header of the chat template."""
     _whole: list[_Group] = field(default_factory=list)
     """The one tree of all known labels."""
 
-    def excerpts(self, index: int, source: Input) -> list[Excerpt]:
+    def excerpts(self, index: int, source: Input) -> list[Excerpt] | None:
         """See `Plan.excerpts`; labels that do not fit into one slot together get several."""
+        self._work = self._work or self._render(index, source)
+        try:
+            next(self._work)
+        except StopIteration as end:
+            self._work = None
+            rows: list[Excerpt] = end.value
+            return rows
+        return None
+
+    def _render(self, index: int, source: Input) -> Generator[None, None, list[Excerpt]]:
+        """Return the rows of an input; yields before each label that is to be tokenised."""
         asked = source if source.text is None else self.form.wrap(source.text)
         pairs = self.demonstrations.pairs(asked) if self.demonstrations else ()
         shown = show(asked, pairs, self.renderer)
         prompt = render(shown, self.renderer)
         taken = self.footing.rows + len(prompt.ids)
         require_fit(index, taken, context=self.context)
-        continuations = self._continue(shown, prompt)
+        yield
+        continuations = yield from self._continue(shown, prompt)
         longest = max(map(len, continuations)) - 1
         require_fit(index, taken + longest, context=self.context)
         self.tokens[index] = len(prompt.ids)
@@ -103,7 +117,9 @@ class Labelling:
         self._edges[excerpt] = edges
         return excerpt
 
-    def _continue(self, shown: Shown, prompt: Prompt) -> Sequence[Continuation]:
+    def _continue(
+        self, shown: Shown, prompt: Prompt
+    ) -> Generator[None, None, Sequence[Continuation]]:
         """Return every label's tokens behind a prompt.
 
         In a conversation they follow the template's header and depend on nothing before it; so the
@@ -114,18 +130,24 @@ class Labelling:
         if source.messages is None:
             leads = ("" if label[:1].isspace() else self.form.lead for label in self.labels)
             answers = [lead + label for lead, label in zip(leads, self.labels, strict=True)]
-            found = self.renderer.completions(source.text or "", answers)
-            return [[(token, True) for token in ids] for ids in found]
+            found = list[Continuation]()
+            for ids in self.renderer.completions(source.text or "", answers):
+                found.append([(token, True) for token in ids])
+                yield
+            return found
         first = self._in_chat(source.messages, self.labels[0], start=len(prompt.ids))
         if not self._known or self._known[0] != first:
-            self._learn(_SHORT, start=len(self.renderer.prompt(_SHORT)))
+            yield from self._learn(_SHORT, start=len(self.renderer.prompt(_SHORT)))
         if self._known[0] != first:
-            self._learn(source.messages, start=len(prompt.ids))
+            yield from self._learn(source.messages, start=len(prompt.ids))
         return self._known
 
-    def _learn(self, messages: Sequence[Message], *, start: int) -> None:
-        self._known = [self._in_chat(messages, label, start=start) for label in self.labels]
-        self._whole = []
+    def _learn(self, messages: Sequence[Message], *, start: int) -> Generator[None]:
+        known = list[Continuation]()
+        for label in self.labels:
+            yield
+            known.append(self._in_chat(messages, label, start=start))
+        self._known, self._whole = known, []
 
     def _in_chat(
         self, messages: Sequence[Message], label: str, *, start: int

@@ -32,7 +32,8 @@ class Line:
     @property
     def rows(self) -> int:
         """How many rows wait; any thread may ask."""
-        return len(self._scheduler.waiting) + sum(one.rows for one in list(self._unopened))
+        lacking = (one.rows - len(one.sequences) for one in list(self._unopened))
+        return len(self._scheduler.waiting) + sum(max(0, rows) for rows in lacking)
 
     def add(self, request: Request) -> None:
         """Put a request behind the others of its tenant."""
@@ -41,13 +42,14 @@ class Line:
         self._rounds[request.tenant] = request.turn[0]
         self._unopened[request] = None
 
-    def open(self, request: Request) -> bool:
-        """Let a request have rows from now on; False if it had them before."""
-        if request not in self._unopened:
-            return False
+    def lacks_rows(self, request: Request) -> bool:
+        """Say whether rows are to be made of a request now."""
+        return request in self._unopened and len(request.sequences) < request.rows
+
+    def open(self, request: Request) -> None:
+        """Let a request have rows: its tenant's turn. For more of them it is added again."""
         self._forget(request)
         self._round = max(self._round, request.turn[0])
-        return True
 
     def leave(self, request: Request) -> None:
         """Forget a request; one that is not here is fine."""

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable
 from ctypes import c_int32
-from functools import partial
 
 import structlog
 
@@ -117,7 +116,7 @@ class Loop:
 
         Others may follow it by themselves, so what is known before it is delivered before.
         """
-        self._take_in()
+        left = self._take_in()
         self._outbox.flush()
         self._shared.look_up(self.scheduler.running)
         step = self.scheduler.next_step()
@@ -132,43 +131,51 @@ class Loop:
         else:
             self._runner.rest()
         self._outbox.flush()
-        return step is not None
+        return step is not None or left
 
-    def _take_in(self) -> None:
-        """Give slots to what can have one, now that some versions may come in and others go."""
+    def _take_in(self) -> bool:
+        """Give slots to what can have one, now that some versions may come in and others go.
+
+        Says whether something could have had rows, but is left for behind the next step.
+        """
         more = True
         while more:
-            self._open()
+            left = self._open()
             self._admit()
             more = self.adapters.settle()
+        if left:
+            self._called.value = 1  # no further step follows the next one by itself
+        return left
 
-    def _open(self) -> None:
+    def _open(self) -> bool:
         """Give rows to requests whose adapter is here; tenants take turns to be asked for.
 
-        That is also asked for requests whose version has left again while their rows waited. While
-        others have steps, what takes long is gone on with behind the next one.
+        That is also asked for requests whose version has left again while their rows waited. What
+        takes long is gone on with behind the next step: True if anything is left.
         """
         end = time.monotonic() + OPENING_SECONDS
+        left = False
         for request in self._line:
             if not self.adapters.ready(request):  # asked of all, so that adapters come meanwhile
                 continue
-            if self.scheduler.running and time.monotonic() > end:
-                self._called.value = 1  # no further step follows the next one by itself
-            elif self._line.open(request):
-                self._add_rows(request, partial(self._rows_of, request))
+            if self._line.lacks_rows(request) and time.monotonic() <= end:
+                self._line.open(request)
+                self._add_rows(request, until=end)
+            left = left or self._line.lacks_rows(request)
+        return left
 
-    def _rows_of(self, request: Request) -> Rows:
+    def _rows_of(self, request: Request, *, until: float) -> Rows:
         resident = self._resident(request)
         if isinstance(request, Generation):
             return self._writer.open(request, resident)
         if isinstance(request, Reading):
-            return self._reader.open(request, resident)
+            return self._reader.open(request, resident, until=until)
         raise TypeError("A request generates or reads.")
 
-    def _add_rows(self, request: Request, make: Callable[[], Rows]) -> None:
-        """Queue what `make` returns; one request's fault must not stop the others."""
+    def _add_rows(self, request: Request, *, until: float) -> None:
+        """Queue rows of a request; one request's fault must not stop the others."""
         try:
-            rows = make()
+            rows = self._rows_of(request, until=until)
         except GraftworkError as error:
             self.fail(request, error)
         except Exception as error:
@@ -178,6 +185,8 @@ class Loop:
             for row in rows:
                 request.sequences.append(row)
                 self.scheduler.add(row)
+            if request.has_more:
+                self._line.add(request)
 
     def _admit(self) -> None:
         for sequence in self.scheduler.admit(lambda row: self.adapters.ready(row.request)):
@@ -281,7 +290,7 @@ class Loop:
                 self.adapters.let_go(choice.request)
 
     def _close(self, excerpt: Excerpt) -> None:
-        """Take what an input gave, and let the next one have its place."""
+        """Take what an input gave; the next one has its place before the next step."""
         reading = excerpt.request
         try:
             self._reader.close(excerpt)
@@ -293,7 +302,6 @@ class Loop:
             self._fault(reading, "This request could not be read.")
             return
         self._end(excerpt)
-        self._add_rows(reading, reading.feed)
         if reading.ended and reading.plan is not None:
             self._outbox.put(reading, reading.plan.reply())
             self.adapters.let_go(reading)

@@ -20,10 +20,13 @@ class Reader:
     def __init__(self, loader: Loader) -> None:
         self._loader = loader
 
-    def open(self, reading: Reading, resident: Resident | None) -> list[Excerpt]:
-        """Return the first rows; `InvalidRequest` where the labels do not suit the adapter."""
-        reading.plan = self._plan(reading, resident)
-        return reading.feed()
+    def open(self, reading: Reading, resident: Resident | None, *, until: float) -> list[Excerpt]:
+        """Return the next rows, see `Reading.feed`.
+
+        `InvalidRequest` where the labels do not suit the adapter.
+        """
+        reading.plan = reading.plan or self._plan(reading, resident)
+        return reading.feed(until=until)
 
     def pool(self, excerpt: Excerpt, part_d: torch.Tensor) -> None:
         """Add (d,) float32 of a chunk to what the row has pooled."""

@@ -5,6 +5,7 @@ hidden, C classes.
 """
 
 from dataclasses import dataclass, field
+from time import monotonic
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -28,8 +29,11 @@ Reply = EmbedReply | ClassifyReply
 class Plan(Protocol):
     """What is read of each input, and what comes of it."""
 
-    def excerpts(self, index: int, source: Input) -> list[Excerpt]:
-        """Return the rows that read one input; `InvalidRequest` if it does not fit."""
+    def excerpts(self, index: int, source: Input) -> list[Excerpt] | None:
+        """Return the rows that read one input, or None after a piece of work, to be asked again.
+
+        `InvalidRequest` if it does not fit.
+        """
 
     def close(self, excerpt: Excerpt) -> None:
         """Take what a row has read to its end."""
@@ -51,17 +55,28 @@ class Reading(Request):
     @property
     def ended(self) -> bool:
         """Whether every input has been read."""
-        return not self.sequences and self.fed == len(self.order.inputs)
+        return not self.sequences and not self.has_more
 
-    def feed(self) -> list[Excerpt]:
-        """Return rows for the next inputs, as many as may hold slots now."""
+    @property
+    def has_more(self) -> bool:
+        """Whether an input has no rows yet."""
+        return self.fed < len(self.order.inputs)
+
+    def feed(self, *, until: float) -> list[Excerpt]:
+        """Return rows for the next inputs, as many as may hold slots and are rendered by then.
+
+        There may be none yet: one piece of work is done at least.
+        """
         if self.plan is None:
             raise RuntimeError("A reading is opened before it is fed.")
         fresh: list[Excerpt] = []
-        inputs = self.order.inputs
-        while self.fed < len(inputs) and len(self.sequences) + len(fresh) < self.rows:
-            fresh += self.plan.excerpts(self.fed, inputs[self.fed])
-            self.fed += 1
+        while self.has_more and len(self.sequences) + len(fresh) < self.rows:
+            rows = self.plan.excerpts(self.fed, self.order.inputs[self.fed])
+            if rows is not None:
+                fresh += rows
+                self.fed += 1
+            if monotonic() > until:
+                break
         return fresh
 
     async def result(self) -> Reply:

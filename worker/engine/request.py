@@ -29,6 +29,11 @@ class Request:
     """Rows that have not ended."""
     _events: asyncio.Queue[Event] = field(default_factory=asyncio.Queue)
 
+    @property
+    def has_more(self) -> bool:
+        """Whether more rows are still to be made of it once it has got some."""
+        return False
+
     def deliver(self, event: Event) -> None:
         """Hand a line, a reply, or the error that ends the request, to the caller (in its loop)."""
         self._events.put_nowait(event)
