@@ -1,6 +1,5 @@
 """Puts one engine together from the settings; runs in the torch thread."""
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,8 +18,8 @@ from worker.engine.admission import admit
 from worker.engine.blocks import Blocks
 from worker.engine.drafts import Drafter
 from worker.engine.graphs import graphs_for
-from worker.engine.helper import start_helpers
 from worker.engine.inbox import Inbox
+from worker.engine.inspect import Inspector
 from worker.engine.loader import Identity, Loader
 from worker.engine.loop import Loop
 from worker.engine.metrics import Metrics
@@ -45,8 +44,7 @@ class Assembly:
     loader: Loader
     loop: Loop
     threads: Threads
-    inspector: ThreadPoolExecutor
-    """Reads what is inspected beside the steps."""
+    inspector: Inspector
     form: str
     """What computes steps, in a few words."""
 
@@ -75,7 +73,7 @@ class Assembly:
     def close(self) -> None:
         """Let every thread beside the torch thread end, when its work allows."""
         self.loop.adapters.close()
-        self.inspector.shutdown(wait=False, cancel_futures=True)
+        self.inspector.close()
         self.threads.close()
 
 
@@ -122,7 +120,9 @@ def assemble(
     )
     with torch.inference_mode():
         runner.warm_up()
-    inspector = start_helpers(1, name="inspect", pace=loop.adapters.pace)
+    inspector = Inspector(
+        loader, budget=settings.engine.adapter_bytes, inbox=inbox, pace=loop.adapters.pace
+    )
     return Assembly(manifest, backbone, renderer, context, loader, loop, threads, inspector, form)
 
 

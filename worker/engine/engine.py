@@ -10,7 +10,7 @@ import secrets
 import sys
 import threading
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, TypeVar
@@ -39,7 +39,7 @@ from models.wire import (
 from worker.engine.assembly import Assembly, assemble
 from worker.engine.generation import Generation
 from worker.engine.inbox import Inbox
-from worker.engine.inspect import Source, inspect
+from worker.engine.inspect import Source
 from worker.engine.intake import (
     check_inputs,
     name_of,
@@ -79,7 +79,8 @@ class Engine:
         self._opened: Assembly | None = None
         self._draining = self._closing = self._dead = False
         self._room = Room(rows=settings.engine.rows, waiting=settings.engine.waiting)
-        self._inspection = asyncio.Lock()  # one at a time: each fills some memory
+        self._inspections = 0
+        """Adapters that are being looked at."""
         self._coming = 0
         """Requests that are being read."""
         self._intake = ThreadPoolExecutor(1, thread_name_prefix="intake")
@@ -119,17 +120,18 @@ class Engine:
 
     async def inspect(self, digest: str) -> InspectReply:
         """Say whether a stored adapter can be served here, and what it is."""
-        self._serving()
+        opened = self._serving()
         source = Source(self._store, digest, self._settings.uploads_folder)
-        budget = self._settings.engine.adapter_bytes
-        async with self._inspection:
-            opened = self._serving()  # it may have ended meanwhile
-            return await inspect(source, opened=opened, budget=budget, inbox=self._inbox)
+        self._inspections += 1
+        try:
+            return await self._wait_for(partial(opened.inspector.inspect, source))
+        finally:
+            self._inspections -= 1
 
     @property
     def busy(self) -> bool:
         """Whether any request is in flight."""
-        return self._room.taken > 0 or self._inspection.locked()
+        return self._room.taken > 0 or self._inspections > 0
 
     def drop(self, digest: str) -> None:
         """Free an adapter version's memory as soon as no row uses it."""
@@ -159,10 +161,8 @@ class Engine:
 
     def _serving(self) -> Assembly:
         """Return what serves; raises `Unavailable` when nothing does."""
-        if self._dead:
-            raise _died()
-        if self._draining:
-            raise _stopping()
+        if self._dead or self._draining:
+            raise self._over()
         if self._opened is None:
             raise Unavailable("The base model is being loaded.", code="engine_loading")
         return self._opened
@@ -180,14 +180,26 @@ class Engine:
         """Read a request in a thread of its own, for a long prompt takes a while."""
         self._coming += 1
         try:
-            coming = asyncio.get_running_loop().run_in_executor(self._intake, read)
-        except RuntimeError as error:  # that has ended meanwhile
-            self._coming -= 1
-            raise (_died() if self._dead else _stopping()) from error
-        try:
-            return await coming
+            return await self._wait_for(partial(self._intake.submit, read))
         finally:
             self._coming -= 1
+
+    async def _wait_for(self, begin: Callable[[], Future[ReplyT]]) -> ReplyT:
+        """Return what a thread beside the torch thread gives, unless that ended before it began."""
+        try:
+            begun = begin()
+        except RuntimeError as error:
+            raise self._over() from error
+        try:
+            return await asyncio.wrap_future(begun)
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():  # it is the caller who has left
+                raise
+            raise self._over() from error
+
+    def _over(self) -> Unavailable:
+        return _died() if self._dead else _stopping()
 
     async def _prepare(
         self, request: GenerateRequest, *, sampling: SamplingSpec, opened: Assembly

@@ -3,13 +3,13 @@
 A helper reads and checks it; the torch thread only computes what needs a forward.
 """
 
-import asyncio
 from collections.abc import Generator, Iterable, Iterator, Mapping
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
-from functools import partial
 from math import prod
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from threading import Lock
 from typing import Any, NamedTuple
 
 import structlog
@@ -24,12 +24,14 @@ from models.nn.methods import METHODS, parse_method
 from models.nn.methods.base import Method
 from models.nn.shape import Shape
 from models.wire import AdapterRef, InspectReply
-from worker.engine.assembly import Assembly
+from worker.engine.helper import Pace, start_helpers
 from worker.engine.inbox import Inbox
 from worker.engine.loader import Loader
 from worker.engine.resident import Prepared
 
 SHOWN_NAMES = 2000
+SIDE_BY_SIDE = 4
+"""So many adapters are fetched at once."""
 
 Sizes = Mapping[str, tuple[int, ...]]
 
@@ -61,22 +63,38 @@ class _Read(NamedTuple):
     held: Sizes
 
 
-async def inspect(source: Source, *, opened: Assembly, budget: int, inbox: Inbox) -> InspectReply:
-    """Load the adapter as a request would, within `budget` bytes; if that fails, say why.
+class Inspector:
+    """Fetches some adapters side by side, so that one that hangs in a store holds up no other.
 
-    Names are those of the file. Nothing stays in memory, nor on disk.
+    They are read one at a time: each fills some memory.
     """
-    loader = opened.loader
-    look = partial(_fetch_and_look, source, loader=loader, budget=budget)
-    found = await asyncio.get_running_loop().run_in_executor(opened.inspector, look)
-    if isinstance(found, InspectReply):
-        return found
-    return await asyncio.wrap_future(inbox.ask(_finish(found, loader)))
 
+    def __init__(self, loader: Loader, *, budget: int, inbox: Inbox, pace: Pace) -> None:
+        """Refuse what takes more than `budget` bytes in memory."""
+        self._loader = loader
+        self._budget = budget
+        self._inbox = inbox
+        self._reading = Lock()
+        self._helpers = start_helpers(SIDE_BY_SIDE, name="inspect", pace=pace)
 
-def _fetch_and_look(source: Source, *, loader: Loader, budget: int) -> _Read | InspectReply:
-    with source.fetched() as folder:
-        return _look(folder, digest=source.digest, loader=loader, budget=budget)
+    def inspect(self, source: Source) -> Future[InspectReply]:
+        """Load the adapter as a request would; if that fails, say why.
+
+        Names are those of the file. Nothing stays in memory, nor on disk. `RuntimeError` if no
+        more is taken; what waits for a thread by then is cancelled.
+        """
+        return self._helpers.submit(self._inspect, source)
+
+    def close(self) -> None:
+        """Take no more; what has begun ends by itself."""
+        self._helpers.shutdown(wait=False, cancel_futures=True)
+
+    def _inspect(self, source: Source) -> InspectReply:
+        with source.fetched() as folder, self._reading:
+            found = _look(folder, digest=source.digest, loader=self._loader, budget=self._budget)
+            if isinstance(found, InspectReply):
+                return found
+            return self._inbox.ask(_finish(found, self._loader)).result()
 
 
 def _look(folder: Path, *, digest: str, loader: Loader, budget: int) -> _Read | InspectReply:

@@ -18,7 +18,6 @@ from structlog.testing import capture_logs
 from transformers import AutoModelForCausalLM
 
 from core.errors import Corrupt, NotFound
-from core.store import Store
 from models.nn.artifact import load_training_tensors
 from models.nn.methods import METHODS
 from models.wire import AdapterRef, InspectReply
@@ -337,33 +336,3 @@ def test_bytes_that_are_not_stored_are_not_found(engine: Engine) -> None:
 def test_nothing_of_it_stays(engine: Engine, world: World, lora: Path) -> None:
     look(engine, world, lora)
     assert engine.health()["resident"] == []
-
-
-@pytest.mark.parametrize("stays", [True, False])
-def test_nothing_of_it_lies_about_even_if_nobody_waits_any_more(
-    start_engine: Callable[..., Engine], world: World, stays: bool
-) -> None:
-    """A store that takes its time gives the files after their caller has left."""
-    reading, left = threading.Event(), threading.Event()
-
-    class SlowStore(Store):
-        def read_tree(self, digest: str) -> dict[str, str]:
-            reading.set()
-            left.wait()
-            return super().read_tree(digest)
-
-    engine = start_engine(store=SlowStore(world.settings.store))
-
-    async def play() -> None:
-        asked = asyncio.create_task(engine.inspect(world.adapters[0].digest))
-        await asyncio.to_thread(reading.wait)
-        if not stays:
-            asked.cancel()
-        await asyncio.sleep(0)
-        left.set()
-        await asyncio.gather(asked, return_exceptions=True)
-
-    asyncio.run(play())
-    inspector = engine._opened.inspector  # type: ignore[union-attr]
-    inspector.submit(lambda: None).result()  # it takes one after the other
-    assert list(world.settings.uploads_folder.iterdir()) == []
