@@ -8,7 +8,6 @@ from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from math import prod
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from threading import Lock
 from typing import Any, NamedTuple
 
@@ -17,6 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from core.errors import GraftworkError, InvalidRequest
+from core.leftovers import scratch_folder
 from core.store import Store
 from models.adapter_files import PEFT_CONFIG, PROVENANCE, TENSORS, TRAINING_TENSORS
 from models.nn.artifact import check_peft_config, check_training_tensors, read_files, read_json
@@ -51,9 +51,8 @@ class Source(NamedTuple):
 
         Within one thread: who waits for it may leave, and the files would come all the same.
         """
-        self.scratch.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with TemporaryDirectory(dir=self.scratch, prefix="inspect-") as own:
-            yield self.store.fetch_tree(self.digest, Path(own) / "adapter")
+        with scratch_folder(self.scratch) as own:
+            yield self.store.fetch_tree(self.digest, own / "adapter")
 
 
 class _Read(NamedTuple):
