@@ -193,6 +193,7 @@ class Store:
                 for piece in self._stream(key):
                     seen.update(piece)
                     target.write(piece)
+                    give_way()
             if seen.hexdigest() != digest:
                 raise Corrupt(f"Stored object {digest[:12]} does not match its hash.")
             Path(name).replace(path)

@@ -1,8 +1,10 @@
+import threading
 from pathlib import Path
 
 import pytest
 
 from core.errors import Corrupt, NotFound
+from core.pace import pause_by
 from core.store import MANIFEST, PIECE, Store
 
 
@@ -124,3 +126,19 @@ def test_a_tree_is_read_into_memory_and_verified(tmp_path: Path) -> None:
     stored.unlink()
     with pytest.raises(NotFound):
         store.read_files(digest)
+
+
+def test_who_fetches_gives_way_between_pieces(store: Store, tmp_path: Path) -> None:
+    folder, pauses = tmp_path / "large", list[int]()
+    folder.mkdir()
+    (folder / "file").write_bytes(bytes(3 * PIECE))
+    digest = store.put_tree(folder)
+
+    def fetch() -> None:
+        pause_by(lambda: pauses.append(1))
+        store.fetch_tree(digest, tmp_path / "copy")
+
+    thread = threading.Thread(target=fetch)
+    thread.start()
+    thread.join()
+    assert len(pauses) >= 3
