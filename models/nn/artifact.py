@@ -156,15 +156,23 @@ def check_peft_config(files: Files, artifact: Artifact, *, shape: Shape) -> None
     form = artifact.method.to_peft(artifact.tensors, shape)
     if form is None or not files.keys() >= {PEFT_CONFIG, PROVENANCE}:
         return
-    meant, stored = form
-    method, tensors = _from_peft(read_json(files, PEFT_CONFIG), stored, shape)
-    _check_sizes(tensors, expected=method.served(shape))
-    said, _ = method.to_peft(tensors, shape) or ({}, None)
+    config, stored = form
+    # Both as we read them: a P-tuning's encoder is told in it, but is not part of the adapter.
+    meant = _reread(config, stored, shape)
+    said = _reread(read_json(files, PEFT_CONFIG), stored, shape)
     for name in sorted(meant):
         if said.get(name) != meant[name]:
             raise Corrupt(
                 f"{PEFT_CONFIG} says {name}={said.get(name)!r}, {PROVENANCE} {meant[name]!r}."
             )
+
+
+def _reread(config: dict[str, Any], stored: dict[str, Tensor], shape: Shape) -> dict[str, Any]:
+    """Return the configuration that we would write of the adapter that PEFT's describes."""
+    method, tensors = _from_peft(config, stored, shape)
+    _check_sizes(tensors, expected=method.served(shape))
+    written, _ = method.to_peft(tensors, shape) or ({}, None)
+    return written
 
 
 def _from_peft(

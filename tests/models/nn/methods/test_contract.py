@@ -10,7 +10,13 @@ import torch.nn.functional as F
 from pydantic import TypeAdapter
 
 from core.errors import InvalidRequest
-from models.nn.artifact import load_artifact, load_training_tensors, save_artifact
+from models.nn.artifact import (
+    check_peft_config,
+    load_artifact,
+    load_training_tensors,
+    read_files,
+    save_artifact,
+)
 from models.nn.executors import Bank, Packed, Segment, Segments
 from models.nn.forward import Part, forward
 from models.nn.head import class_logits, pool
@@ -262,6 +268,18 @@ def test_without_our_file_an_artifact_is_read_as_peft_wrote_it(method, backbone,
     ours = run_alone(backbone, ids, method=method, tensors=served)
     theirs = run_alone(backbone, ids, method=loaded.method, tensors=loaded.tensors)
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "method", of_kind(lambda method: type(method).to_peft is not Method.to_peft)
+)
+def test_both_descriptions_that_an_artifact_has_are_of_one_adapter(method, backbone, tmp_path):
+    tensors = random_tensors(method, backbone)
+    save_artifact(
+        tmp_path, method=method, tensors=tensors, base=backbone.base, provenance={"base": "tiny"}
+    )
+    loaded = load_artifact(tmp_path, shape=backbone.shape)
+    check_peft_config(read_files(tmp_path), loaded, shape=backbone.shape)
 
 
 @torch.no_grad()
