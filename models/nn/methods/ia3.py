@@ -110,11 +110,14 @@ class IA3(Method):
             if scale is not None and place not in inputs:
                 tensors[peft_name(place, "ia3_l")] = scale[:, None]
                 places.append(place)
+        targets, feedforward = (shorten_targets(some, shape.linears) for some in (places, inputs))
+        if not set(feedforward) <= set(targets):  # PEFT compares the names, not what they match
+            targets, feedforward = tuple(places), inputs
         config = {
             "peft_type": "IA3",
             "task_type": "CAUSAL_LM",
-            "target_modules": list(shorten_targets(places, shape.linears)),
-            "feedforward_modules": list(shorten_targets(inputs, shape.linears)),
+            "target_modules": list(targets),
+            "feedforward_modules": list(feedforward),
             "fan_in_fan_out": False,
             "inference_mode": True,
         }

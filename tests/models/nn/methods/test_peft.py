@@ -66,6 +66,26 @@ def test_peft_reads_ours_with_equal_logits(variant, method, tmp_path):
     _close(run_alone(backbone, ids, method=method, tensors=tensors), theirs(ids[None]).logits[0])
 
 
+@pytest.mark.parametrize(
+    ("targets", "feedforward"),
+    [
+        (["layers.1.self_attn.k_proj", "down_proj"], ["down_proj"]),
+        (["o_proj", "down_proj"], ["o_proj", "layers.0.mlp.down_proj"]),
+    ],
+    ids=["some of the targets", "some of the feed-forward"],
+)
+@torch.no_grad()
+def test_peft_reads_an_ia3_that_acts_in_some_layers(targets, feedforward, tmp_path):
+    backbone, ids = make_backbone("qwen2"), random_ids(15)
+    method = IA3(target_modules=targets, feedforward_modules=feedforward)
+    tensors = random_tensors(method, backbone)
+    save_artifact(
+        tmp_path, method=method, tensors=tensors, base=backbone.base, provenance={"base": "tiny"}
+    )
+    theirs = peft.PeftModel.from_pretrained(make_network("qwen2"), tmp_path).eval()
+    _close(run_alone(backbone, ids, method=method, tensors=tensors), theirs(ids[None]).logits[0])
+
+
 @pytest.mark.parametrize("variant", ["llama-biased-tied", "qwen2", "qwen3"])
 @pytest.mark.parametrize("name", THEIRS)
 @torch.no_grad()
