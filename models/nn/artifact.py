@@ -178,23 +178,20 @@ def _reread(config: dict[str, Any], stored: dict[str, Tensor], shape: Shape) -> 
 def _from_peft(
     config: dict[str, Any], stored: dict[str, Tensor], shape: Shape
 ) -> tuple[Method, dict[str, Tensor]]:
-    """Ask the methods that read this type of file; the last refusal is the answer if all refuse."""
-    kind = config.get("peft_type")
-    refusal = InvalidRequest(
-        f"PEFT adapters of type {kind!r} are not supported.", code="unsupported_adapter"
-    )
+    """Ask the method that reads such files."""
     for method in METHODS.values():
-        if kind is not None and kind in (method.peft_type, *method.other_peft_types):
+        if method.reads_peft(config):
             try:
                 return method.from_peft(config, stored, shape)
-            except InvalidRequest as error:
-                refusal = error
             except ValidationError as error:
                 said = explain(error, method).message.replace("for peft.", "for ")
                 raise Corrupt(f"{PEFT_CONFIG}: {said}") from error
             except LookupError as error:
                 raise Corrupt(f"{PEFT_CONFIG} or its tensors lack {error}.") from error
-    raise refusal
+    raise InvalidRequest(
+        f"PEFT adapters of type {config.get('peft_type')!r} are not supported.",
+        code="unsupported_adapter",
+    )
 
 
 def _read_tensors(files: Files, name: str) -> dict[str, Tensor]:

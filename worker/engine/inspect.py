@@ -15,7 +15,7 @@ import structlog
 import torch
 from safetensors import SafetensorError, safe_open
 
-from core.errors import GraftworkError, InvalidRequest
+from core.errors import GraftworkError
 from core.leftovers import scratch_folder
 from core.store import Store
 from models.adapter_files import PEFT_CONFIG, PROVENANCE, TENSORS, TRAINING_TENSORS
@@ -188,9 +188,8 @@ def _find_method(folder: Path, held: Sizes, shape: Shape) -> Method | None:
         config = _read(folder, PEFT_CONFIG)
         tensors = {name: torch.zeros(()).expand(size) for name, size in held.items()}
         for kind in METHODS.values():
-            if kind.peft_type is not None and kind.peft_type == config["peft_type"]:
-                with suppress(InvalidRequest):
-                    return kind.from_peft(config, tensors, shape)[0]
+            if kind.reads_peft(config):
+                return kind.from_peft(config, tensors, shape)[0]
     return None
 
 

@@ -214,6 +214,12 @@ class Method(BaseModel):
         return dict(t)
 
     @classmethod
+    def reads_peft(cls, config: Mapping[str, Any]) -> bool:
+        """Say whether `from_peft` is for files of this configuration."""
+        kind = config.get("peft_type")
+        return kind is not None and kind in (cls.peft_type, *cls.other_peft_types)
+
+    @classmethod
     def from_peft(
         cls, config: Mapping[str, Any], t: Mapping[str, Tensor], shape: Shape
     ) -> tuple[Self, dict[str, Tensor]]:

@@ -112,6 +112,11 @@ class Dora(LowRank, Method):
         return config | {"use_dora": True}, tensors
 
     @classmethod
+    def reads_peft(cls, config: Mapping[str, Any]) -> bool:
+        """Leave what has no magnitudes to LoRA."""
+        return super().reads_peft(config) and bool(config.get("use_dora"))
+
+    @classmethod
     def from_peft(
         cls, config: Mapping[str, Any], t: Mapping[str, Tensor], shape: Shape
     ) -> tuple[Self, dict[str, Tensor]]:

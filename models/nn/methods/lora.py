@@ -71,6 +71,11 @@ class Lora(LowRank, Method):
         )
 
     @classmethod
+    def reads_peft(cls, config: Mapping[str, Any]) -> bool:
+        """Leave what has magnitudes too to DoRA."""
+        return super().reads_peft(config) and not config.get("use_dora")
+
+    @classmethod
     def from_peft(
         cls, config: Mapping[str, Any], t: Mapping[str, Tensor], shape: Shape
     ) -> tuple[Self, dict[str, Tensor]]:

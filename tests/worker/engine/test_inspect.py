@@ -155,6 +155,19 @@ def test_missing_unexpected_and_misfitting_tensors_are_named(
     assert len(found.problems) == 1
 
 
+def test_a_p_tuning_that_does_not_fit_is_compared_too(
+    engine: Engine, world: World, tmp_path: Path
+) -> None:
+    config = peft.PromptEncoderConfig(
+        task_type="CAUSAL_LM", num_virtual_tokens=3, encoder_hidden_size=5
+    )
+    folder = by_peft(world.settings.base_folder, tmp_path / "encoded", config)
+    spoil(folder, lambda tensors: tensors.update(extra=torch.ones(2)))
+    found = look(engine, world, folder)
+    assert (found.matched, found.unexpected) == (["prompt_embeddings"], ["extra"])
+    assert found.method["type"] == "soft_prompt"
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30])
 def test_numbers_that_would_reach_other_rows(
     engine: Engine, world: World, lora: Path, value: float

@@ -156,8 +156,9 @@ def test_what_changes_the_meaning_of_a_file_is_refused_by_name(setting, tmp_path
     assert caught.value.code == "unsupported_adapter"
 
 
-def test_a_weight_of_the_base_beside_an_adapter_is_refused_with_the_way_out(tmp_path):
-    config = peft.LoraConfig(r=2, target_modules=["lm_head"])
+@pytest.mark.parametrize("use_dora", [False, True])
+def test_a_weight_of_the_base_beside_an_adapter_is_refused_with_the_way_out(use_dora, tmp_path):
+    config = peft.LoraConfig(r=2, target_modules=["lm_head"], use_dora=use_dora)
     theirs = peft.get_peft_model(make_network("llama"), config)
     with pytest.warns(UserWarning, match="save_embedding_layers"):
         theirs.save_pretrained(tmp_path)
