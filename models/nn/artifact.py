@@ -20,6 +20,7 @@ from models.adapter_files import PEFT_CONFIG, PROVENANCE, TENSORS, TRAINING_TENS
 from models.nn.base import Base
 from models.nn.methods import METHODS, explain, parse_method
 from models.nn.methods.base import Method
+from models.nn.places import refuse_tensors
 from models.nn.shape import Shape
 from models.nn.tensor_file import Content, largest, read_tensors
 
@@ -181,6 +182,7 @@ def _from_peft(
     """Ask the method that reads such files."""
     for method in METHODS.values():
         if method.reads_peft(config):
+            refuse_tensors(stored)
             try:
                 return method.from_peft(config, stored, shape)
             except ValidationError as error:

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 import lazy_loader
 from pydantic import BaseModel, Field
 
-from core.errors import InvalidRequest
 from models.nn.places import (
     Names,
     match_targets,
@@ -121,12 +120,6 @@ class LowRank(BaseModel):
             read=("r", "lora_alpha", "lora_dropout", "use_rslora"),
             allowed={"bias": ("none",), "init_lora_weights": starts, **flags},
         )
-        if of_base := [name for name in t if name.endswith(".base_layer.weight")]:
-            raise InvalidRequest(
-                f"{of_base[0]!r} is the base's own weight; save the adapter without it, by PEFT's "
-                "`save_pretrained(folder, save_embedding_layers=False)`.",
-                code="unsupported_adapter",
-            )
         held = places_in(t, tensor=cls.peft_tensors["lora_A"])
         chosen = [place for place in shape.linears if place in held]
         everywhere = held == set(shape.linears) - {HEAD}

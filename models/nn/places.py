@@ -1,6 +1,6 @@
 """Names: where a target that a user wrote leads, and what PEFT files call a place."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field
@@ -28,6 +28,12 @@ _NEUTRAL_SETTINGS = frozenset(
         "task_type",
     }
 )
+_OTHER_TENSORS = {
+    ".lora_embedding_A": "an update of the embedding, which is not supported",
+    ".base_layer.weight": "the base's own weight; save the adapter without it, by PEFT's "
+    "`save_pretrained(folder, save_embedding_layers=False)`",
+}
+"""How their names end, and what they are."""
 MOST_NAMES = 4096
 """No base has as many linear layers."""
 
@@ -110,3 +116,13 @@ def refuse_settings(
                 f"This adapter was made with {name}={value!r}, which is not supported.",
                 code="unsupported_adapter",
             )
+
+
+def refuse_tensors(names: Collection[str]) -> None:
+    """Raise `InvalidRequest` for a tensor that PEFT saves beside an adapter and nothing here reads.
+
+    An embedding's update goes first: without the base's weight beside it, it is no better.
+    """
+    for ending, said in _OTHER_TENSORS.items():
+        if found := [name for name in names if name.endswith(ending)]:
+            raise InvalidRequest(f"{found[0]!r} is {said}.", code="unsupported_adapter")

@@ -156,9 +156,16 @@ def test_what_changes_the_meaning_of_a_file_is_refused_by_name(setting, tmp_path
     assert caught.value.code == "unsupported_adapter"
 
 
-@pytest.mark.parametrize("use_dora", [False, True])
-def test_a_weight_of_the_base_beside_an_adapter_is_refused_with_the_way_out(use_dora, tmp_path):
-    config = peft.LoraConfig(r=2, target_modules=["lm_head"], use_dora=use_dora)
+@pytest.mark.parametrize(
+    ("config", "kind"),
+    [
+        (peft.LoraConfig(r=2, target_modules=["lm_head"]), "lora"),
+        (peft.LoraConfig(r=2, target_modules=["lm_head"], use_dora=True), "dora"),
+        (peft.IA3Config(target_modules=["lm_head"], feedforward_modules=[]), "ia3"),
+    ],
+    ids=["lora", "dora", "ia3"],
+)
+def test_a_weight_of_the_base_beside_an_adapter_is_refused_with_the_way_out(config, kind, tmp_path):
     theirs = peft.get_peft_model(make_network("llama"), config)
     with pytest.warns(UserWarning, match="save_embedding_layers"):
         theirs.save_pretrained(tmp_path)
@@ -166,7 +173,19 @@ def test_a_weight_of_the_base_beside_an_adapter_is_refused_with_the_way_out(use_
     with pytest.raises(InvalidRequest, match="save_embedding_layers=False"):
         load_artifact(tmp_path, shape=shape)
     theirs.save_pretrained(tmp_path, save_embedding_layers=False)
-    assert load_artifact(tmp_path, shape=shape).method.target_modules == ("lm_head",)
+    loaded = load_artifact(tmp_path, shape=shape).method
+    assert (loaded.kind, loaded.target_modules) == (kind, ("lm_head",))
+
+
+@pytest.mark.parametrize("targets", [["embed_tokens"], ["embed_tokens", "q_proj"]])
+@pytest.mark.parametrize("beside", [False, True])
+def test_an_update_of_the_embedding_is_refused_as_what_it_is(targets, beside, tmp_path):
+    config = peft.LoraConfig(r=2, target_modules=targets)
+    theirs = peft.get_peft_model(make_network("llama"), config)
+    theirs.save_pretrained(tmp_path, save_embedding_layers=beside)
+    with pytest.raises(InvalidRequest, match="update of the embedding") as caught:
+        load_artifact(tmp_path, shape=make_backbone("llama").shape)
+    assert caught.value.code == "unsupported_adapter"
 
 
 def test_other_types_are_refused(tmp_path):
