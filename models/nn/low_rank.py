@@ -29,6 +29,14 @@ else:
     torch = lazy_loader.load("torch")
 
 
+MOST_RANK = 1024
+MOST_ALPHA = 65536.0
+RANK_HELP = "Rows of A and columns of B."
+ALPHA_HELP = (
+    "The update is scaled by alpha / rank. Left as it is, one learning rate suits every rank."
+)
+
+
 class LowRank(BaseModel):
     """A trained product B A beside frozen weights, scaled by alpha / rank."""
 
@@ -38,14 +46,8 @@ class LowRank(BaseModel):
     }
     """Our names of a place's tensors, and PEFT's."""
 
-    rank: int = Field(16, ge=1, le=1024, description="Rows of A and columns of B.")
-    alpha: float = Field(
-        32.0,
-        gt=0,
-        le=65536,
-        description="The update is scaled by alpha / rank. Left as it is, one learning rate "
-        "suits every rank.",
-    )
+    rank: int = Field(16, ge=1, le=MOST_RANK, description=RANK_HELP)
+    alpha: float = Field(32.0, gt=0, le=MOST_ALPHA, description=ALPHA_HELP)
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on the input of A, in training.")
     target_modules: Literal["all-linear"] | Names = Field(
         "all-linear",

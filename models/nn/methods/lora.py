@@ -7,12 +7,20 @@ arXiv 2402.12354) lets B learn faster than A; its files are those of LoRA.
 
 from __future__ import annotations
 
+from math import sqrt
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import lazy_loader
 from pydantic import Field
 
-from models.nn.low_rank import LowRank, draw_down
+from models.nn.low_rank import (
+    ALPHA_HELP,
+    MOST_ALPHA,
+    MOST_RANK,
+    RANK_HELP,
+    LowRank,
+    draw_down,
+)
 from models.nn.methods.base import Method, Site
 from models.nn.shape import Shape
 from models.nn.terms import LinearTerm
@@ -42,6 +50,10 @@ class Lora(LowRank, Method):
     peft_type: ClassVar[str | None] = "LORA"
 
     kind: Literal["lora"] = Field("lora", alias="type")
+    # What PiSSA stores is a LoRA of twice its rank r; with rsLoRA its alpha is 2 sqrt(r) times as
+    # large, for the same scale.
+    rank: int = Field(16, ge=1, le=2 * MOST_RANK, description=RANK_HELP)
+    alpha: float = Field(32.0, gt=0, le=2 * sqrt(MOST_RANK) * MOST_ALPHA, description=ALPHA_HELP)
     learning_rate_ratio: float = Field(
         1.0,
         gt=0,

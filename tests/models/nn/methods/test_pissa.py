@@ -4,8 +4,15 @@ import peft
 import pytest
 import torch
 
-from models.nn.artifact import load_artifact, load_training_tensors, save_artifact
+from models.nn.artifact import (
+    check_peft_config,
+    load_artifact,
+    load_training_tensors,
+    read_files,
+    save_artifact,
+)
 from models.nn.backbone import Backbone
+from models.nn.low_rank import MOST_ALPHA, MOST_RANK
 from models.nn.methods.lora import Lora
 from models.nn.methods.pissa import Pissa
 from models.nn.terms import Terms
@@ -50,6 +57,20 @@ def test_peft_and_our_lora_read_it_with_equal_logits(variant, method, tmp_path):
     assert (loaded.method.kind, loaded.method.rank) == ("lora", 2 * method.rank)
     again = run_alone(backbone, ids, method=loaded.method, tensors=loaded.tensors)
     torch.testing.assert_close(ours, again, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("use_rslora", [False, True])
+def test_the_largest_is_read_as_lora_too(use_rslora, tmp_path):
+    backbone = make_backbone("llama")
+    method = Pissa(
+        rank=MOST_RANK, alpha=MOST_ALPHA, use_rslora=use_rslora, target_modules=("v_proj",)
+    )
+    _save(tmp_path, method, backbone, random_tensors(method, backbone))
+    loaded = load_artifact(tmp_path, shape=backbone.shape)
+    check_peft_config(read_files(tmp_path), loaded, shape=backbone.shape)
+    (tmp_path / "graftwork.json").unlink()
+    again = load_artifact(tmp_path, shape=backbone.shape).method
+    assert (again.rank, again.scale) == (2 * method.rank, method.scale)
 
 
 @torch.no_grad()
