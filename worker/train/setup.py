@@ -47,7 +47,7 @@ def prepare(order: TrainOrder, spec: TrainSpec, *, backbone: Backbone, channel: 
     files = Files(
         order,
         renderer=_renderer(Path(order.base_folder)),
-        max_length=min(spec.loop.max_sequence_length, backbone.shape.context),
+        max_length=_longest_row(spec, context=backbone.shape.context),
         stay_alive=channel.stay_alive,
     )
     classifies = spec.method.class_labels is not None
@@ -75,6 +75,13 @@ def prepare(order: TrainOrder, spec: TrainSpec, *, backbone: Backbone, channel: 
         "prompt": describe_prompts(files.training_path),
     }
     return Setup(method, problem, files, examples, held_out, provenance)
+
+
+def _longest_row(spec: TrainSpec, *, context: int) -> int:
+    """Return how many tokens of a row have a place in the context behind the method's own rows."""
+    # What takes more than half of the context is refused once its tensors are laid out.
+    room = max(context - spec.method.rows_before, context // 2)
+    return min(spec.loop.max_sequence_length, room)
 
 
 @lru_cache(maxsize=1)

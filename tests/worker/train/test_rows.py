@@ -1,8 +1,11 @@
 import json
 
+import pytest
 import torch
 
 from models.nn.chat import Example
+from models.spec import Succeeded
+from tests.worker.train.conftest import carry_out
 from worker.train.course import seeded
 from worker.train.data import DataCounts, keep_end
 from worker.train.rows import describe_prompts
@@ -34,6 +37,31 @@ def test_a_long_question_keeps_its_end():
     kept = keep_end(Example([1, 2, 3, 4], [False] * 4), line=1, max_length=3, counts=counts)
     assert kept.ids == [2, 3, 4]
     assert (counts.rows_kept, counts.rows_truncated) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("method", "before"),
+    [
+        ({"type": "soft_prompt", "prompt_length": 200}, 200),
+        ({"type": "prefix", "prefix_length": 256}, 256),
+        ({"type": "lora", "rank": 1}, 0),
+    ],
+    ids=["prompt", "prefix", "no rows"],
+)
+def test_a_row_is_kept_as_far_as_the_context_has_room(make_job, backbone, method, before):
+    context = backbone.shape.context
+    loop = {"n_epochs": 1, "micro_batch_tokens": context, "max_sequence_length": 2 * context}
+    rows = [{"text": "a" * 2 * context}, {"text": "b"}]
+    validated, *_, ended = carry_out(make_job().order(rows=rows, method=method, loop=loop))
+    assert validated.report["longest_row"] == context - before
+    assert validated.report["rows_truncated"] == 1
+    assert isinstance(ended, Succeeded)
+
+
+def test_a_prompt_beyond_half_of_the_context_is_named(make_job, backbone):
+    method = {"type": "soft_prompt", "prompt_length": backbone.shape.context}
+    failed = carry_out(make_job().order(method=method))[-1]
+    assert (failed.code, failed.param) == ("invalid_value", "peft.prompt_length")
 
 
 def test_each_step_of_a_search_draws_anew_and_again_the_same():
