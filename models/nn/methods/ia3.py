@@ -168,10 +168,11 @@ class IA3(Method):
     def _output_scale(self, t: Mapping[str, Tensor], place: str, shape: Shape) -> Tensor | None:
         """Return (out,) of a whole place, ones where a part of it is not trained."""
         parts = _parts(place, shape)
-        if not any(f"{name}.ia3_l" in t for name in parts):
+        held = next((t[f"{name}.ia3_l"] for name in parts if f"{name}.ia3_l" in t), None)
+        if held is None:
             return None
         pieces = [
-            t[f"{name}.ia3_l"] if f"{name}.ia3_l" in t else torch.ones(stop - start)
+            t.get(f"{name}.ia3_l", held.new_ones(stop - start))
             for name, (start, stop) in parts.items()
         ]
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces)

@@ -71,7 +71,7 @@ class LnTuning(Method):
         if weight is None:
             return None
         offset = (base.gain(place) - base.parameter(f"{path_of(place)}.weight")).round()
-        return NormTerm(weight + offset)
+        return NormTerm(weight.to(offset.device) + offset)
 
     def to_peft(
         self, t: Mapping[str, Tensor], shape: Shape
