@@ -61,9 +61,11 @@ class LnTuning(Method):
         return {f"{place}.weight": (shape.norms[place],) for place in self.places(shape)}
 
     def init(self, base: Base, generator: torch.Generator) -> dict[str, Tensor]:  # noqa: ARG002
-        """Return the base's own."""
-        places = self.places(base.shape)
-        return {f"{place}.weight": base.parameter(f"{path_of(place)}.weight") for place in places}
+        """Copy the base's own."""
+        return {
+            f"{place}.weight": base.parameter(f"{path_of(place)}.weight").to("cpu", copy=True)
+            for place in self.places(base.shape)
+        }
 
     def norm(self, t: Mapping[str, Tensor], place: str, base: Base) -> NormTerm | None:
         """Return the gain: the weight, and one more where the family adds it."""

@@ -166,6 +166,8 @@ def test_tensors_are_what_init_makes(method, backbone):
     assert method.parameters(backbone.shape) == sum(trained)
     again = method.init(backbone.base, torch.Generator().manual_seed(0))
     assert all(torch.equal(tensor, again[name]) for name, tensor in tensors.items())
+    of_base = {weight.untyped_storage().data_ptr() for weight in backbone.network.parameters()}
+    assert not of_base & {tensor.untyped_storage().data_ptr() for tensor in tensors.values()}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
