@@ -105,6 +105,12 @@ class LnTuning(Method):
             raise InvalidRequest(
                 "This LN_TUNING adapter has no norm of this base.", code="unsupported_adapter"
             )
+        if others := sorted(held - set(shape.norms)):
+            raise InvalidRequest(
+                f"This LN_TUNING adapter trains {others[0]!r}, which is no norm of this base over "
+                "its hidden size.",
+                code="unsupported_adapter",
+            )
         everywhere = held == set(shape.norms)
         method = cls(
             target_modules="all-norms" if everywhere else shorten_targets(chosen, shape.norms)

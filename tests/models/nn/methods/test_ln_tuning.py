@@ -4,6 +4,7 @@ import peft
 import pytest
 import torch
 
+from core.errors import InvalidRequest
 from models.nn.artifact import load_artifact, save_artifact
 from models.nn.methods.ln_tuning import LnTuning
 from tests.models.nn.families import (
@@ -59,3 +60,11 @@ def test_we_read_what_peft_wrote_with_equal_logits(variant, tmp_path):
 def test_the_count_is_that_of_the_formula():
     shape = make_backbone("llama").shape
     assert LnTuning().parameters(shape) == (2 * shape.layers + 1) * shape.hidden
+
+
+def test_norms_of_single_heads_beside_others_are_refused_by_name(tmp_path):
+    config = peft.LNTuningConfig(task_type="CAUSAL_LM", target_modules=["q_norm", "norm"])
+    peft.get_peft_model(make_network("qwen3"), config).save_pretrained(tmp_path)
+    with pytest.raises(InvalidRequest, match=r"layers\.0\.self_attn\.q_norm") as caught:
+        load_artifact(tmp_path, shape=make_backbone("qwen3").shape)
+    assert caught.value.code == "unsupported_adapter"
