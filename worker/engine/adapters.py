@@ -20,9 +20,11 @@ from worker.engine.helper import Pace, start_helpers
 from worker.engine.loader import Loader
 from worker.engine.metrics import Metrics
 from worker.engine.request import Request
-from worker.engine.resident import LaidOut, Prepared, Resident
+from worker.engine.resident import NOT_LAID_OUT, LaidOut, Prepared, Resident
 
 FETCHES_AT_ONCE = 2
+COPIED = 2.25
+"""The most that weights of a network take with what is laid out of them, over what they take."""
 Fetch = Callable[[str], Files]
 """Given a digest, returns the version's files, which are still to be verified."""
 Finishing = Generator[None, None, Resident]
@@ -179,11 +181,18 @@ class AdapterCache:
         verified = self._hashing.submit(files.verify)
         try:
             prepared = self._loader.prepare(adapter, files.content)
-            if not prepared.acts:
-                return prepared
-            return replace(prepared, laid_out=self._lay_out(adapter.digest, prepared.terms))
+            return replace(prepared, laid_out=self._laid_out(prepared))
         finally:
             verified.result()  # what is not what was stored is told before what is wrong with it
+
+    def _laid_out(self, prepared: Prepared) -> LaidOut:
+        """Lay a version out for the C++ step; whole weights only if they have room beside it."""
+        terms = prepared.terms
+        if terms.weights and COPIED * terms.bytes > self._budget:
+            return LaidOut(eager=True)
+        if terms.weights or prepared.acts:
+            return self._lay_out(prepared.adapter.digest, terms)
+        return NOT_LAID_OUT
 
     def _arrive(self, adapter: AdapterRef, work: Finishing) -> None:
         """Do a piece of what is left to do, and the next one after a step; then take it in."""

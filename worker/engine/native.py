@@ -15,10 +15,13 @@ from models.nn.kernels.native.step import ONE_STEP, Form, Hidden, NativeStep, Un
 from models.nn.shape import Shape
 from models.nn.terms import Terms
 from worker.engine.outcome import Outcome, Places, drawing, pool_chunks, reading, score_chunks
+from worker.engine.resident import LaidOut
 from worker.engine.scheduler import Chunk, Step
 from worker.engine.sequence import Choice
 
 Acting = Mapping[str, StepAdapter]
+Packed = StepAdapter | NativeStep
+"""An adapter for steps that others share, or a network of its own weights."""
 
 ROWS_OF_ONE: Mapping[Form, int] = {"amx": 8, "avx512": 6, "avx2": 4}
 """How many rows a step computes in about the time of one, which memory takes to bring the weights.
@@ -76,20 +79,27 @@ class NativeRunner:
         self._step = step
         self._shape = shape
         self._library = library
-        self._adapters: dict[str, StepAdapter | None] = {}
+        self._adapters: dict[str, Packed | None] = {}
         """By digest; None is what the step does not compute."""
         self._standing: _Standing | None = None
 
-    def prepare(self, digest: str, terms: Terms) -> StepAdapter | None:
+    def prepare(self, digest: str, terms: Terms) -> Packed | None:
         """Pack an adapter; any thread may, before its first step."""
         adapter = self._adapters.get(digest, _NOT_YET)  # one look: it may be forgotten meanwhile
         if isinstance(adapter, _NotYet):
             try:
-                adapter = prepare(terms, self._shape, self._library)
+                adapter = self._pack(terms)
             except Unsuited:
                 adapter = None
             self._adapters[digest] = adapter
         return adapter
+
+    def lay_out(self, digest: str, terms: Terms) -> LaidOut:
+        """Pack an adapter, and say what that takes."""
+        packed = self.prepare(digest, terms)
+        if packed is None:
+            return LaidOut(eager=True)
+        return LaidOut((packed.model if isinstance(packed, NativeStep) else packed).arena.bytes)
 
     def forget(self, digest: str | None = None) -> None:
         """Drop an adapter, or all, and the rows that they may act on."""
@@ -104,13 +114,13 @@ class NativeRunner:
         self._standing = None
 
     def may_compute(self, step: Step) -> bool:
-        """Say whether a step is none that is torch's: of whole weights, or of an eager row."""
-        return step.group is None and not step.eager
+        """Say whether a step is none that is torch's."""
+        return not step.eager
 
     def spare(self, step: Step, *, terms: Mapping[str, Terms]) -> int:
         """See `Runner.spare`; none where the step is not computed here."""
         spare = self._rows_of_one - step.rows
-        return spare if spare > 0 and self._acting(step, terms) is not None else 0
+        return spare if spare > 0 and self._means(step, terms) is not None else 0
 
     def run(
         self,
@@ -127,15 +137,16 @@ class NativeRunner:
         if self._standing is not None and self._standing.is_like(step, greedy=greedy):
             return self._standing.go_on(until)
         self._standing = None
-        acting = self._acting(step, terms)
-        if acting is None:
+        means = self._means(step, terms)
+        if means is None:
             return None
+        network, acting = means
         decodes = [run for choice in step.decodes for run in _decode(choice, step, acting)]
         runs = decodes + [_prefill(chunk, acting) for chunk in step.chunks]
         order = sorted(range(len(runs)), key=lambda number: id(runs[number].adapter))
         places = _places(runs, order, decodes=len(decodes))
         wanted = drawing(step, places)
-        hidden = self._step(
+        hidden = network(
             [runs[number] for number in order],
             read=reading(step, places),
             likeliest=wanted if greedy else (),
@@ -152,13 +163,24 @@ class NativeRunner:
             self._standing = _Standing(step.decodes, rows, slots, greedy, hidden, outcome)
         return outcome
 
-    def _acting(self, step: Step, terms: Mapping[str, Terms]) -> Acting | None:
+    def _pack(self, terms: Terms) -> Packed:
+        if terms.weights:
+            model = self._step.model.over(terms.weights)
+            return NativeStep(model, self._library, form=self.form)
+        return prepare(terms, self._shape, self._library)
+
+    def _means(self, step: Step, terms: Mapping[str, Terms]) -> tuple[NativeStep, Acting] | None:
+        """Return the network that computes a step, and the adapters of its rows."""
         if not self.may_compute(step):
             return None
+        group = step.group
+        network = self._step if group is None else self.prepare(group, terms[group])
         owners = {sequence.footing.owner for sequence in step.sequences} - {None}
-        acting = {owner: self.prepare(owner, terms[owner]) for owner in owners if owner}
-        packed = {owner: adapter for owner, adapter in acting.items() if adapter is not None}
-        return packed if len(packed) == len(acting) else None
+        found = {owner: self.prepare(owner, terms[owner]) for owner in owners if owner}
+        acting = {owner: one for owner, one in found.items() if isinstance(one, StepAdapter)}
+        if isinstance(network, NativeStep) and len(acting) == len(found):
+            return network, acting
+        return None
 
 
 def _decode(choice: Choice, step: Step, acting: Acting) -> Iterator[Run]:

@@ -120,8 +120,7 @@ class Runner:
         """Lay an adapter out for its first step; any thread may, beside the steps of others."""
         if self._native is None:
             return NOT_LAID_OUT
-        laid_out = self._native.prepare(digest, terms)
-        return LaidOut(eager=True) if laid_out is None else LaidOut(laid_out.arena.bytes)
+        return self._native.lay_out(digest, terms)
 
     def forget(self, digest: str | None = None) -> None:
         """Drop what is kept of an adapter, or of all: a step failed."""

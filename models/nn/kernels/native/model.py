@@ -5,9 +5,8 @@ say. Shapes: K key heads, C positions of a slot, h head dimension, d hidden, V v
 """
 
 import ctypes
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,15 +15,10 @@ from torch import Tensor
 from models.nn.backbone import Backbone
 from models.nn.kernels.native import INPUT_STEP, Library, packs, records
 from models.nn.kernels.native.arena import Arena
-from models.nn.kernels.native.screen import make_screen
-from models.nn.quantized import is_packed
+from models.nn.kernels.native.packer import Packer
+from models.nn.kernels.native.reader import Reader
+from models.nn.kernels.native.screen import largest_first
 from models.nn.shape import HEAD, path_of
-from models.nn.weight_only import scales_of
-
-Order = Callable[[Sequence[Tensor]], Tensor]
-"""How the outputs of places lie in one matrix."""
-Packing = Callable[[Tensor, Tensor | None], records.Matrix]
-"""Keeps a weight, and the scales of its outputs if it is in 8 bits."""
 
 FAMILIES = frozenset({"llama", "mistral", "qwen2"})
 ROTATIONS = frozenset({"default", "linear", "llama3", "yarn"})
@@ -47,9 +41,10 @@ class StepModel:
     layers: ctypes.Array[records.Layer]
     arena: Arena
     held: tuple[Any, ...]
-    """The embedding and the cache."""
+    """The embedding and the cache, or the model with which what did not change is shared."""
     slots: int
     """Of the cache."""
+    packer: Packer
 
     @classmethod
     @torch.no_grad()
@@ -73,26 +68,17 @@ class StepModel:
         likeliest tokens are told by a head in 8 bits first, where the head is a plain one.
         """
         _require_llama(backbone, keys)
-        arena, reader = Arena(library, chunk=_CHUNK), _Reader(backbone)
-        pack = partial(_pack, arena, codes=codes, rounded=rounded)
+        arena = Arena(library, chunk=_CHUNK)
+        order_d = largest_first(backbone) if screens else None
+        packer = Packer(Reader.of(backbone), library, codes, rounded, order_d)
         layers = (records.Layer * backbone.shape.layers)()
         for index, sides in enumerate(zip(keys, values, strict=True)):
-            _fill_layer(layers[index], reader, arena, pack, layer=index, sides=sides)
-        embedding = backbone.network.get_input_embeddings().weight.bfloat16()
+            layers[index].keys, layers[index].values = (side.data_ptr() for side in sides)
+            packer.fill_layer(layers[index], arena, layer=index)
         shape, positions = backbone.shape, keys[0].shape[2]
         cosines, sines = _angles(backbone, positions)
-        head, head_scales = reader.joined([HEAD], order=_as_they_are)
-        head_bias = arena.put(reader.bias(HEAD))
-        screens = screens and head_scales is None and head_bias is None
         record = records.Model(
             layers=records.address(layers),
-            embedding=embedding.data_ptr(),
-            head=pack(head, head_scales),
-            screen=make_screen(backbone, head, arena, rounded=rounded)
-            if screens
-            else records.Screen(),
-            head_bias=head_bias,
-            final_gain=arena.put(backbone.base.gain("norm")),
             cosines=arena.put(cosines),
             sines=arena.put(sines),
             depth=shape.layers,
@@ -103,102 +89,39 @@ class StepModel:
             inner=shape.linears["layers.0.mlp.gate_proj"][0],
             vocabulary=shape.vocab,
             positions=positions,
-            epsilon=reader.module("norm").eps,
-            scale=float(reader.module("layers.0.self_attn").scaling),
+            epsilon=backbone.network.get_submodule(path_of("norm")).eps,
+            scale=float(backbone.network.get_submodule(path_of("layers.0.self_attn")).scaling),
         )
-        return cls(record, layers, arena, (embedding, *keys, *values), len(keys[0]))
+        packer.fill_head(record, arena)
+        embedding = packer.fill_ends(record, arena)
+        return cls(record, layers, arena, (embedding, *keys, *values), len(keys[0]), packer)
 
+    @torch.no_grad()
+    def over(self, weights: Mapping[str, Tensor]) -> "StepModel":
+        """Pack the same network with other parameters, by their names in it; any thread may.
 
-class _Reader:
-    """Finds the leaves of a network by place."""
-
-    def __init__(self, backbone: Backbone) -> None:
-        self._network = backbone.network
-        self.shape = backbone.shape
-
-    def module(self, place: str) -> Any:
-        return self._network.get_submodule(path_of(place))
-
-    def joined(self, places: Sequence[str], *, order: Order) -> tuple[Tensor, Tensor | None]:
-        """Return the weights of places as one, and the scales of its outputs if it is in 8 bits."""
-        weights = [self.module(place).weight for place in places]
-        joined = order([weight.detach() for weight in weights])
-        scales = [scales_of(weight) for weight in weights if is_packed(weight)]
-        return joined, order(scales) if scales else None
-
-    def bias(self, place: str) -> Tensor | None:
-        bias: Tensor | None = self.module(place).bias
-        return None if bias is None else bias.detach()
-
-    def biases(self, places: Sequence[str]) -> list[Tensor] | None:
-        """Return the biases of places that are joined, zeros where one has none, or None."""
-        found = [self.bias(place) for place in places]
-        if all(bias is None for bias in found):
-            return None
-        return [
-            torch.zeros(self.shape.linears[place][0]) if bias is None else bias.float()
-            for place, bias in zip(places, found, strict=True)
-        ]
-
-
-def _fill_layer(
-    record: records.Layer,
-    reader: _Reader,
-    arena: Arena,
-    pack: Packing,
-    *,
-    layer: int,
-    sides: tuple[Tensor, Tensor],
-) -> None:
-    names = [f"layers.{layer}.self_attn.{name}" for name in records.PLACES[:4]]
-    names += [f"layers.{layer}.mlp.{name}" for name in records.PLACES[4:]]
-    heads, feed = names[:3], names[4:6]
-    pair_halves = partial(_pair_halves, pairs=reader.shape.head_dim // 2)
-    record.qkv = pack(*reader.joined(heads, order=pair_halves))
-    record.o = pack(*reader.joined(names[3:4], order=_as_they_are))
-    record.gate_up = pack(*reader.joined(feed, order=_take_turns))
-    record.down = pack(*reader.joined(names[6:], order=_as_they_are))
-    if (biases := reader.biases(heads)) is not None:
-        record.qkv_bias = arena.put(pair_halves(biases))
-    record.o_bias = arena.put(reader.bias(names[3]))
-    if (biases := reader.biases(feed)) is not None:
-        record.gate_up_bias = arena.put(_take_turns(biases))
-    record.down_bias = arena.put(reader.bias(names[6]))
-    for index, norm in enumerate(records.NORMS):
-        record.gains[index] = arena.put(reader.module(f"layers.{layer}.{norm}").gain_d)
-    record.keys, record.values = (side.data_ptr() for side in sides)
-
-
-def _pack(
-    arena: Arena, weight: Tensor, scales: Tensor | None, *, codes: bool, rounded: bool
-) -> records.Matrix:
-    if scales is not None:
-        return records.Matrix(panels=arena.pack_int8(weight), scales=arena.put(scales))
-    if rounded:
-        return records.Matrix(panels=arena.pack_rounded(weight), rounded=1)
-    if codes and (coded := arena.pack_coded(weight)):
-        address, stride = coded
-        return records.Matrix(panels=address, coded_stride=stride)
-    return records.Matrix(panels=arena.pack(weight))
-
-
-def _as_they_are(sides: Sequence[Tensor]) -> Tensor:
-    """Return the outputs of a place that is not joined with others."""
-    (only,) = sides
-    return only
-
-
-def _pair_halves(sides: Sequence[Tensor], *, pairs: int) -> Tensor:
-    """Put 16 outputs of a head's first half beside the 16 that they are rotated with."""
-    joined = torch.cat(list(sides))
-    heads = joined.view(-1, 2, pairs // 16, 16, *joined.shape[1:])
-    return heads.transpose(1, 2).reshape(joined.shape)
-
-
-def _take_turns(sides: Sequence[Tensor]) -> Tensor:
-    """Put 16 outputs of one beside 16 of the other."""
-    blocks = [side.view(-1, 16, *side.shape[1:]) for side in sides]
-    return torch.stack(blocks, dim=1).reshape(-1, *sides[0].shape[1:])
+        What they leave as it was is shared.
+        """
+        packer = replace(self.packer, reader=self.packer.reader.over(weights))
+        size = sum(weight.numel() * torch.bfloat16.itemsize for weight in weights.values())
+        arena = Arena(packer.library, chunk=min(_CHUNK, size))
+        layers = type(self.layers).from_buffer_copy(self.layers)
+        for index in range(self.record.depth):
+            if packer.reader.changes(f"layers.{index}", weights):
+                packer.fill_layer(layers[index], arena, layer=index)
+        record = records.Model.from_buffer_copy(self.record)
+        record.layers = records.address(layers)
+        if packer.reader.changes(HEAD, weights):
+            packer.fill_head(record, arena)
+        embedding = packer.fill_ends(record, arena)
+        return replace(
+            self,
+            record=record,
+            layers=layers,
+            arena=arena,
+            held=(embedding, self),
+            packer=packer,
+        )
 
 
 def _angles(backbone: Backbone, positions: int) -> tuple[Tensor, Tensor]:

@@ -30,18 +30,17 @@ _PROBE = 128
 _AT_ONCE = 256 * PANEL_WIDTH
 
 
-def make_screen(
-    backbone: Backbone, head_vd: Tensor, arena: Arena, *, rounded: bool
-) -> records.Screen:
+def make_screen(head_vd: Tensor, order_d: Tensor, arena: Arena, *, rounded: bool) -> records.Screen:
     """Keep a head (V, d) as a screen; one that says nothing if logits may overflow.
 
-    Logits are computed by the head in bfloat16, or as it is in block floating point if `rounded`.
+    The first of its inputs in `order_d` are kept exactly. Logits are computed by the head in
+    bfloat16, or as it is in block floating point if `rounded`.
     """
     weight_vd, hidden = head_vd.bfloat16(), head_vd.shape[1]
     exact = EXACT + (hidden - EXACT) % _TOGETHER
     if hidden <= exact or not _is_plain(weight_vd):
         return records.Screen()
-    exact_k, other_c = _largest_first(backbone).tensor_split([exact])
+    exact_k, other_c = order_d.tensor_split([exact])
     packed = [_pack(rows_nd, exact_k, other_c) for rows_nd in torch.split(weight_vd, _AT_ONCE)]
     panels = torch.cat(packed)
     return records.Screen(
@@ -91,7 +90,7 @@ def _slack(head_vd: Tensor, weight_vd: Tensor) -> float:
     return most * _MARGIN
 
 
-def _largest_first(backbone: Backbone) -> Tensor:
+def largest_first(backbone: Backbone) -> Tensor:
     """Return (d,) int64: the inputs of the head, those first in which states can be largest.
 
     They are the network's own rather than a text's, so random tokens show them.
