@@ -45,3 +45,9 @@ def metaspace_tokenizer() -> PreTrainedTokenizerFast:
     backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
     backend.decoder = decoders.Sequence([decoders.Metaspace(prepend_scheme="first")])
     return _train(backend, [chr(code) for code in range(10, 127)])
+
+
+@pytest.fixture(params=["byte_tokenizer", "metaspace_tokenizer"])
+def tokenizer(request: pytest.FixtureRequest) -> PreTrainedTokenizerFast:
+    """One that spells by bytes, and one in which a space stands for the start of a text."""
+    return request.getfixturevalue(request.param)
