@@ -3,12 +3,13 @@
 import sys
 from contextlib import suppress
 
-from core.process import die_with_parent
+from core.process import allow_connections, die_with_parent
 
 
 def main() -> None:
     """Serve on the host and port of the settings until a signal comes."""
     die_with_parent()
+    allow_connections()
     from api.app import create_app
     from api.server import Server
     from core.log import configure_logging

@@ -2,14 +2,17 @@
 
 import ctypes
 import os
+import resource
 import signal
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from subprocess import Popen
 
 PARENT_VARIABLE = "GRAFTWORK_PARENT_PID"
 _PR_SET_PDEATHSIG = 1
+_FILES = 65536
 
 
 def die_with_parent() -> None:
@@ -25,6 +28,19 @@ def die_with_parent() -> None:
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != int(expected):
         os._exit(1)
+
+
+def allow_connections() -> None:
+    """Let this process open as many files as it may, or 65536 if that is less.
+
+    Shells and services start programs with 1024. A request that waits holds two of them in the api,
+    so that half of the line would be refused.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _FILES if hard == resource.RLIM_INFINITY else min(hard, _FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with suppress(ValueError, OSError):  # a system may have a limit besides
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def child_environment(extra: Mapping[str, str]) -> dict[str, str]:
