@@ -67,3 +67,13 @@ def _require_folder(folder: Path) -> None:
         raise InvalidRequest(f"The data directory cannot be {folder}: {error.strerror}.") from error
     if not there.is_dir():
         raise InvalidRequest(f"The data directory cannot be {folder}: {there} is no folder.")
+
+
+def make_folder(folder: Path) -> None:
+    """Make the data directory, or a folder in it, for its owner alone."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise InvalidRequest(
+            f"{folder} cannot be made: {error.strerror}. Choose another --data-dir."
+        ) from error

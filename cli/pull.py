@@ -7,7 +7,7 @@ import typer
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from cli.console import err, fail, out
-from cli.environment import DataDir, configure
+from cli.environment import DataDir, configure, make_folder
 from core.errors import NotFound
 
 STAGES = {"download": "Downloading", "convert": "Converting", "verify": "Verifying"}
@@ -33,7 +33,7 @@ def pull(
     settings = configure(data_dir=data_dir)
     name = base_id or settings.base
     folder = settings.data_folder / "bases" / name
-    settings.data_folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    make_folder(settings.data_folder)
     if source is not None and folder.exists() and not force:
         fail(f"{folder} is there; adapters fit only the base that they grew on. --force replaces.")
     err.print(f"Base model {name}", markup=False)

@@ -1,5 +1,6 @@
 """`graftwork serve`: the whole installation on one machine, in the foreground."""
 
+import errno
 import fcntl
 import os
 import socket
@@ -16,7 +17,7 @@ import typer
 from cli import programs
 from cli.banner import print_banner
 from cli.console import err, fail, out
-from cli.environment import DataDir, Host, Port, configure
+from cli.environment import DataDir, Host, Port, configure, make_folder
 from cli.supervise import GaveUp, Program, Supervisor, rotate, tail
 from core.process import child_environment
 
@@ -34,7 +35,7 @@ def serve(data_dir: DataDir = None, host: Host = None, port: Port = None) -> Non
     os.umask(0o077)
     settings = configure(data_dir=data_dir, host=host, port=port)
     for folder in (settings.data_folder, settings.data_folder / "logs", settings.socket_folder):
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_folder(folder)
     with _lock(settings.data_folder):
         settings = configure(port=_find_port(settings))
         _pull_missing_base(settings)
@@ -154,9 +155,13 @@ def _find_port(settings: "Settings") -> int:
         try:
             probe.bind((settings.host, settings.port))
         except OSError as error:
+            if error.errno in (errno.EADDRINUSE, errno.EACCES):
+                advice = f"another port: graftwork serve --port {settings.port + 1} (0 picks one)"
+            else:
+                advice = "an address of this machine: graftwork serve --host 127.0.0.1"
             fail(
                 f"Cannot listen on {settings.host}:{settings.port}: {error.strerror}. "
-                f"Choose another port: graftwork serve --port {settings.port + 1} (0 picks one)."
+                f"Choose {advice}."
             )
         port: int = probe.getsockname()[1]
         return port

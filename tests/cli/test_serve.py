@@ -111,6 +111,25 @@ def test_keys_of_a_missing_folder_make_nothing(installation: Installation, tmp_p
     assert not missing.exists()
 
 
+@pytest.mark.parametrize("command", ["serve", "pull"])
+def test_a_folder_that_cannot_be_made_is_named(installation: Installation, command: str) -> None:
+    refused = installation.run(command, "--data-dir", "/sys/graftwork")
+    assert refused.returncode == 1
+    assert "/sys/graftwork cannot be made" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "nowhere.invalid"])
+def test_an_address_of_others_is_not_taken_for_a_port(
+    installation: Installation, tmp_path: Path, host: str
+) -> None:
+    refused = installation.run("serve", "--host", host, "--data-dir", str(tmp_path))
+    assert refused.returncode == 1
+    assert f"Cannot listen on {host}" in refused.stderr
+    assert "--port" not in refused.stderr
+    assert "--host" in refused.stderr
+
+
 def test_an_unknown_base_names_the_way_in(installation: Installation) -> None:
     refused = installation.run("pull", "nosuchmodel")
     assert refused.returncode == 1
