@@ -12,6 +12,9 @@ from core.ids import new_id
 
 QUIET = ("/livez", "/readyz", "/health", "/metrics")
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+FRAMINGS = {b"content-length", b"transfer-encoding"}
+"""Of both, a proxy may have believed the one that we do not: what it took for the rest of a body
+must not be read as somebody's next request (RFC 9112, 6.1)."""
 
 CLIENT_GONE = 499
 
@@ -31,6 +34,9 @@ class Observer:
             await self._app(scope, receive, send)
             return
         request_id = new_id("req")
+        marks = [(b"x-request-id", request_id.encode()), (b"x-content-type-options", b"nosniff")]
+        if {name for name, _ in scope["headers"]} >= FRAMINGS:
+            marks.append((b"connection", b"close"))
         status = 0
         started = perf_counter()
 
@@ -38,11 +44,7 @@ class Observer:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [
-                    *message.get("headers", ()),
-                    (b"x-request-id", request_id.encode()),
-                    (b"x-content-type-options", b"nosniff"),
-                ]
+                message["headers"] = [*message.get("headers", ()), *marks]
             await send(message)
 
         with structlog.contextvars.bound_contextvars(request_id=request_id):
