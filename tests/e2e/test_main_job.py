@@ -1,12 +1,19 @@
 """Upload, post, poll, call: what the README promises, through the unmodified SDK."""
 
 import asyncio
+import json
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
 
 import pytest
 from openai import AsyncOpenAI, NotFoundError, OpenAI
 
 from tests.e2e.conftest import KEY, System, chat_rows, train, upload, wait_for_end
+
+ROOT = Path(__file__).parents[2]
+README = {"http://127.0.0.1:8000": "{url}", "smollm2-135m-instruct": "tiny", "gw-...": KEY}
+"""What the README's code says, and what it would say here."""
 
 # Enough for a tiny random network to learn one answer by heart.
 BY_HEART = {"n_epochs": 40, "batch_size": 1, "learning_rate_multiplier": 5}
@@ -26,6 +33,22 @@ def learn(client: OpenAI, pairs: dict[str, str], *, suffix: str, kind: str = "lo
     assert ended.status == "succeeded", ended.error
     assert ended.fine_tuned_model
     return ended.fine_tuned_model
+
+
+def test_the_code_in_the_readme_runs_as_it_stands_there(
+    system: System, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = (ROOT / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    for theirs, ours in README.items():
+        assert code.count(theirs) == 1
+        code = code.replace(theirs, ours.format(url=system.url))
+    monkeypatch.chdir(ROOT)
+    found: dict[str, Any] = {}
+    exec(compile(code, "README.md", "exec"), found)
+    assert found["answer"].model == found["job"].fine_tuned_model
+    assert capsys.readouterr().out.strip() == found["answer"].choices[0].message.content.strip()
+    rows = (ROOT / "examples/support_mail/train.jsonl").read_text().splitlines()
+    assert all(json.loads(row)["messages"][0] == found["task"] for row in rows)
 
 
 def ask(client: OpenAI, model: str, question: str = "colour?") -> str:
