@@ -12,6 +12,7 @@ stored in ours: `ids` (p,), whole numbers.
 
 from __future__ import annotations
 
+from itertools import product
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import lazy_loader
@@ -238,10 +239,14 @@ def _words(problem: Problem, *, apart: bool) -> Iterator[int]:
 
 
 def _id_of(word: str, problem: Problem) -> int:
-    """Return the token of a word, or say that it is not one."""
-    for text in (f" {word.strip()}", word.strip()):
+    """Return the token of a word, or say that it is not one.
+
+    Better one that stands apart; digits, letters of a vocabulary of bytes and words of languages
+    without spaces have none.
+    """
+    for apart, text in product((True, False), (f" {word.strip()}", word.strip())):
         ids = problem.encode(text)
-        if len(ids) == 1 and _survives(ids, word.strip(), problem, apart=True):
+        if len(ids) == 1 and _survives(ids, word.strip(), problem, apart=apart):
             return ids[0]
     raise InvalidRequest(
         f"allowed_words: {word!r} is not one token of this base; leave it out or write a shorter, "

@@ -43,6 +43,14 @@ def test_a_vocabulary_of_bytes_may_use_its_letters():
     assert {problem.decode([token]) for token in allowed.tolist()} == set(ascii_letters)
 
 
+def test_words_that_never_stand_apart_may_be_named():
+    problem = Worded(HardPrompt(prompt_length=4, allowed_words=("b", "7")))
+    problem.tokenizer = make_byte_tokenizer().backend_tokenizer
+    method = problem.method.adapt(problem, torch.Generator())
+    allowed = method.init(problem.base, torch.Generator())["allowed"].nonzero().flatten()
+    assert {problem.decode([token]) for token in allowed.tolist()} == {"b", "7"}
+
+
 def test_allowed_words_are_the_only_ones_used():
     words = ("good", "film", "heart")
     problem, tensors = _adapted(prompt_length=6, allowed_words=words, algorithm="gcg", steps=3)
