@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from worker.engine.sampler import Asked, Drawn, score
@@ -35,7 +36,7 @@ class Outcome:
     scores: list[tuple[Chunk, list[Drawn]]]
     """Of each chunk with something to score, that, in order."""
     pooled: list[tuple[Chunk, Tensor]]
-    """Of each chunk that is pooled, (d,) float32: the sum of its rows, or the prompt's last."""
+    """Of each chunk that is pooled, (d,) float64: the sum of its rows, or the prompt's last."""
 
 
 class Places(NamedTuple):
@@ -98,11 +99,14 @@ def _wanted(step: Step, places: Places) -> Iterator[_Wanted]:
 
 
 def pool_chunks(step: Step, places: Places, states: States) -> list[tuple[Chunk, Tensor]]:
-    """Return what every pooled chunk adds: the sum of its rows, or the prompt's last."""
+    """Return what every pooled chunk adds: the sum of its rows, or the prompt's last.
+
+    In float64, by which a sum of states is the same in float32 wherever its chunks are cut.
+    """
     pooled = []
     for chunk, (first, last) in zip(step.chunks, places.chunks, strict=True):
         if chunk.sequence.pooling == "mean":
-            pooled.append((chunk, states()[first:last].float().sum(0)))
+            pooled.append((chunk, states()[first:last].sum(0, dtype=torch.float64)))
         elif chunk.sequence.pooling == "last" and chunk.ends_prompt:
-            pooled.append((chunk, states()[last - 1].float().clone()))
+            pooled.append((chunk, states()[last - 1].double()))
     return pooled

@@ -29,7 +29,7 @@ class Reader:
         return reading.feed(until=until)
 
     def pool(self, excerpt: Excerpt, part_d: torch.Tensor) -> None:
-        """Add (d,) float32 of a chunk to what the row has pooled."""
+        """Add (d,) float64 of a chunk to what the row has pooled."""
         excerpt.pooled = part_d if excerpt.pooled is None else excerpt.pooled + part_d
 
     def score(self, excerpt: Excerpt, drawn: list[Drawn]) -> None:

@@ -194,4 +194,5 @@ def _pooled(excerpt: Excerpt) -> torch.Tensor:
     pooled_d = excerpt.pooled
     if pooled_d is None or not bool(torch.isfinite(pooled_d).all()):
         raise GraftworkError("What was read of this request is not a number.", code="engine_fault")
-    return pooled_d / len(excerpt.prompt) if excerpt.pooling == "mean" else pooled_d
+    rows = len(excerpt.prompt) if excerpt.pooling == "mean" else 1
+    return (pooled_d / rows).float()

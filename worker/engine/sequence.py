@@ -165,7 +165,7 @@ class Excerpt(Sequence):
 
     request: "Reading"
     pooled: "Tensor | None" = None
-    """(d,) float32: the sum of final hidden states so far, or the last one."""
+    """(d,) float64: the sum of final hidden states so far, or the last one."""
     logprobs: list[float] = field(default_factory=list)
     """Those of `scored`, as far as computed."""
 

@@ -11,7 +11,7 @@ from models.nn.kernels.native import library, reason
 from models.nn.methods.ia3 import IA3
 from models.nn.methods.in_context import InContext
 from models.nn.shape import HEAD
-from models.wire import ClassifyReply, ClassifyRequest, GenerateRequest, Input
+from models.wire import ClassifyReply, ClassifyRequest, EmbedRequest, GenerateRequest, Input
 from tests.worker.engine.conftest import Answer, TinyProblem, World, ask, order, store_kind
 from tests.worker.engine.suited import BFLOAT16, suited_world
 from worker.engine.engine import Engine
@@ -71,6 +71,22 @@ def test_labels_that_are_asked_beside_change_nothing(
     assert [answer.tokens for answer in answers] == [answer.tokens for answer in alone]
     _, again = play(together(6))
     assert [reply.scores for reply in again] == [reply.scores for reply in replies]
+
+
+def test_the_mean_of_an_input_is_the_same_however_its_chunks_are_cut(
+    start_engine: Callable[..., Engine],
+) -> None:
+    engine = start_engine(rows=8, compute=BFLOAT16, prefill_tokens=100)
+    inputs = [
+        Input(ids=[7 + (number + place * place) % 200 for place in range(200 + number)])
+        for number in range(12)
+    ]
+
+    async def embed(own: list[Input]) -> list[bytes]:
+        return (await engine.embed(EmbedRequest(inputs=own, pooling="mean"))).vectors
+
+    alone = [play(embed([one]))[0] for one in inputs]
+    assert play(embed(inputs)) == alone
 
 
 def test_labels_that_were_asked_of_a_prompt_change_nothing(engine: Engine) -> None:
