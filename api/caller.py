@@ -4,7 +4,6 @@ from collections.abc import Coroutine, Sequence
 from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Request
-from pydantic import BaseModel
 from starlette.concurrency import run_in_threadpool
 
 from api.deps import DatabaseDep, EngineDep, SettingsDep, TenantDep
@@ -14,7 +13,7 @@ from api.services.catalog import Target, find_target
 from api.services.generation import Lines, admitted, generate
 from models.wire import GenerateRequest
 
-ReplyT = TypeVar("ReplyT", bound=BaseModel)
+ReplyT = TypeVar("ReplyT")
 
 
 class Caller:

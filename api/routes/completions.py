@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncGenerator
 
+from fastapi import Response
 from pydantic import BaseModel
 
 from api.caller import CallerDep
@@ -16,24 +17,28 @@ router = keyed_router()
 
 
 @router.post("/chat/completions", response_model=ChatCompletion)
-async def create_chat_completion(body: ChatRequest, caller: CallerDep) -> BaseModel | EventStream:
+async def create_chat_completion(body: ChatRequest, caller: CallerDep) -> Response:
     """Go on with a conversation."""
     request = chat.plan(body, await caller.find(body.model), limits=caller.limits)
     lines = caller.ask([request])
     if not body.stream:
-        return await caller.wait(chat.collect(lines, body))
+        return _whole(await caller.wait(chat.collect(lines, body)))
     return _stream(chat.stream(await caller.admitted(lines), body), body)
 
 
 @router.post("/completions", response_model=TextCompletion)
-async def create_completion(body: TextRequest, caller: CallerDep) -> BaseModel | EventStream:
+async def create_completion(body: TextRequest, caller: CallerDep) -> Response:
     """Go on with one or many texts."""
     requests = text.plan(body, await caller.find(body.model), limits=caller.limits)
     lines = caller.ask(requests)
     if not body.stream:
-        return await caller.wait(text.collect(lines, body))
+        return _whole(await caller.wait(text.collect(lines, body)))
     taken = await caller.admitted(lines, prompts=len(requests))
     return _stream(text.stream(taken, body), body)
+
+
+def _whole(reply: str) -> Response:
+    return Response(reply, media_type="application/json")
 
 
 def _stream(chunks: AsyncGenerator[BaseModel], body: SamplingRequest) -> EventStream:

@@ -21,6 +21,7 @@ from api.schemas.chat import (
     joined,
 )
 from api.schemas.sampling import FinishReason, Usage
+from api.services import whole
 from api.services.catalog import Target
 from api.services.generation import Counts, Lines, check_bounds, sampling
 from core.ids import new_id
@@ -57,37 +58,32 @@ def turns(messages: Sequence[Message]) -> list[dict[str, Any]]:
     ]
 
 
-async def collect(lines: Lines, body: ChatRequest) -> ChatCompletion:
-    """Return the whole answer."""
-    parts: list[list[GenerateDelta]] = [[] for _ in range(body.n or 1)]
-    counts = Counts()
-    async for _, line in lines:
-        if isinstance(line, GenerateDelta):
-            parts[line.index].append(line)
-        elif isinstance(line, GenerateEnd):
-            counts.add(line)
-    return ChatCompletion(
-        id=new_id("chatcmpl"),
-        created=int(time()),
-        model=body.model,
-        choices=[
-            ChatChoice(
-                index=index,
-                message=ChatMessage(content="".join(part.text for part in found)),
-                logprobs=_logprobs([token for part in found for token in part.tokens], body),
-                finish_reason=found[-1].finish_reason or "stop" if found else "stop",
-            )
-            for index, found in enumerate(parts)
-        ],
-        usage=counts.usage(),
+async def collect(lines: Lines, body: ChatRequest) -> str:
+    """Return the whole reply, a `ChatCompletion`, as JSON."""
+    choices = body.n or 1
+    return await whole.collect(
+        lines,
+        answers=choices,
+        each=choices,
+        choice=lambda answer: ChatChoice(
+            index=answer.index,
+            message=ChatMessage(content=answer.text),
+            logprobs=_logprobs(answer.tokens, body),
+            finish_reason=answer.finish_reason or "stop",
+        ),
+        reply=lambda usage: ChatCompletion(**_head(body), choices=[], usage=usage),
     )
+
+
+def _head(body: ChatRequest) -> dict[str, Any]:
+    return {"id": new_id("chatcmpl"), "created": int(time()), "model": body.model}
 
 
 class _Writer:
     """Makes the chunks of one stream."""
 
     def __init__(self, body: ChatRequest) -> None:
-        self._head = {"id": new_id("chatcmpl"), "created": int(time()), "model": body.model}
+        self._head = _head(body)
 
     def chunk(self, choices: Sequence[ChatChunkChoice], *, usage: Usage | None = None) -> ChatChunk:
         """Return a chunk with these choices."""

@@ -8,8 +8,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from api.schemas.sampling import FinishReason
 from api.schemas.text import TextChoice, TextCompletion, TextLogprobs, TextRequest
+from api.services import whole
 from api.services.catalog import Target
 from api.services.chat import floor_logprob
 from api.services.generation import Counts, Lines, check_bounds, sampling
@@ -51,36 +51,19 @@ class _Answer:
     """One choice so far; offsets count characters from the start of its text."""
 
     def __init__(self, index: int, *, with_logprobs: bool) -> None:
-        self.index = index
-        self.text = ""
-        self.tokens: list[TokenChoice] = []
-        self.finish_reason: FinishReason | None = None
+        self._index = index
         self._with_logprobs = with_logprobs
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._length = 0
-        self._offsets: list[int] = []
 
     def add(self, line: GenerateDelta) -> TextChoice:
-        """Take in a piece and return it as a chunk's choice."""
-        self.text += line.text
-        self.finish_reason = line.finish_reason or self.finish_reason
-        self.tokens += line.tokens
+        """Take in a piece, perhaps the whole, and return it as a choice."""
         offsets = [self._advance(token) for token in line.tokens]
-        self._offsets += offsets
         return TextChoice(
-            index=self.index,
+            index=self._index,
             text=line.text,
             logprobs=self._logprobs(line.tokens, offsets=offsets),
             finish_reason=line.finish_reason,
-        )
-
-    def whole(self) -> TextChoice:
-        """Return the finished choice."""
-        return TextChoice(
-            index=self.index,
-            text=self.text,
-            logprobs=self._logprobs(self.tokens, offsets=self._offsets),
-            finish_reason=self.finish_reason or "stop",
         )
 
     def _advance(self, token: TokenChoice) -> int:
@@ -129,16 +112,16 @@ def _head(body: TextRequest) -> dict[str, Any]:
     return {"id": new_id("cmpl"), "created": int(time()), "model": body.model}
 
 
-async def collect(lines: Lines, body: TextRequest) -> TextCompletion:
-    """Return every answer, those of prompt i at i * n."""
-    answers, counts = _answers(body), Counts()
-    async for number, line in lines:
-        if isinstance(line, GenerateDelta):
-            answers[number * (body.n or 1) + line.index].add(line)
-        elif isinstance(line, GenerateEnd):
-            counts.add(line)
-    choices = [answer.whole() for answer in answers]
-    return TextCompletion(**_head(body), choices=choices, usage=counts.usage())
+async def collect(lines: Lines, body: TextRequest) -> str:
+    """Return the whole reply, a `TextCompletion`, as JSON."""
+    answers = _answers(body)
+    return await whole.collect(
+        lines,
+        answers=len(answers),
+        each=body.n or 1,
+        choice=lambda answer: answers[answer.index].add(answer),
+        reply=lambda usage: TextCompletion(**_head(body), choices=[], usage=usage),
+    )
 
 
 async def stream(lines: Lines, body: TextRequest) -> AsyncGenerator[BaseModel]:
