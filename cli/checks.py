@@ -25,6 +25,10 @@ CLOCK_SECONDS = 5.0
 PREFIX = "GRAFTWORK_"
 READ_ELSEWHERE = {"API_KEY", "BASE_URL", "NATIVE", "PARENT_PID"}
 """Variables that are no settings; they count in the environment alone."""
+OTHERS_READ = {"CUDA_VISIBLE_DEVICES", "HF_ENDPOINT", "HF_HUB_OFFLINE"}
+"""So do these, which libraries read."""
+CREDENTIALS = {"s3": "AWS_", "gs": "GOOGLE_", "az": "AZURE_"}
+"""And what begins like this, by the scheme of the store."""
 BUILT = 1_760_000_000  # a clock before this (October 2025) was never set
 
 
@@ -42,27 +46,28 @@ def check_python(_settings: Settings) -> Finding:
     return Finding("ok", f"{version} at {sys.executable}")
 
 
-def check_settings(_settings: Settings) -> Finding:
+def check_settings(settings: Settings) -> Finding:
     """Find variables that look like settings but do nothing: that is silent elsewhere."""
-    known = set(_setting_names(Settings))
-    exported, written = _given(os.environ), _given(DotEnvSettingsSource(Settings).env_vars)
-    given = exported | written
-    if unknown := given - known - READ_ELSEWHERE:
+    known = {PREFIX + name for name in _setting_names(Settings)}
+    elsewhere = {PREFIX + name for name in READ_ELSEWHERE}
+    exported, written = _capitals(os.environ), _capitals(DotEnvSettingsSource(Settings).env_vars)
+    given = {name for name in exported | written if name.startswith(PREFIX)}
+    if unknown := given - known - elsewhere:
         advice = "correct or unset the variable"
-        return Finding("note", f"{_variables(unknown)}: no such setting", advice)
-    if unread := (written - exported) & READ_ELSEWHERE:
-        return Finding("note", f"{_variables(unread)}: not read from .env", "export the variable")
+        return Finding("note", f"{_list(unknown)}: no such setting", advice)
+    credentials = CREDENTIALS.get(settings.store.partition("://")[0])
+    of_store = {name for name in written if credentials and name.startswith(credentials)}
+    if unread := (written - exported) & (elsewhere | OTHERS_READ | of_store):
+        return Finding("note", f"{_list(unread)}: not read from .env", "export the variable")
     return Finding("ok", f"{len(given)} set in the environment and in .env")
 
 
-def _given(names: Iterable[str]) -> set[str]:
-    """Return what follows the prefix in the names that have it."""
-    capitals = (name.upper() for name in names)
-    return {name.removeprefix(PREFIX) for name in capitals if name.startswith(PREFIX)}
+def _capitals(names: Iterable[str]) -> set[str]:
+    return {name.upper() for name in names}
 
 
-def _variables(names: Iterable[str]) -> str:
-    return ", ".join(PREFIX + name for name in sorted(names))
+def _list(names: Iterable[str]) -> str:
+    return ", ".join(sorted(names))
 
 
 def _setting_names(model: type[BaseModel]) -> Iterator[str]:
