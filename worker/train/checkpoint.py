@@ -9,7 +9,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +27,8 @@ MANIFEST = "manifest.json"
 _TENSORS = "tensors.safetensors"
 _MOMENTS = "optimizer.safetensors"
 _STATE = "state.json"
+MOST_ADAPTER_BYTES = 2**30
+"""So many may lie on the trainer's disk before a run waits for the store."""
 
 
 class Progress(msgspec.Struct, kw_only=True):
@@ -96,6 +98,19 @@ class Checkpoints:
     def any_waits(self) -> bool:
         """Whether the supervisor has yet to store one that it was told of."""
         return any(self.folder.glob("resume-*"))
+
+    def adapter_folder(self, step: int) -> Path:
+        """Return where the adapter of a step lies until it is stored."""
+        return self.folder / f"adapter-{step:08}"
+
+    @property
+    def many_adapters_wait(self) -> bool:
+        """Whether those that the supervisor has yet to store fill `MOST_ADAPTER_BYTES`."""
+        size = 0
+        for path in self.folder.glob("adapter-*/*"):
+            with suppress(FileNotFoundError):  # it has just been stored
+                size += path.stat().st_size
+        return size >= MOST_ADAPTER_BYTES
 
     def newest(self) -> Path | None:
         """Return the newest whole checkpoint: that of the highest step which verifies."""

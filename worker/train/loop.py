@@ -20,7 +20,10 @@ from worker.train.checkpoint import Checkpoints, Progress, Snapshot, new_folder
 from worker.train.course import Course, Work, diverged
 from worker.train.report import Channel, StepValues
 from worker.train.tasks import Task
-from worker.train.turns import Alone, Interrupted
+from worker.train.turns import Alone, Interrupted, Turn
+
+LOOK_SECONDS = 0.05
+"""Between two looks for what was stored; the others of the gang wait as long at each."""
 
 log = logging.getLogger(__name__)
 
@@ -121,10 +124,13 @@ class Loop:
     def _rest(self, *, over: bool) -> Work[None]:
         """Measure, then save what users can call and, unless it is over, the run goes on from.
 
-        The latter only if none waits to be stored: a store that is slow, or away, would have the
-        disk filled.
+        The latter only if none waits to be stored, and the former once not many wait: a store that
+        is slow, or away, would have the disk filled.
         """
         run, progress = self.run, self.progress
+        while self.checkpoints.many_adapters_wait:
+            yield Turn(0)
+            time.sleep(LOOK_SECONDS)
         if (validation := (yield from run.validation())) is not None:
             found = yield from validation.evaluate(run.terms())
             if not isfinite(found.loss):
@@ -201,7 +207,7 @@ class Loop:
     def _save_adapter(self) -> Path:
         """Write the adapter as it is at this step, unless it is there already."""
         run, progress = self.run, self.progress
-        target = self.checkpoints.folder / f"adapter-{progress.step:08}"
+        target = self.checkpoints.adapter_folder(progress.step)
         if not target.exists():
             if not isfinite(largest(run.tensors.values())):
                 raise diverged(progress.step)

@@ -129,6 +129,45 @@ def test_an_epoch_saves_what_the_run_goes_on_from_once_the_last_is_stored(make_j
     assert len([*Path(order.work_folder).glob("resume-*")]) == away
 
 
+class Late(Recording):
+    """A channel to whom stores an epoch's adapter only after looks at what is asked of the job."""
+
+    def __init__(self, *, looks, folder):
+        super().__init__()
+        self.most = self._looked = 0
+        self._looks = looks
+        self._folder = folder
+
+    def check(self):
+        waiting = sorted(self._folder.glob("adapter-*"))
+        self.most = max(self.most, len(waiting))
+        self._looked += 1
+        if self._looked % self._looks == 0 and waiting:
+            shutil.rmtree(waiting[0])
+
+
+@pytest.mark.parametrize(("room", "fewest", "most"), [(2**30, 5, 10), (1, 1, 1)])
+def test_adapters_that_fill_their_room_on_the_disk_have_the_run_wait(
+    make_job, monkeypatch, room, fewest, most
+):
+    monkeypatch.setattr("worker.train.checkpoint.MOST_ADAPTER_BYTES", room)
+    monkeypatch.setattr("worker.train.loop.LOOK_SECONDS", 0)
+    order = make_job().order(rows=ROWS[:4], loop={"n_epochs": 10})
+    late = Late(looks=25, folder=Path(order.work_folder))
+    (messages,) = run_together([order], [late])
+    assert names(messages)[-1] == "Succeeded"
+    assert len([one for one in messages if isinstance(one, CheckpointSaved)]) == 10
+    assert fewest <= late.most <= most
+
+
+def test_a_run_that_waits_for_the_store_hears_that_it_is_to_stop(make_job, monkeypatch):
+    monkeypatch.setattr("worker.train.checkpoint.MOST_ADAPTER_BYTES", 1)
+    order = make_job().order(rows=ROWS[:4], loop={"n_epochs": 10})
+    messages = carry_out(order, asks_after=5)
+    assert names(messages)[-1] == "Stopped"
+    assert len([*Path(order.work_folder).glob("adapter-*")]) == 1
+
+
 def test_a_full_disk_costs_a_resume_checkpoint_and_not_the_job(make_job, monkeypatch):
     save = module.Checkpoints.save
 
