@@ -1,5 +1,6 @@
 """The application: what is opened at the start, which routes there are."""
 
+import gc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import PackageNotFoundError, version
@@ -46,9 +47,12 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     app.state.store = Store(settings.store)
     app.state.engine = EngineClient(settings.engine_address)
     remove_stale(settings.uploads_folder)
+    gc.collect()
+    gc.freeze()  # or what was loaded would be looked through again and again, amid streams
     try:
         yield
     finally:
+        gc.unfreeze()
         await app.state.engine.close()
         app.state.database.close()
 

@@ -99,8 +99,11 @@ class InspectReply(msgspec.Struct, frozen=True, kw_only=True):
 # --- engine -> api, one JSON object a line --------------------------------------------------------
 
 
-class TokenPiece(msgspec.Struct, frozen=True):
-    """A token as users see it; `bytes` are exact where `text` had to be replaced."""
+class TokenPiece(msgspec.Struct, frozen=True, gc=False):
+    """A token as users see it; `bytes` are exact where `text` had to be replaced.
+
+    There may be very many, and none is part of a cycle: the garbage collector leaves them out.
+    """
 
     id: int
     text: str
@@ -108,7 +111,7 @@ class TokenPiece(msgspec.Struct, frozen=True):
     logprob: float | None
 
 
-class TokenChoice(msgspec.Struct, frozen=True, kw_only=True):
+class TokenChoice(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A generated (or echoed) token and the likeliest ones in its place."""
 
     id: int

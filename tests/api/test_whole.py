@@ -1,13 +1,16 @@
 """Whole replies: written beside the event loop, an answer at a time."""
 
 import asyncio
+import gc
 import json
 
 import pytest
 
+from api.app import create_app
 from api.schemas.chat import ChatRequest
 from api.schemas.text import TextRequest
 from api.services import chat, text
+from core.settings import Settings
 from models.wire import GenerateDelta, GenerateEnd, TokenChoice, TokenPiece
 
 ANSWERS, TOKENS = 8, 200
@@ -76,3 +79,17 @@ def test_others_have_their_turn_while_a_long_reply_is_written(service, body):
         assert choice["finish_reason"] == "length"
         (column,) = {"tokens", "content"} & choice["logprobs"].keys()
         assert len(choice["logprobs"][column]) == TOKENS
+
+
+def test_the_garbage_collector_looks_through_little_amid_streams(tmp_path):
+    app = create_app(Settings(data_dir=tmp_path))
+
+    async def frozen():
+        async with app.router.lifespan_context(app):
+            return gc.get_freeze_count()
+
+    assert asyncio.run(frozen()) > 10_000
+    assert not gc.get_freeze_count()
+    told = token(1)
+    assert not gc.is_tracked(told)
+    assert not gc.is_tracked(told.top[0])
