@@ -18,10 +18,8 @@ from worker.train.course import Want, Work
 from worker.train.report import Channel
 from worker.train.score import Score
 from worker.train.tasks import MicroBatch, score_together
-from worker.train.turns import Dropped, Interrupted, StepLost, Turn
+from worker.train.turns import LEAD, Dropped, Interrupted, StepLost, Turn
 
-LEAD = 512
-"""Tokens that a job may have had more than another before it waits."""
 _OUT_OF_MEMORY = Failed(
     code="out_of_memory",
     message="The machine ran out of memory. Lower micro_batch_tokens or max_sequence_length, "

@@ -20,9 +20,9 @@ from worker.train.checkpoint import Checkpoints, Progress, Snapshot, new_folder
 from worker.train.course import Course, Work, diverged
 from worker.train.report import Channel, StepValues
 from worker.train.tasks import Task
-from worker.train.turns import Alone, Interrupted, Turn
+from worker.train.turns import LEAD, Alone, Interrupted, Turn
 
-LOOK_SECONDS = 0.05
+LOOK_SECONDS = 0.02
 """Between two looks for what was stored; the others of the gang wait as long at each."""
 
 log = logging.getLogger(__name__)
@@ -129,7 +129,7 @@ class Loop:
         """
         run, progress = self.run, self.progress
         while self.checkpoints.many_adapters_wait:
-            yield Turn(0)
+            yield Turn(LEAD)  # or the others of the gang would wait too, for it to catch up
             time.sleep(LOOK_SECONDS)
         if (validation := (yield from run.validation())) is not None:
             found = yield from validation.evaluate(run.terms())

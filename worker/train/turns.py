@@ -9,6 +9,9 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import TypeAlias, TypeVar
 
+LEAD = 512
+"""Tokens that a job may have had more than another before it waits."""
+
 T = TypeVar("T")
 
 

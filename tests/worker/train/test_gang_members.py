@@ -1,17 +1,18 @@
 """Who joins, leaves or fails in a gang is its own affair, and turns are shared by tokens."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
-from models.spec import Broke, Failed
+from models.spec import Broke, CheckpointSaved, Failed
 from tests.worker.train.conftest import ROWS, Recording, values_of, weights_hash
 from tests.worker.train.gangs import JOBS, check_equal, run_together
 from worker.train import gang as module
-from worker.train.gang import LEAD, Gang
+from worker.train.gang import Gang
 from worker.train.run import train
-from worker.train.turns import Dropped, Turn
+from worker.train.turns import LEAD, Dropped, Turn
 
 
 def tokens_of(channel):
@@ -168,6 +169,33 @@ def test_turns_are_shared_by_tokens_and_not_by_jobs(make_order):
     assert max(had) - min(had) <= 2 * LEAD
     for member in gang.members:
         member.work.close()
+
+
+class Stored(Recording):
+    """A channel to whom stores every adapter that it hears of."""
+
+    def say(self, message):
+        super().say(message)
+        if isinstance(message, CheckpointSaved) and message.adapter_folder:
+            shutil.rmtree(message.adapter_folder)
+
+
+def test_others_go_on_while_one_waits_for_the_store(make_order, monkeypatch):
+    monkeypatch.setattr("worker.train.checkpoint.MOST_ADAPTER_BYTES", 1)
+    orders = [make_order(rows=ROWS, loop={"n_epochs": epochs}) for epochs in (2, 20)]
+    waiting, other = channels = [Recording(), Stored()]
+    gang = Gang()
+    for order, channel in zip(orders, channels, strict=True):
+        gang.join(train(order, channel), channel)
+    while len(gang.members) == 2:
+        gang.beat()
+    assert type(other.messages[-1]).__name__ == "Succeeded"
+    assert tokens_of(other) > tokens_of(waiting) + 2 * LEAD
+    (saved,) = [one for one in waiting.messages if isinstance(one, CheckpointSaved)]
+    shutil.rmtree(saved.adapter_folder)
+    while gang.members:
+        gang.beat()
+    assert type(waiting.messages[-1]).__name__ == "Succeeded"
 
 
 def test_a_newcomer_neither_catches_up_nor_waits(make_order):
