@@ -74,11 +74,13 @@ class EngineSettings(BaseModel, frozen=True):
 class LimitSettings(BaseModel, frozen=True):
     """Upper bounds, checked before anything is allocated."""
 
-    file_bytes: int = 512 * MEBIBYTE
-    adapter_bytes: int = Field(4096 * MEBIBYTE, description="Of an imported adapter, unpacked.")
-    request_bytes: int = 8 * MEBIBYTE
-    choices: int = 16
-    max_tokens: int = 4096
+    file_bytes: int = Field(default=512 * MEBIBYTE, ge=1)
+    adapter_bytes: int = Field(
+        default=4096 * MEBIBYTE, ge=1, description="Of an imported adapter, unpacked."
+    )
+    request_bytes: int = Field(default=8 * MEBIBYTE, ge=1)
+    choices: int = Field(default=16, ge=1)
+    max_tokens: int = Field(default=4096, ge=1)
 
 
 class Settings(BaseSettings):
@@ -94,15 +96,15 @@ class Settings(BaseSettings):
 
     data_dir: Path = Path(".graftwork")
     cache_dir: Path = Path("~/.cache/graftwork")
-    database_url: str | None = None
+    database_url: str | None = Field(default=None, pattern=r"^((sqlite|postgresql)(\+\w+)?://.*)?$")
     broker_url: str | None = None
     store_url: str | None = None
-    engine_url: str | None = None
+    engine_url: str | None = Field(default=None, pattern="^(https?://.+|unix:.+)?$")
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)
     base: str = "smollm2-135m-instruct"
     bootstrap_key: str | None = None
-    log_level: str = "INFO"
+    log_level: str = Field(default="INFO", pattern="^(?i:DEBUG|INFO|WARNING|ERROR|CRITICAL)$")
     worker: WorkerSettings = WorkerSettings()
     engine: EngineSettings = EngineSettings()
     limits: LimitSettings = LimitSettings()
