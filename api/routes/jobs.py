@@ -103,10 +103,13 @@ def list_checkpoints(
 def _metadata_filter(request: Request) -> dict[str, str] | None:
     """Read `metadata[k]=v` pairs; the literal `metadata=null` asks for jobs without any."""
     given = [item for item in request.query_params.multi_items() if item[0].startswith("metadata[")]
-    if not given and request.query_params.get("metadata") == "null":
+    whole = request.query_params.getlist("metadata")
+    if not given and whole == ["null"]:
         return {}
-    if any(not name.endswith("]") for name, _ in given):
-        raise _wrong_metadata("write each pair as 'metadata[key]=value'")
+    if whole or any(not name.endswith("]") for name, _ in given):
+        raise _wrong_metadata("write each pair as 'metadata[key]=value', or 'metadata=null' alone")
+    if len(dict(given)) < len(given):
+        raise _wrong_metadata("give each key once")
     try:
         pairs = _metadata.validate_python(
             {name[len("metadata[") : -1]: value for name, value in given}

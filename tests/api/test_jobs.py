@@ -241,6 +241,12 @@ def test_pages_follow_the_cursor_and_metadata_filters(client: OpenAI, training_f
     assert [item.id for item in jobs.list(metadata={"a": "1", "b": "2"})] == [ids[2]]
     assert [item.id for item in jobs.list(extra_query={"metadata": "null"})] == [ids[1]]
     assert [item.id for item in jobs.list(metadata={'"]} OR 1': "1"})] == []
+    for query in ({"metadata": "a"}, {"metadata": "null", "metadata[a]": "1"}):
+        with pytest.raises(BadRequestError) as refused:  # it listed every job
+            jobs.list(extra_query=query)
+        assert refused.value.param == "metadata"
+    with pytest.raises(BadRequestError, match="each key once"):
+        client.get("/fine_tuning/jobs?metadata[a]=1&metadata[a]=2", cast_to=object)
     assert jobs.list(after=ids[0]).data == []
 
 
