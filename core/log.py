@@ -43,7 +43,7 @@ def configure_logging(settings: Settings, *, process: str) -> None:
     )
     root = logging.getLogger()
     root.handlers[:] = [handler]
-    root.setLevel(settings.log_level.upper())
+    root.setLevel(settings.log_level)
     logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for each call of the engine
     logging.getLogger("alembic").setLevel(logging.WARNING)  # /readyz asks it for the revision
     structlog.contextvars.bind_contextvars(process=process)

@@ -8,10 +8,13 @@ import tempfile
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
+from typing import Annotated, Literal
 from urllib.parse import quote
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, BeforeValidator, Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from core.addresses import begins_with
 
 MEBIBYTE = 1024 * 1024
 
@@ -20,17 +23,15 @@ class ComputeSettings(BaseModel, frozen=True):
     """How a torch process behaves beside the others on the same cores."""
 
     threads: int = Field(default=0, ge=0, description="Torch threads at most; 0 means every core.")
-    device: str = Field(
-        default="auto",
-        pattern="^(auto|cpu|cuda)$",
-        description="Which GPU of several, CUDA_VISIBLE_DEVICES says.",
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto", description="Which GPU of several, CUDA_VISIBLE_DEVICES says."
     )
 
 
 class ServingSettings(ComputeSettings, frozen=True):
     """The same of the engine; a job says itself what it computes in."""
 
-    dtype: str = Field(default="auto", pattern="^(auto|float32|bfloat16)$")
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
 
 
 class WorkerSettings(BaseModel, frozen=True):
@@ -63,10 +64,8 @@ class EngineSettings(BaseModel, frozen=True):
     drafts: bool = Field(
         default=True, description="Likely tokens are computed along in steps with few rows."
     )
-    quantization: str = Field(
-        default="none",
-        pattern="^(none|int8)$",
-        description="int8 holds the frozen linear weights in 8 bits, on a CPU.",
+    quantization: Literal["none", "int8"] = Field(
+        default="none", description="int8 holds the frozen linear weights in 8 bits, on a CPU."
     )
     compute: ServingSettings = ServingSettings()
 
@@ -96,15 +95,19 @@ class Settings(BaseSettings):
 
     data_dir: Path = Path(".graftwork")
     cache_dir: Path = Path("~/.cache/graftwork")
-    database_url: str | None = Field(default=None, pattern=r"^((sqlite|postgresql)(\+\w+)?://.*)?$")
+    database_url: Annotated[
+        str | None, begins_with("postgresql://", "postgresql+", "sqlite://")
+    ] = None
     broker_url: str | None = None
-    store_url: str | None = None
-    engine_url: str | None = Field(default=None, pattern="^(https?://.+|unix:.+)?$")
+    store_url: Annotated[str | None, begins_with("s3://", "gs://", "az://", "file://")] = None
+    engine_url: Annotated[str | None, begins_with("http://", "https://", "unix:")] = None
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)
     base: str = "smollm2-135m-instruct"
     bootstrap_key: str | None = None
-    log_level: str = Field(default="INFO", pattern="^(?i:DEBUG|INFO|WARNING|ERROR|CRITICAL)$")
+    log_level: Annotated[
+        Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"], BeforeValidator(str.upper)
+    ] = "INFO"
     worker: WorkerSettings = WorkerSettings()
     engine: EngineSettings = EngineSettings()
     limits: LimitSettings = LimitSettings()

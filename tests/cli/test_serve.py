@@ -264,7 +264,7 @@ def test_interrupt_stops_every_program_and_the_next_start_shows_no_key(served) -
 
 
 def test_a_program_that_cannot_start_is_shown_with_its_log(installation: Installation) -> None:
-    failed = installation.run("serve", "--port", "0", GRAFTWORK_LOG_LEVEL="NONSENSE")
+    failed = installation.run("serve", "--port", "0", GRAFTWORK_STORE_URL="file:///proc/nonsense")
     assert failed.returncode == 1
     assert "in a row" in failed.stderr
-    assert "NONSENSE" in failed.stderr
+    assert "/proc/nonsense" in failed.stderr

@@ -16,6 +16,7 @@ def forget() -> None:
     ("name", "value"),
     [
         ("LOG_LEVEL", "loud"),
+        ("STORE_URL", "ftp://host/folder"),
         ("DATABASE_URL", "mysql://host/name"),
         ("DATABASE_URL", "graftwork.db"),
         ("ENGINE_URL", "engine:8001"),
@@ -30,14 +31,15 @@ def test_a_value_that_cannot_be_names_its_variable(
     monkeypatch: pytest.MonkeyPatch, name: str, value: str
 ) -> None:
     monkeypatch.setenv(f"GRAFTWORK_{name}", value)
-    with pytest.raises(InvalidRequest, match=f"GRAFTWORK_{name}: "):
+    with pytest.raises(InvalidRequest, match=f"GRAFTWORK_{name}: .*should be"):
         configure()
 
 
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("log_level", "debug"),
+        ("log_level", "DEBUG"),
+        ("store_url", "s3://bucket/prefix"),
         ("database_url", "sqlite:////tmp/graftwork.db"),
         ("database_url", "postgresql://user:password@host/name"),
         ("database_url", "postgresql+psycopg://host/name?sslmode=require"),
@@ -48,3 +50,7 @@ def test_a_value_that_cannot_be_names_its_variable(
 )
 def test_a_value_that_can_be_is_taken(name: str, value: str) -> None:
     assert getattr(Settings.model_validate({name: value}), name) == value
+
+
+def test_a_level_may_be_written_small() -> None:
+    assert Settings.model_validate({"log_level": "debug"}).log_level == "DEBUG"
