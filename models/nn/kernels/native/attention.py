@@ -25,7 +25,7 @@ def attend_packed(
 ) -> Tensor:
     """See `reference.attend_packed`; a sequence's bits depend on those before it alone."""
     heads_tgh = _abreast(heads_tgh)
-    if not takes(heads_tgh) or heads_tgh.shape[-1] % INPUT_STEP:
+    if not _takes(heads_tgh, kv_heads, bounds):
         return PLAIN.attend_packed(
             heads_tgh, kv_heads=kv_heads, bounds=bounds, scale=scale, parents=parents
         )
@@ -61,7 +61,8 @@ class Sequences(NamedTuple):
         """Take what `attend_packed` takes of `heads` heads that lie side by side."""
         parents = parents or (NONE,) * (len(bounds) - 1)
         places = (torch.tensor(bounds), torch.tensor(parents), len(parents))
-        return cls(heads - 2 * kv_heads, kv_heads, dimension, scale, *places)
+        # A whole scale would be handed over as an integer, in another register.
+        return cls(heads - 2 * kv_heads, kv_heads, dimension, float(scale), *places)
 
     def forward(self, heads_tgh: Tensor) -> tuple[Tensor, Tensor]:
         """Return the output (t, H, h), and (t, H) float32: logarithms of softmax's divisors."""
@@ -94,6 +95,13 @@ class _Attend(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_thh: Tensor) -> tuple[Tensor, None]:
         return ctx.sequences.backward(grad_thh, *ctx.saved_tensors), None
+
+
+def _takes(heads_tgh: Tensor, kv_heads: int, bounds: Sequence[int]) -> bool:
+    """Say whether these heads are attended with here: C++ takes whole groups, and all rows."""
+    rows, heads, dimension = heads_tgh.shape
+    fits = heads % kv_heads == 0 and bounds[-1] == rows
+    return fits and takes(heads_tgh) and dimension % INPUT_STEP == 0
 
 
 def _abreast(heads: Tensor) -> Tensor:

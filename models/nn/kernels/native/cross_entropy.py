@@ -19,7 +19,7 @@ def linear_cross_entropy(
     hidden_nd: Tensor, *, weight: Weight, targets_n: Tensor
 ) -> tuple[Tensor, Tensor]:
     """See `reference.linear_cross_entropy`; logits are not rounded, equal ones count as right."""
-    if not _takes(hidden_nd, weight):
+    if not (_takes(hidden_nd, weight) and _are_tokens(targets_n, hidden_nd, weight)):
         return PLAIN.linear_cross_entropy(hidden_nd, weight=weight, targets_n=targets_n)
     both: tuple[Tensor, Tensor] = apply(_CrossEntropy, hidden_nd, weight, targets_n)
     return both
@@ -35,6 +35,16 @@ def _takes(hidden_nd: Tensor, weight: Weight) -> bool:
     aligned = all(size % INPUT_STEP == 0 for size in weight.weight_oi.shape)
     fits = aligned and hidden_nd.shape[1] == weight.weight_oi.shape[1]
     return fits and takes(hidden_nd, *frozen) and (find().trains or may_round())
+
+
+def _are_tokens(targets_n: Tensor, hidden_nd: Tensor, weight: Weight) -> bool:
+    """Say whether there is a token of the vocabulary for each row: C++ reads what they name."""
+    if targets_n.shape != hidden_nd.shape[:1] or targets_n.dtype is not torch.int64:
+        return False
+    if not len(targets_n):
+        return True
+    least, most = targets_n.aminmax()
+    return bool(least >= 0 and most < len(weight.weight_oi))
 
 
 class _CrossEntropy(torch.autograd.Function):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from models.nn.kernels import reference
-from models.nn.kernels.native import attention
+from models.nn.kernels.native import attention, load
 from models.nn.kernels.plain import PLAIN
 from tests.models.nn.kernels.native.comparing import (
     assert_close_to_exact,
@@ -103,3 +103,13 @@ def test_other_head_sizes_are_computed_plainly() -> None:
     heads = drawn(7, 4, 24, seed=1)
     native, plain = (attend(form, heads, kv_heads=1, bounds=[0, 7]) for form in (attention, PLAIN))
     assert torch.equal(native, plain)
+
+
+def test_a_scale_may_be_whole() -> None:
+    """Argument types are those of the first call: an integer would be passed as no float is."""
+    heads = drawn(5, 3, 32, seed=1)
+    load.cache_clear()
+    whole, same = (
+        attention.attend_packed(heads, kv_heads=1, bounds=[0, 5], scale=scale) for scale in (1, 1.0)
+    )
+    assert torch.equal(whole, same)
