@@ -21,6 +21,7 @@ _LEVELS = {1: ("avx2",), 2: ("avx512",), 3: ("amx", "avx512")}
 """The forms that a processor is given, best first: not all have one of their own for tiles."""
 _OFF = ("off", "0", "false")
 
+NO_MEMORY = "The C++ kernels can't allocate memory."
 
 Argument = Tensor | int | float | bytes | None
 """What functions take; tensors and bytes are passed by their address."""
@@ -62,10 +63,16 @@ class Library:
         only one, `gw_<name>`.
 
         Tensors are passed as the address of their data, None as no address; the caller has checked
-        dtypes and strides, which C++ cannot see.
+        dtypes and strides, which C++ cannot see. MemoryError if there was too little for it.
         """
         function = self._functions.get(name) or self._bind(name, arguments)
         function(*[each.data_ptr() if isinstance(each, Tensor) else each for each in arguments])
+        self.check_memory()
+
+    def check_memory(self) -> None:
+        """Raise MemoryError if this thread's last call had too little, so that results are none."""
+        if self.handle.gw_lacked_memory():
+            raise MemoryError(NO_MEMORY)
 
     def _bind(self, name: str, arguments: Sequence[Argument]) -> Callable[..., None]:
         """Find a function, which takes what its first call is given: types are told once."""

@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from models.nn.kernels.native import Library, records
+from models.nn.kernels.native import NO_MEMORY, Library, records
 from models.nn.kernels.native.batch import Batch, Run
 from models.nn.kernels.native.model import StepModel
 
@@ -97,6 +97,7 @@ class NativeStep:
             raise ValueError("Weights in block floating point are for the form by AVX2.")
         self.model = model
         self.form = form
+        self._check_memory = library.check_memory
         self._run = getattr(library.handle, f"gw_step_{form}")
         self._logits = getattr(library.handle, f"gw_logits_{form}")
         self._go_on = library.handle.gw_go_on
@@ -117,7 +118,7 @@ class NativeStep:
         Keys and values are written to the cache. `read` names, in order, the rows whose hidden
         states are computed, all unless told. Rows whose likeliest tokens are wanted, and nothing
         else, are best named at once.
-        ValueError for a token, slot or position that there is not.
+        ValueError for a token, slot or position that there is not, MemoryError without memory.
         """
         for run in runs:
             self._check(run)
@@ -131,6 +132,7 @@ class NativeStep:
         self._check_rows(batch)
         found = batch.want_likeliest(likeliest) if likeliest else ()
         self._run(ctypes.byref(self.model.record), ctypes.byref(batch.record))
+        self._check_memory()
         return found
 
     def go_on(self, batch: Batch, *, likeliest: Sequence[int], until: Until) -> list[Sequence[int]]:
@@ -157,12 +159,15 @@ class NativeStep:
         step = ctypes.cast(self._run, ctypes.c_void_p)
         model, record = ctypes.byref(self.model.record), ctypes.byref(batch.record)
         steps = self._go_on(step, model, record, ctypes.byref(stretch))
+        if not steps:
+            raise MemoryError(NO_MEMORY)
         count = len(likeliest)
         return [drawn[n * count : (n + 1) * count] for n in range(steps)]
 
     def tell(self, batch: Batch) -> None:
         """Compute what a batch wants of its hidden states."""
         self._logits(ctypes.byref(self.model.record), ctypes.byref(batch.record))
+        self._check_memory()
 
     def room(self, rows: int) -> Tensor:
         """Return (N, V) float32, not cleared; fresh pages would cost more than what is written."""

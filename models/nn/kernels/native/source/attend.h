@@ -1,16 +1,27 @@
 // Attention over all sequences of a stream, shared out by sequence and key head.
 #pragma once
 
+#include <atomic>
+#include <new>
 #include <vector>
 
 #include "attention_gradient.h"
 
 namespace gw {
 
+// Throws std::bad_alloc if any act does.
 template <class Act>
 void for_sequences(const Sequences& s, index kv_heads, Act&& act) {
+    std::atomic<bool> lacks = false;
 #pragma omp parallel for schedule(dynamic)
-    for (index item = 0; item < s.count * kv_heads; ++item) act(item / kv_heads, item % kv_heads);
+    for (index item = 0; item < s.count * kv_heads; ++item) {
+        try {
+            act(item / kv_heads, item % kv_heads);
+        } catch (const std::bad_alloc&) {  // which may not leave the region
+            lacks = true;
+        }
+    }
+    if (lacks) throw std::bad_alloc();
 }
 
 template <class Isa, class Number = typename Isa::Number>

@@ -1,6 +1,7 @@
 // The entry points of attention, in the form that a translation unit asks for: see `training.h`.
 #pragma once
 
+#include "attempt.h"
 #include "attend.h"
 
 using namespace gw;
@@ -9,8 +10,10 @@ GW_API void GW_FORM(attend_forward)(const Isa::Number* heads, index ld, index qu
                                     index kv_heads, index size, float scale, const index* bounds,
                                     const index* parents, index sequences, Isa::Number* out,
                                     float* logs) {
-    attend_forward<Isa>({heads, ld, query_heads, kv_heads, size, scale},
-                        {bounds, parents, sequences}, out, logs);
+    attempt([&] {
+        attend_forward<Isa>({heads, ld, query_heads, kv_heads, size, scale},
+                            {bounds, parents, sequences}, out, logs);
+    });
 }
 
 GW_API void GW_FORM(attend_backward)(const Isa::Number* heads, index ld, index query_heads,
@@ -18,6 +21,8 @@ GW_API void GW_FORM(attend_backward)(const Isa::Number* heads, index ld, index q
                                      const index* parents, index sequences, const Isa::Number* out,
                                      const float* logs, const Isa::Number* grad_out, index ldd,
                                      Isa::Number* grad) {
-    attend_backward<Isa>({heads, ld, query_heads, kv_heads, size, scale},
-                         {out, grad_out, ldd, logs, grad}, {bounds, parents, sequences});
+    attempt([&] {
+        attend_backward<Isa>({heads, ld, query_heads, kv_heads, size, scale},
+                             {out, grad_out, ldd, logs, grad}, {bounds, parents, sequences});
+    });
 }

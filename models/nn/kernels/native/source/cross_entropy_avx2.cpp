@@ -1,4 +1,5 @@
 // Cross-entropy over a vocabulary in float32, in block floating point, for AVX2 alone.
+#include "attempt.h"
 #include "block_sums.h"
 #include "cross_entropy.h"
 
@@ -93,6 +94,8 @@ GW_API void gw_cross_entropy_avx2(const float* weight, index ld, index outputs, 
                                   const float* bias, const float* x, index ldx, index rows,
                                   const index* targets, float* losses, std::uint8_t* correct,
                                   float* grad) {
-    cross_entropy<RoundedBlocks>({weight, ld, outputs, inputs, bias}, {x, ldx, rows}, targets,
-                                 losses, correct, grad);
+    attempt([&] {
+        cross_entropy<RoundedBlocks>({weight, ld, outputs, inputs, bias}, {x, ldx, rows}, targets,
+                                     losses, correct, grad);
+    });
 }

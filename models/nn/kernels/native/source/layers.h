@@ -6,6 +6,7 @@
 
 #include <utility>
 
+#include "attempt.h"
 #include "attend.h"
 #include "pointwise.h"
 #include "project_gradient.h"
@@ -163,9 +164,11 @@ GW_API void GW_FORM(layers_forward)(const Llama* layers, index count, const bf16
                                     index query_heads, index kv_heads, index size, float scale,
                                     const index* bounds, const index* parents, index sequences,
                                     const bf16* cosines, const bf16* sines) {
-    layers_forward<Isa>(layers, count, x,
-                        {rows, query_heads, kv_heads, size, scale, {bounds, parents, sequences},
-                         cosines, sines});
+    attempt([&] {
+        layers_forward<Isa>(layers, count, x,
+                            {rows, query_heads, kv_heads, size, scale,
+                             {bounds, parents, sequences}, cosines, sines});
+    });
 }
 
 GW_API void GW_FORM(layers_backward)(const Llama* layers, index count, index first, index rows,
@@ -173,8 +176,10 @@ GW_API void GW_FORM(layers_backward)(const Llama* layers, index count, index fir
                                      const index* bounds, const index* parents, index sequences,
                                      const bf16* cosines, const bf16* sines, const bf16* passed,
                                      const bf16* grad, bf16* result, bf16* result_normed) {
-    layers_backward<Isa>(layers, count, first,
-                         {rows, query_heads, kv_heads, size, scale, {bounds, parents, sequences},
-                          cosines, sines},
-                         passed, grad, result, result_normed);
+    attempt([&] {
+        layers_backward<Isa>(layers, count, first,
+                             {rows, query_heads, kv_heads, size, scale,
+                              {bounds, parents, sequences}, cosines, sines},
+                             passed, grad, result, result_normed);
+    });
 }

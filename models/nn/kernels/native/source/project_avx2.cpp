@@ -9,6 +9,7 @@
 #include <span>
 #include <vector>
 
+#include "attempt.h"
 #include "blocks_float.h"
 #include "multiply_rounded.h"
 #include "pack_float.h"
@@ -215,21 +216,24 @@ GW_API void gw_project_floats_forward_avx2(index rounds, const float* weight, in
                                            index outputs, index inputs, const float* bias,
                                            const Update* given, index count, const float* x,
                                            index ldx, index rows, float* inner, float* y) {
-    const Updates updates(given, count);
-    const Terms terms(updates, inner, [](const Update& u) { return Range{u.left, u.right}; });
-    prepare(
-        updates, terms,
-        [&](const Update& u, float* panels) {
-            pack_along(u.up, u.rank, u.outputs(), u.rank, u.padded, panel_width * u.padded, panels);
-        },
-        [&](const Update& u, Range own) {
-            reduce(u, x + own.first * ldx, ldx, inputs, own.count(), inner_at(u, inner, own.first),
-                   [&](float* panels) {
-                       pack_along(u.down, inputs, u.rank, inputs, inputs, panel_width * inputs,
-                                  panels);
-                   });
-        });
-    multiply_and_add(rounds, {x, ldx, rows}, {weight, ld, 1, outputs, inputs, bias}, terms, y);
+    attempt([&] {
+        const Updates updates(given, count);
+        const Terms terms(updates, inner, [](const Update& u) { return Range{u.left, u.right}; });
+        prepare(
+            updates, terms,
+            [&](const Update& u, float* panels) {
+                pack_along(u.up, u.rank, u.outputs(), u.rank, u.padded, panel_width * u.padded,
+                           panels);
+            },
+            [&](const Update& u, Range own) {
+                reduce(u, x + own.first * ldx, ldx, inputs, own.count(),
+                       inner_at(u, inner, own.first), [&](float* panels) {
+                           pack_along(u.down, inputs, u.rank, inputs, inputs, panel_width * inputs,
+                                      panels);
+                       });
+            });
+        multiply_and_add(rounds, {x, ldx, rows}, {weight, ld, 1, outputs, inputs, bias}, terms, y);
+    });
 }
 
 // Gives dx (rows, inputs), if it is wanted, and the gradients of matrices that want one; `pulled`
@@ -239,24 +243,26 @@ GW_API void gw_project_floats_backward_avx2(index rounds, const float* weight, i
                                             index count, const float* x, index ldx,
                                             const float* dy, index ldy, index rows,
                                             const float* inner, float* pulled, float* dx) {
-    const Updates updates(given, count);
-    const Terms terms(updates, pulled, [&](const Update&) { return Range{0, inputs}; });
-    prepare(
-        updates, terms,
-        [&](const Update& u, float* panels) {
-            if (dx)
-                pack_across(u.down, inputs, inputs, u.rank, u.padded, panel_width * u.padded,
-                            panels);
-        },
-        [&](const Update& u, Range own) {
-            reduce(u, dy + own.first * ldy + u.left, ldy, u.outputs(), own.count(),
-                   inner_at(u, pulled, own.first), [&](float* panels) {
-                       pack_across(u.up, u.rank, u.rank, u.outputs(), u.outputs(),
-                                   panel_width * u.outputs(), panels);
-                   });
-        });
-    if (dx)
-        multiply_and_add(rounds, {dy, ldy, rows}, {weight, 1, ld, inputs, outputs, nullptr}, terms,
-                         dx);
-    give_gradients(updates, inner, pulled, {x, ldx, rows}, {dy, ldy, rows}, inputs);
+    attempt([&] {
+        const Updates updates(given, count);
+        const Terms terms(updates, pulled, [&](const Update&) { return Range{0, inputs}; });
+        prepare(
+            updates, terms,
+            [&](const Update& u, float* panels) {
+                if (dx)
+                    pack_across(u.down, inputs, inputs, u.rank, u.padded, panel_width * u.padded,
+                                panels);
+            },
+            [&](const Update& u, Range own) {
+                reduce(u, dy + own.first * ldy + u.left, ldy, u.outputs(), own.count(),
+                       inner_at(u, pulled, own.first), [&](float* panels) {
+                           pack_across(u.up, u.rank, u.rank, u.outputs(), u.outputs(),
+                                       panel_width * u.outputs(), panels);
+                       });
+            });
+        if (dx)
+            multiply_and_add(rounds, {dy, ldy, rows}, {weight, 1, ld, inputs, outputs, nullptr},
+                             terms, dx);
+        give_gradients(updates, inner, pulled, {x, ldx, rows}, {dy, ldy, rows}, inputs);
+    });
 }

@@ -35,13 +35,15 @@ class Scratch {
     Scratch& operator=(const Scratch&) = delete;
     ~Scratch() { std::free(data_); }
 
-    // Room for `count` items; what was there before is lost.
+    // Room for `count` items; what was there before is lost. Throws std::bad_alloc.
     template <class T>
     T* room(index count) {
         const std::size_t bytes = (count * sizeof(T) + 63) / 64 * 64;
         if (bytes > size_) {
             std::free(data_);
+            size_ = 0;
             data_ = std::aligned_alloc(64, bytes);
+            if (!data_) throw std::bad_alloc();
             size_ = bytes;
         }
         return static_cast<T*>(data_);

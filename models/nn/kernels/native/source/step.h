@@ -6,6 +6,7 @@
 
 #include <optional>
 
+#include "attempt.h"
 #include "step_attend.h"
 #include "step_heads.h"
 #include "step_layer.h"
@@ -101,7 +102,7 @@ void compute_hidden(State& state) {
     });
 }
 
-// Calls work(state) by every thread of the current team size.
+// Calls work(state) by every thread of the current team size. Throws std::bad_alloc before.
 template <class Work>
 void in_parallel(const Model& model, const Batch& batch, Work&& work) {
     static thread_local Scratch scratch;
@@ -120,15 +121,19 @@ void in_parallel(const Model& model, const Batch& batch, Work&& work) {
 
 template <class Isa>
 void step(const Model& model, const Batch& batch) {
-    in_parallel(model, batch, [](State& state) {
-        compute_hidden<Isa>(state);
-        if (state.b.wanted) compute_logits<Isa>(state);
+    attempt([&] {
+        in_parallel(model, batch, [](State& state) {
+            compute_hidden<Isa>(state);
+            if (state.b.wanted) compute_logits<Isa>(state);
+        });
     });
 }
 
 template <class Isa>
 void logits(const Model& model, const Batch& batch) {
-    in_parallel(model, batch, [](State& state) { compute_logits<Isa>(state); });
+    attempt([&] {
+        in_parallel(model, batch, [](State& state) { compute_logits<Isa>(state); });
+    });
 }
 
 }  // namespace gw::stepping

@@ -2,6 +2,7 @@
 // the next one reads. For any x86-64: the step itself is a form's.
 #include <chrono>
 
+#include "attempt.h"
 #include "step_types.h"
 
 namespace gw::stepping {
@@ -35,12 +36,13 @@ bool goes_on(const Stretch& stretch, const index* drawn, index count) {
 
 // Computes a batch, all of whose rows want their likeliest tokens, and goes on with these until
 // there are `most`, or time is over, or a row has drawn an end or no number, or the caller is called.
-// Returns how many steps that took; at least one.
+// Returns how many steps that took, or 0 if one of them lacked memory.
 GW_API index gw_go_on(Step step, const Model* model, const Batch* batch, const Stretch* stretch) {
     const index count = batch->wanted;
     const auto end = Clock::now() + std::chrono::duration<double>(stretch->seconds);
     for (index done = 0;; ++done) {
         step(model, batch);
+        if (gw_lacked_memory()) return 0;
         index* drawn = stretch->drawn + done * count;
         std::copy_n(batch->likeliest, count, drawn);
         const bool last = done + 1 == stretch->most || Clock::now() >= end;

@@ -26,13 +26,17 @@ GW_API void GW_FORM(project_backward)(const bf16* weight, index ld, index output
 
 GW_API void GW_FORM(weight_gradient)(const bf16* dy, index ldy, index outputs, const bf16* x,
                                      index ldx, index inputs, index rows, bf16* gradient) {
-    gather_weight<Isa>({dy, ldy, rows}, outputs, {x, ldx, rows}, inputs, gradient);
+    attempt([&] {
+        gather_weight<Isa>({dy, ldy, rows}, outputs, {x, ldx, rows}, inputs, gradient);
+    });
 }
 
 GW_API void GW_FORM(cross_entropy)(const bf16* weight, index ld, index outputs, index inputs,
                                    const bf16* bias, const bf16* x, index ldx, index rows,
                                    const index* targets, float* losses, std::uint8_t* correct,
                                    float* grad) {
-    cross_entropy<PackedBlocks<Isa>>({weight, ld, outputs, inputs, bias}, {x, ldx, rows}, targets, losses,
-                       correct, grad);
+    attempt([&] {
+        cross_entropy<PackedBlocks<Isa>>({weight, ld, outputs, inputs, bias}, {x, ldx, rows},
+                                         targets, losses, correct, grad);
+    });
 }
