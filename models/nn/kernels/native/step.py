@@ -200,3 +200,5 @@ class NativeStep:
             raise ValueError(f"Slot {run.slot} is none of {self.model.slots}.")
         if not run.ids:
             raise ValueError("A run has at least one token.")
+        if run.decodes and len(run.ids) > 1:
+            raise ValueError("A run that decodes is one token.")

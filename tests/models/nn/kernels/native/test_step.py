@@ -257,7 +257,10 @@ def test_a_row_that_is_no_number_stays_alone(world: World) -> None:
 
 @pytest.mark.parametrize(
     "bad",
-    [Run(4, 0, [5]), Run(0, 219, [5, 5]), Run(0, -1, [5]), Run(0, 0, [VOCAB]), Run(0, 0, [])],
+    [
+        *(Run(4, 0, [5]), Run(0, 219, [5, 5]), Run(0, -1, [5]), Run(0, 0, [VOCAB]), Run(0, 0, [])),
+        Run(0, 0, [5, 5], decodes=True),
+    ],
 )
 def test_what_lies_outside_is_refused(world: World, bad: Run) -> None:
     with pytest.raises(ValueError, match=r"Slot|[Tt]oken"):
