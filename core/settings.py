@@ -96,7 +96,7 @@ class Settings(BaseSettings):
     data_dir: Path = Path(".graftwork")
     cache_dir: Path = Path("~/.cache/graftwork")
     database_url: Annotated[
-        str | None, begins_with("postgresql://", "postgresql+", "sqlite://")
+        str | None, begins_with("postgresql://", "postgresql+", "sqlite://", "sqlite+")
     ] = None
     broker_url: str | None = None
     store_url: Annotated[str | None, begins_with("s3://", "gs://", "az://", "file://")] = None

@@ -41,6 +41,7 @@ def test_a_value_that_cannot_be_names_its_variable(
         ("log_level", "DEBUG"),
         ("store_url", "s3://bucket/prefix"),
         ("database_url", "sqlite:////tmp/graftwork.db"),
+        ("database_url", "sqlite+pysqlite:////tmp/graftwork.db"),
         ("database_url", "postgresql://user:password@host/name"),
         ("database_url", "postgresql+psycopg://host/name?sslmode=require"),
         ("database_url", ""),
