@@ -146,8 +146,13 @@ def _seconds(moment: float | None) -> int | None:
 
 
 def _hyperparameters(row: Job) -> dict[str, Any]:
-    """Return OpenAI's three: what was asked for, and numbers for `auto` once the data is known."""
+    """Return OpenAI's three: what was asked for, and numbers for `auto` once the data is known.
+
+    Where tokens or seconds end the run, no number of epochs does: `auto` stays.
+    """
     numbers = {"learning_rate_multiplier": 1.0, **row.resolved} if row.resolved else {}
+    if row.loop.get("max_tokens") or row.loop.get("max_seconds"):
+        numbers.pop("n_epochs", None)
     asked = {name: row.loop.get(name, "auto") for name in HYPERPARAMETERS}
     return {
         name: numbers.get(name, value) if value == "auto" else value

@@ -8,6 +8,8 @@ import pytest
 from openai import APIStatusError, AsyncOpenAI, BadRequestError, NotFoundError, OpenAI
 
 from core.ids import new_id
+from models.loop_request import LoopRequest, resolve
+from models.nn.methods import parse_method
 from models.tables import event, job
 from models.tables.checkpoint import Checkpoint
 from tests.api.conftest import Stack, add_adapter, tenant_of
@@ -300,6 +302,27 @@ def test_events_and_checkpoints_are_listed(
     assert (found.step_number, found.fine_tuned_model_checkpoint) == (5, name)
     assert (found.metrics.step, found.metrics.full_valid_loss) == (5, 0.25)
     assert client.models.retrieve(name).model_extra["graftwork"]["kind"] == "checkpoint"
+
+
+@pytest.mark.parametrize("end", ["max_tokens", "max_seconds"])
+def test_another_end_than_epochs_may_be_posted_as_it_is_shown(
+    stack: Stack, client: OpenAI, training_file: str, end: str
+) -> None:
+    made = create(client, training_file, extra_body={"training": {end: 1000}})
+    with stack.database.unit_of_work() as session:
+        row = session.query(job.Job).filter_by(id=made.id).one()
+        resolved = resolve(LoopRequest(**row.loop), method=parse_method(row.method), rows=10)
+        row.resolved = resolved.model_dump(mode="json")
+    shown = client.fine_tuning.jobs.retrieve(made.id)
+    assert shown.hyperparameters.n_epochs == "auto"
+    assert shown.hyperparameters.batch_size == 1
+    again = create(
+        client,
+        training_file,
+        hyperparameters=shown.hyperparameters.to_dict(),
+        extra_body={"training": shown.model_extra["graftwork"]["training"]},
+    )
+    assert again.model_extra["graftwork"]["training"][end] == 1000
 
 
 def test_resolved_values_and_errors_come_back(
