@@ -237,5 +237,4 @@ def diverged(step: int) -> InvalidRequest:
         f"The loss, its gradient or the adapter was no longer finite at step {step}. Lower the "
         "learning rate, lengthen the warm-up, or look for odd rows in the data.",
         code="non_finite_loss",
-        param="learning_rate_multiplier",
     )

@@ -251,7 +251,7 @@ def test_a_loss_that_is_no_number_ends_the_job(make_job):
     order = make_job().order(loop={"learning_rate": 10.0, "n_epochs": 50, "max_grad_norm": 1e9})
     order.spec["method"] = {"type": "lora", "rank": 4, "alpha": 65536}
     failed = carry_out(order)[-1]
-    assert failed.code == "non_finite_loss"
+    assert (failed.code, failed.param) == ("non_finite_loss", None)  # the data may be at fault
     assert "Lower the learning rate" in failed.message
 
 
