@@ -2,9 +2,13 @@
 
 import os
 import sys
+from typing import TYPE_CHECKING
 
 from cli.console import out
-from cli.environment import DataDir, Host, Port, configure
+from cli.environment import DataDir, Host, Port, configure, make_folder
+
+if TYPE_CHECKING:
+    from core.settings import Settings
 
 SPINS = "1000"
 """Some ten microseconds, the time between two operations of a step."""
@@ -38,25 +42,24 @@ def waiting() -> dict[str, str]:
 
 def api(data_dir: DataDir = None, host: Host = None, port: Port = None) -> None:
     """Run the HTTP api."""
-    configure(data_dir=data_dir, host=host, port=port)
-    _become("api")
+    _become("api", configure(data_dir=data_dir, host=host, port=port))
 
 
 def worker(data_dir: DataDir = None) -> None:
     """Run a worker, which validates files and trains."""
-    configure(data_dir=data_dir)
-    _become("worker")
+    _become("worker", configure(data_dir=data_dir))
 
 
 def engine(data_dir: DataDir = None) -> None:
     """Run the inference engine."""
-    configure(data_dir=data_dir)
-    _become("engine")
+    _become("engine", configure(data_dir=data_dir))
 
 
 def migrate(data_dir: DataDir = None) -> None:
     """Bring the database to the newest schema; add GRAFTWORK_BOOTSTRAP_KEY if it has no key."""
     settings = configure(data_dir=data_dir)
+    if not settings.database_url:
+        make_folder(settings.data_folder)
     from cli import database
 
     revision = database.migrate(settings)
@@ -65,6 +68,7 @@ def migrate(data_dir: DataDir = None) -> None:
         out.print("Added the key of GRAFTWORK_BOOTSTRAP_KEY for tenant default.")
 
 
-def _become(name: str) -> None:
+def _become(name: str, settings: "Settings") -> None:
+    make_folder(settings.data_folder)
     extra = {**environment(), **({} if name == "api" else waiting())}
     os.execve(sys.executable, command(name), {**os.environ, **extra})  # noqa: S606

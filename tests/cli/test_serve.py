@@ -111,7 +111,7 @@ def test_keys_of_a_missing_folder_make_nothing(installation: Installation, tmp_p
     assert not missing.exists()
 
 
-@pytest.mark.parametrize("command", ["serve", "pull"])
+@pytest.mark.parametrize("command", ["serve", "pull", "api", "worker", "engine", "migrate"])
 def test_a_folder_that_cannot_be_made_is_named(installation: Installation, command: str) -> None:
     refused = installation.run(command, "--data-dir", "/sys/graftwork")
     assert refused.returncode == 1
