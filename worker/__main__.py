@@ -3,11 +3,13 @@
 from core.process import die_with_parent
 from core.settings import get_settings
 from worker.app import celery
+from worker.dispatch import get_dispatcher
 
 
 def main() -> None:
     """Run Celery's worker with a pool of threads: each only watches a child process."""
     die_with_parent()
+    get_dispatcher()  # Celery would log why there is none, and go on without
     celery.worker_main(
         [
             "worker",

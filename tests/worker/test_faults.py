@@ -19,7 +19,7 @@ from tests.worker.long_job import (
     post,
     trainer_of,
 )
-from tests.worker.site import Site
+from tests.worker.site import SECONDS, Site
 
 
 def test_a_run_that_nothing_disturbs(site: Site, unbroken: str) -> None:
@@ -217,3 +217,9 @@ def test_bad_rows_are_named_before_anything_is_trained(site: Site) -> None:
     assert ended.attempts == 1
     assert ended.report is not None
     assert sum(ended.report["problem_counts"].values()) == len(ended.error["problems"])
+
+
+@one_database
+def test_a_worker_that_cannot_open_its_store_ends(site: Site) -> None:
+    """It stayed, answered the broker's pings, and trained nothing."""
+    assert site.start_worker(GRAFTWORK_STORE_URL="file:///proc/nonsense").wait(SECONDS) == 1
