@@ -7,6 +7,27 @@ import structlog
 
 from core.settings import Settings
 
+NO_MORE_FILES = "socket.accept() out of system resource"
+"""What asyncio says, thousands of times a second, while as many files are open as may be."""
+REPEAT_SECONDS = 10.0
+
+
+class _Seldom(logging.Filter):
+    """Lets that pass once in `REPEAT_SECONDS`, and all else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._passed_at = 0.0
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Say whether it is something else, or was not said for long."""
+        if not str(record.msg).startswith(NO_MORE_FILES):
+            return True
+        if record.created - self._passed_at < REPEAT_SECONDS:
+            return False
+        self._passed_at = record.created
+        return True
+
 
 def configure_logging(settings: Settings, *, process: str) -> None:
     """Send structlog and the standard library's loggers to stderr in one format."""
@@ -44,6 +65,7 @@ def configure_logging(settings: Settings, *, process: str) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(settings.log_level)
+    logging.getLogger("asyncio").filters[:] = [_Seldom()]
     logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for each call of the engine
     logging.getLogger("alembic").setLevel(logging.WARNING)  # /readyz asks it for the revision
     structlog.contextvars.bind_contextvars(process=process)

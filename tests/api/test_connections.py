@@ -2,19 +2,23 @@
 
 import http.client
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import httpx
 import pytest
 
 from migrations import migrate
 from tests.api.conftest import Stack, run_stack
+from tests.processes import wait_for
 
 CRAMPED = """
 import resource
-resource.setrlimit(resource.RLIMIT_NOFILE, (64, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, {most}))
 from api.__main__ import main
 main()
 """
@@ -23,9 +27,19 @@ main()
 @pytest.fixture
 def cramped(tmp_path: Path) -> Iterator[Stack]:
     """An installation whose api was started where few files may be open, as in a shell."""
+    yield from run_cramped(tmp_path, most="most")
+
+
+@pytest.fixture
+def confined(tmp_path: Path) -> Iterator[Stack]:
+    """An installation whose api may not have more of them open."""
+    yield from run_cramped(tmp_path, most="64")
+
+
+def run_cramped(tmp_path: Path, *, most: str) -> Iterator[Stack]:
     url = f"sqlite:///{tmp_path / 'graftwork.db'}"
     migrate(url)
-    program = ("-c", CRAMPED)
+    program = ("-c", CRAMPED.format(most=most))
     yield from run_stack(tmp_path, database_url=url, broker_url="redis://none", program=program)
 
 
@@ -37,6 +51,22 @@ def test_more_are_served_at_once_than_a_shell_lets_a_program_open_files(cramped:
             stack.enter_context(closing(connection))
             connection.request("GET", "/livez")
             assert connection.getresponse().read() == b'{"status":"ok"}'
+
+
+def test_where_no_more_files_may_be_open_the_log_says_so_now_and_then(confined: Stack) -> None:
+    address = urlsplit(confined.url)
+
+    def told() -> int:
+        return confined.log.read_text().count("socket.accept() out of system resource")
+
+    with ExitStack() as stack:
+        for _ in range(100):
+            there = address.hostname or "", address.port or 0
+            stack.enter_context(socket.create_connection(there, 5))
+        wait_for(told, seconds=20)
+        time.sleep(2.5)  # it tries again every second
+        assert told() == 1
+    wait_for(lambda: httpx.get(f"{confined.url}/livez", timeout=5).is_success, seconds=20)
 
 
 def test_nothing_is_read_behind_a_body_of_two_lengths(stack: Stack) -> None:
