@@ -62,6 +62,7 @@ def configure_logging(settings: Settings, *, process: str) -> None:
             ],
         )
     )
+    handler.setLevel(settings.log_level)  # some libraries give their own loggers a lower one
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(settings.log_level)
