@@ -39,7 +39,7 @@ def create_app(engine: Engine) -> Starlette:
             Route("/metrics", _metrics),
             Route("/adapters/{digest}", _drop, methods=["DELETE"]),
         ],
-        exception_handlers={GraftworkError: _refuse},
+        exception_handlers={GraftworkError: _refuse, ClientDisconnect: _let_go},
     )
     app.state.engine = engine
     return app
@@ -53,7 +53,7 @@ async def _generate(request: Request) -> Response:
         first = await _unless_gone(request, anext(lines))
     except ClientDisconnect:
         await lines.aclose()
-        return Response(status_code=499)
+        raise
     return StreamingResponse(_encode(first, lines), media_type="application/x-ndjson")
 
 
@@ -74,10 +74,7 @@ async def _inspect(request: Request) -> Response:
 
 
 async def _reply(request: Request, working: Awaitable[msgspec.Struct]) -> Response:
-    try:
-        reply = await _unless_gone(request, working)
-    except ClientDisconnect:
-        return Response(status_code=499)
+    reply = await _unless_gone(request, working)
     return Response(msgspec.json.encode(reply), media_type="application/json")
 
 
@@ -136,3 +133,8 @@ async def _refuse(request: Request, error: Exception) -> Response:  # noqa: ARG0
         raise error
     body = {"code": error.code, "message": error.message, "param": error.param}
     return JSONResponse({"error": body}, status_code=error.status)
+
+
+async def _let_go(request: Request, error: Exception) -> Response:  # noqa: ARG001
+    """End a call whose caller has left, be it amid its body: that is no fault of ours."""
+    return Response(status_code=499)

@@ -1,5 +1,6 @@
 """The engine as a process: its socket, its lines, its signals."""
 
+import asyncio
 import base64
 import json
 import os
@@ -18,6 +19,8 @@ import pytest
 
 from core.store import MANIFEST
 from tests.worker.engine.conftest import BASE, World
+from worker.engine.app import create_app
+from worker.engine.engine import Engine
 
 PROMPT = list(range(10, 30))
 
@@ -188,6 +191,22 @@ def test_a_caller_who_leaves_before_the_first_line_frees_its_place(client: httpx
         while client.get("/health").json()["waiting"]:
             assert time.monotonic() < deadline
     wait_for_rows(client, 0)
+
+
+@pytest.mark.parametrize("path", ["/generate", "/embed", "/classify", "/inspect"])
+def test_a_caller_who_leaves_amid_the_body_is_no_fault(world: World, path: str) -> None:
+    received = iter([{"type": "http.request", "body": b"{", "more_body": True}])
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        return next(received, {"type": "http.disconnect"})
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": path, "headers": [], "query_string": b""}
+    asyncio.run(create_app(Engine(world.settings))(scope, receive, send))
+    assert sent[0]["status"] == 499
 
 
 def test_metrics_count(client: httpx.Client) -> None:
