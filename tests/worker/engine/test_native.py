@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from core.settings import ServingSettings
-from models.nn.backbone import Backbone
+from models.nn.backbone import Backbone, pick_dtype
 from models.nn.forward import Part, forward
 from models.nn.head import pool
 from models.nn.kernels.native import library, reason
@@ -20,6 +20,7 @@ from models.nn.methods import METHODS
 from models.nn.terms import Terms
 from models.wire import EmbedReply, EmbedRequest, Input
 from tests.worker.engine.conftest import (
+    Answer,
     Kind,
     Taken,
     TinyProblem,
@@ -92,9 +93,14 @@ def test_whole_weights_that_have_no_room_for_a_copy_are_computed_by_torch(
         assert resident.footing.eager == bool(changes)
         taken.append(resident.bytes)
     assert taken[1] < 300_000 < taken[0]
-    for found, expected in zip(answers[1].tokens[0], answers[0].tokens[0], strict=True):
-        assert found.logprob == pytest.approx(expected.logprob, abs=0.3)
-        if found.id != expected.id:  # both ways round to bfloat16, in another order
+    check_near(answers[1], answers[0])  # both ways round to bfloat16, in another order
+
+
+def check_near(found: Answer, expected: Answer) -> None:
+    """Compare the tokens as long as both answers are the same, and the first that is not."""
+    for token, other in zip(found.tokens[0], expected.tokens[0], strict=True):
+        assert token.logprob == pytest.approx(other.logprob, abs=0.3)
+        if token.id != other.id:
             break
 
 
@@ -244,7 +250,11 @@ def test_it_is_the_first_choice_whatever_the_network_computes_in(
     for engine in (chosen, packed):
         assert engine.health()["step"].startswith("C++ with ")
         assert [len(answer.ids) for answer in ask_all(engine, [base, adapted])] == [12, 12]
-    assert ask_all(chosen, [base])[0].ids == ask_all(told, [base])[0].ids
+    found, expected = (ask_all(engine, [base])[0] for engine in (chosen, told))
+    if pick_dtype() is torch.bfloat16:
+        assert found.ids == expected.ids
+    else:  # the weights that C++ rounds were not rounded to bfloat16 before
+        check_near(found, expected)
 
 
 def test_adapters_are_laid_out_beside_the_steps(
