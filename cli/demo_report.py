@@ -21,7 +21,8 @@ client = OpenAI(base_url="http://127.0.0.1:8000/v1", api_key="gw-...")  # of `gr
 file = client.files.create(file=open("train.jsonl", "rb"), purpose="fine-tune")
 job = client.fine_tuning.jobs.create(model="{base}", training_file=file.id)
 model = client.fine_tuning.jobs.retrieve(job.id).fine_tuned_model  # once it has succeeded
-client.chat.completions.create(model=model, messages=[{{"role": "user", "content": "..."}}])
+task = {{"role": "system", "content": "..."}}  # that of the rows: ask as they do
+client.chat.completions.create(model=model, messages=[task, {{"role": "user", "content": "..."}}])
 """
 
 
