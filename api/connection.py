@@ -12,7 +12,10 @@ class Connection(H11Protocol):
     uvicorn waits for ever for the first request, and for any of which it has the first bytes.
     """
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+    def connection_made(
+        self,
+        transport: asyncio.Transport,  # type: ignore[override]  # as uvicorn, narrower than asyncio
+    ) -> None:
         """Wait for the first request as for others."""
         super().connection_made(transport)
         self._await_request()
