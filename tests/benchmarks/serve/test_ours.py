@@ -21,7 +21,7 @@ from models.nn.backbone import Backbone
 from models.nn.chat import Renderer
 from tests.tiny import make_tiny_base
 
-CONTEXT = 8192
+CONTEXT = 16384
 """So long that rows still decode when a phase ends late on a loaded machine."""
 
 
