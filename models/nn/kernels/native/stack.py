@@ -19,7 +19,6 @@ from models.nn.kernels.table import Heads, Layer
 
 PRODUCTS = 4
 """Of a layer: heads, output, gate and up, down."""
-_LINE = 64
 _LAYER = f"{9 * PRODUCTS}q2qd2qd11q"
 """A layer as the kernels read it (`source/layers.h`): products, norms, what it reads and writes."""
 
@@ -63,7 +62,7 @@ class Stack:
             parents=heads.parents,
         )
         self._rooms: list[Tensor] = []
-        (self._spare,) = self._lay([normed_td.nbytes])
+        self._spare = torch.empty(normed_td.nbytes, dtype=torch.uint8)
         sizes = [self._sizes(index, normed_td.nbytes) for index in range(len(layers))]
         sizes[-1][_STREAM] = 0  # which is an end
         shared = self._lay([max(each) for each in zip(*sizes[:lowest], strict=True)])
@@ -124,11 +123,13 @@ class Stack:
         ]
 
     def _lay(self, sizes: Sequence[int]) -> list[int]:
-        """Return addresses of so many bytes each; what has none lies where nobody reads again."""
-        whole = [-(-size // _LINE) * _LINE for size in sizes]
-        self._rooms.append(torch.empty(sum(whole), dtype=torch.uint8))
-        starts = accumulate(whole, initial=self._rooms[-1].data_ptr())
-        return [start if size else self._spare for start, size in zip(starts, sizes, strict=False)]
+        """Return addresses of so many bytes each; what has none lies where nobody reads again.
+
+        Each is a piece of its own: a layer's as one would hardly fit into what others have freed.
+        """
+        rooms = [torch.empty(size, dtype=torch.uint8) if size else self._spare for size in sizes]
+        self._rooms += rooms
+        return [room.data_ptr() for room in rooms]
 
     def _records(self, grads: Grads) -> tuple[bytes, "array[int]"]:
         """Return the layers, and the updates that they point to."""
