@@ -8,7 +8,6 @@ where an answer begins, and no token spans a cut.
 
 import hashlib
 import json
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from itertools import pairwise
@@ -18,12 +17,10 @@ from typing import Any, NamedTuple
 from transformers import AutoTokenizer
 
 from core.errors import InvalidRequest
+from models.nn.marked_text import MarkedText, Tokens
 from models.nn.messages import Message, Turn, check_text, normalise, unused_character
 from models.nn.spelling import spell_bytes, spell_text
 from models.nn.template import Answer, ChatTemplate, Rendering
-
-CHARACTERS = 6
-"""More than a token of nearly any text has on average: of longer ones the start is read first."""
 
 
 class Example(NamedTuple):
@@ -31,13 +28,6 @@ class Example(NamedTuple):
 
     ids: list[int]
     labelled: list[bool]
-
-
-class _Tokens(NamedTuple):
-    """Ids, and of each the character of the text at which it begins."""
-
-    ids: list[int]
-    starts: list[int]
 
 
 class Renderer:
@@ -61,7 +51,7 @@ class Renderer:
                 code="unsupported_base",
                 param="base",
             )
-        self._control = re.compile(f"(?={'|'.join(map(re.escape, control))})") if control else None
+        self.text = MarkedText(self._backend, control=control)
         self._stop_ids = frozenset(stop_ids)
         self.digest = digest or _digest(self._backend.to_str().encode(), source)
 
@@ -124,11 +114,11 @@ class Renderer:
     def completions(self, prompt: str, completions: Sequence[str]) -> Iterator[list[int]]:
         """Yield what `completion_example` labels of each completion; the prompt is read once."""
         mark = unused_character((prompt, *completions))
-        before = self._defuse(prompt, mark)
-        alone = self._pieces(before, mark).ids
+        before = self.text.defuse(prompt, mark)
+        alone = self.text.tokens(before, mark).ids
         for completion in completions:
-            after = self._defuse(completion, mark)
-            yield [*self._continue(before, alone, after, mark, most=None).ids, self.eos_id]
+            after = self.text.defuse(completion, mark)
+            yield [*self.text.behind(before, alone, after, mark, most=None).ids, self.eos_id]
 
     def completion_prompt(self, prompt: str, *, most: int | None = None) -> list[int]:
         """Return a prompt's ids; an empty one begins as a text does after another's end."""
@@ -142,30 +132,17 @@ class Renderer:
     def encode(self, text: str, *, most: int | None = None) -> list[int]:
         """Return the ids of a plain text, after the base's begin token if it has one.
 
-        Of a text of far more than `most` they may be those of its start, which `outgrow` it too.
+        Of a text of far more than `most` they may be those of its start, which outgrow it too.
         """
         mark = unused_character((check_text(text, param="prompt"),))
-        return [*self.begin_ids, *self._start(self._defuse(text, mark), mark, most=most).ids]
-
-    def is_long(self, text: str, *, most: int) -> bool:
-        """Say whether a text probably has more than `most` tokens."""
-        return len(text) > CHARACTERS * (most + self.longest_token)
-
-    def outgrow(self, ids: Sequence[int], most: int) -> bool:
-        """Say whether a text that begins with these ids has more than `most`, however it goes on.
-
-        The last ones may be others then, but none that begin a token's length before the end.
-        """
-        return len(ids) > most + self.longest_token
+        return [
+            *self.begin_ids,
+            *self.text.start(self.text.defuse(text, mark), mark, most=most).ids,
+        ]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of ids, control tokens included."""
         return str(self.tokenizer.decode(ids, clean_up_tokenization_spaces=False))
-
-    @cached_property
-    def longest_token(self) -> int:
-        """A bound of the bytes that one token stands for: those of the longest written form."""
-        return max(len(piece.encode()) for piece in self.tokenizer.get_vocab())
 
     @cached_property
     def spellings(self) -> dict[int, bytes]:
@@ -213,74 +190,30 @@ class Renderer:
                 param="messages",
             )
         mark = unused_character(turn.content for turn in turns)
-        defused = [turn._replace(content=self._defuse(turn.content, mark)) for turn in turns]
+        defused = [turn._replace(content=self.text.defuse(turn.content, mark)) for turn in turns]
         return self._template, defused, mark
-
-    def _defuse(self, text: str, mark: str) -> str:
-        """Put the mark behind the first character of every control string."""
-        if self._control is None:
-            return text
-        cuts = [match.start() + 1 for match in self._control.finditer(text)]
-        return mark.join(text[i:j] for i, j in pairwise([0, *cuts, len(text)]))
-
-    def _pieces(self, text: str, mark: str) -> _Tokens:
-        """Tokenise what lies between the marks; only here do control strings become tokens."""
-        tokens = _Tokens([], [])
-        start = 0
-        for piece in text.split(mark):
-            encoding = self._backend.encode(piece, add_special_tokens=False)
-            tokens.ids.extend(encoding.ids)
-            tokens.starts.extend(start + offset for offset, _ in encoding.offsets)
-            start += len(piece) + 1
-        return tokens
-
-    def _start(self, text: str, mark: str, *, most: int | None) -> _Tokens:
-        """Tokenise a text, or no more of its start than shows that it has more than `most`."""
-        end = len(text) if most is None else CHARACTERS * (max(most, 0) + self.longest_token)
-        while end < len(text):
-            tokens = self._pieces(text[:end], mark)
-            if most is not None and self.outgrow(tokens.ids, most):
-                return tokens
-            end *= 2
-        return self._pieces(text, mark)
-
-    def _continue(
-        self, before: str, alone: list[int], after: str, mark: str, *, most: int | None
-    ) -> _Tokens:
-        """Return the tokens of `after` as they follow `before`, none of them spanning both.
-
-        Where tokenising the two together would not merge across, this is that; so that a
-        tokenizer that treats the start of a text apart sees no start here. `alone` are the ids of
-        `before`.
-        """
-        both = None if most is None else most + len(alone)
-        together = self._start(before + after, mark, most=both)
-        if together.ids[: len(alone)] != alone:
-            return self._start(after, mark, most=most)
-        starts = [start - len(before) for start in together.starts[len(alone) :]]
-        return _Tokens(together.ids[len(alone) :], starts)
 
     def _tokenise(
         self, rendering: Rendering, mark: str, *, most: int | None = None
-    ) -> tuple[_Tokens, dict[int, int]]:
+    ) -> tuple[Tokens, dict[int, int]]:
         """Tokenise a rendering; return tokens and, of each cut, the index of its first token."""
-        tokens = _Tokens([], [])
+        tokens = Tokens([], [])
         positions = {}
         before = ""
         for start, stop in pairwise([0, *rendering.cuts, len(rendering.text)]):
             positions[start] = len(tokens.ids)
             piece = rendering.text[start:stop]
             left = None if most is None else most - len(tokens.ids)
-            alone = self._pieces(before, mark).ids
-            found = self._continue(before, alone, piece, mark, most=left)
+            alone = self.text.tokens(before, mark).ids
+            found = self.text.behind(before, alone, piece, mark, most=left)
             tokens.ids.extend(found.ids)
             tokens.starts.extend(start + offset for offset in found.starts)
-            if most is not None and self.outgrow(tokens.ids, most):
+            if most is not None and self.text.outgrow(tokens.ids, most):
                 break
             before = piece
         return tokens, positions | {len(rendering.text): len(tokens.ids)}
 
-    def _labels(self, answer: Answer, tokens: _Tokens, positions: dict[int, int]) -> Iterable[int]:
+    def _labels(self, answer: Answer, tokens: Tokens, positions: dict[int, int]) -> Iterable[int]:
         """Return the indices of an answer's tokens, up to and with its end of turn."""
         if answer.start is None:
             raise InvalidRequest(

@@ -86,7 +86,7 @@ class Demonstrations:
             ids = self.renderer.encode(text) or [self.renderer.eos_id]
             shown = self.method.demonstrations(self.tensors, Asking(text, ids, self.features))
         size = sum(len(text.encode()) for pair in shown for text in pair)
-        if size > self.context * self.renderer.longest_token:
+        if size > self.context * self.renderer.text.longest_token:
             raise takes_too_much(self.context)
         return shown
 

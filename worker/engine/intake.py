@@ -31,7 +31,7 @@ def read_generation(
     if not prediction:
         return prompt, []
     text = check_text(prediction, param="prediction")
-    _check_size(text, most_bytes=context * renderer.longest_token, param="prediction")
+    _check_size(text, most_bytes=context * renderer.text.longest_token, param="prediction")
     return prompt, renderer.encode(text, most=context)[len(renderer.begin_ids) :][:context]
 
 
@@ -42,7 +42,7 @@ def read_prompt(source: Input, *, renderer: Renderer, vocab: int, context: int) 
     before all of it is tokenised if its text cannot fit.
     """
     check_forms(source, names="messages, prompt and prompt_ids")
-    most_bytes = context * renderer.longest_token
+    most_bytes = context * renderer.text.longest_token
     if source.messages is not None:
         text = "".join(turn.content for turn in normalise(source.messages))
         _check_size(text, most_bytes=most_bytes, param="messages")
@@ -95,8 +95,8 @@ def _check_input(
     if source.messages is not None:
         text = "".join(turn.content for turn in normalise(source.messages))
     check_text(text, param=param)
-    _check_size(text, most_bytes=context * renderer.longest_token, param=param)
-    if renderer.is_long(text, most=context):
+    _check_size(text, most_bytes=context * renderer.text.longest_token, param=param)
+    if renderer.text.is_long(text, most=context):
         ids = _least(source, renderer=renderer, context=context)
         _require_counted(ids, renderer=renderer, context=context, param=param)
 
@@ -152,8 +152,8 @@ def token_limit(tokens: int, *, sampling: SamplingSpec, context: int, prefix: in
 
 def _require_counted(ids: list[int], *, renderer: Renderer, context: int, param: str) -> list[int]:
     """Return ids unless they are so many that the rest of their text need not be read."""
-    if renderer.outgrow(ids, context):
-        least = len(ids) - renderer.longest_token
+    if renderer.text.outgrow(ids, context):
+        least = len(ids) - renderer.text.longest_token
         raise InvalidRequest(
             f"This engine's context is {context} tokens; this text has more than {least}.",
             code="context_length_exceeded",

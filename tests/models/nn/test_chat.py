@@ -8,6 +8,7 @@ from core.errors import InvalidRequest
 from models.dataset import ChatRow
 from models.nn import template as template_module
 from models.nn.chat import Renderer
+from models.nn.marked_text import MarkedText
 
 PLAIN = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
@@ -346,13 +347,13 @@ LONG_TEXTS = (
 
 @pytest.mark.parametrize("most", [5, 60, 1000])
 def test_only_the_start_is_read_of_what_outgrows_a_limit(tokenizer, monkeypatch, most):
-    renderer, pieces, read = _renderer(tokenizer, PLAIN), Renderer._pieces, []
+    renderer, pieces, read = _renderer(tokenizer, PLAIN), MarkedText.tokens, []
 
     def noted(self, text, mark):
         read.append(len(text))
         return pieces(self, text, mark)
 
-    monkeypatch.setattr(Renderer, "_pieces", noted)
+    monkeypatch.setattr(MarkedText, "tokens", noted)
     for text in LONG_TEXTS:
         turns = [("user", text), ("assistant", text[:30]), ("user", text[::-1])]
         messages = [{"role": role, "content": content} for role, content in turns]
@@ -360,7 +361,7 @@ def test_only_the_start_is_read_of_what_outgrows_a_limit(tokenizer, monkeypatch,
         read.clear()
         started = renderer.encode(text, most=most), renderer.prompt(messages, most=most)
         for some, every in zip(started, whole, strict=True):
-            assert some == every or (renderer.outgrow(some, most) and len(every) > most)
-        if renderer.is_long(text, most=most) and len(whole[0]) > len(text) / 4:
+            assert some == every or (renderer.text.outgrow(some, most) and len(every) > most)
+        if renderer.text.is_long(text, most=most) and len(whole[0]) > len(text) / 4:
             assert max(read) < len(text)
             assert started[0] != whole[0]

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from models.nn.chat import Renderer
+from models.nn.marked_text import MarkedText
 from models.wire import AdapterRef, ClassifyRequest, Input
 from tests.worker.engine.conftest import World, ask, order, put_adapter, until
 from worker.engine.engine import Engine
@@ -35,13 +35,13 @@ def completing(world: World, tmp_path: Path) -> AdapterRef:
 def test_a_text_is_tokenised_once_for_each_label(
     start_engine: Callable[..., Engine], completing: AdapterRef, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine, pieces, read = start_engine(), Renderer._pieces, list[str]()
+    engine, pieces, read = start_engine(), MarkedText.tokens, list[str]()
 
-    def noted(self: Renderer, text: str, mark: str) -> Any:
+    def noted(self: MarkedText, text: str, mark: str) -> Any:
         read.append(text)
         return pieces(self, text, mark)
 
-    monkeypatch.setattr(Renderer, "_pieces", noted)
+    monkeypatch.setattr(MarkedText, "tokens", noted)
     asked = ClassifyRequest(inputs=[Input(text="z" * 50)], labels=LABELS, adapter=completing)
     asyncio.run(engine.classify(asked))
     assert sum("zz" in text for text in read) == 2 + len(LABELS)
@@ -54,9 +54,9 @@ def test_rows_have_steps_while_long_texts_are_put_to_the_model(
     monkeypatch: pytest.MonkeyPatch,
     form: str,
 ) -> None:
-    engine, start, run, seen = start_engine(), Renderer._start, Runner.run, list[str]()
+    engine, start, run, seen = start_engine(), MarkedText.start, Runner.run, list[str]()
 
-    def start_slowly(self: Renderer, text: str, *given: Any, **options: Any) -> Any:
+    def start_slowly(self: MarkedText, text: str, *given: Any, **options: Any) -> Any:
         if "zz" in text:
             seen.append("text")
             time.sleep(2 * OPENING_SECONDS)
@@ -69,7 +69,7 @@ def test_rows_have_steps_while_long_texts_are_put_to_the_model(
     async def play() -> None:
         writing = asyncio.create_task(ask(engine, order("a", max_tokens=240, ignore_eos=True)))
         await until(lambda: engine.health()["rows"] == 1)
-        monkeypatch.setattr(Renderer, "_start", start_slowly)
+        monkeypatch.setattr(MarkedText, "start", start_slowly)
         monkeypatch.setattr(Runner, "run", noted)
         adapter = completing if form == "completion" else None
         inputs = [Input(text="z" * 50)] * 4

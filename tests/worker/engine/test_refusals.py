@@ -10,6 +10,7 @@ import pytest
 
 from core.errors import GraftworkError, InvalidRequest
 from models.nn.chat import Renderer
+from models.nn.marked_text import MarkedText
 from models.wire import (
     EmbedReply,
     EmbedRequest,
@@ -30,8 +31,8 @@ def engine(start_engine: Callable[..., Engine]) -> Engine:
 def test_a_text_that_cannot_fit_is_refused_unread(
     world: World, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Renderer, "_pieces", None)
-    text = "a" * (256 * world.renderer.longest_token + 1)
+    monkeypatch.setattr(MarkedText, "tokens", None)
+    text = "a" * (256 * world.renderer.text.longest_token + 1)
     messages = [{"role": "user", "content": text}]
     for refused, param in zip(
         ask_all(engine, [order(text), GenerateRequest(sampling={}, messages=messages)]),
@@ -45,20 +46,20 @@ def test_a_text_that_cannot_fit_is_refused_unread(
 def read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Lists the characters of whatever is tokenised."""
     found: list[int] = []
-    pieces = Renderer._pieces
+    pieces = MarkedText.tokens
 
-    def noted(self: Renderer, text: str, mark: str) -> Any:
+    def noted(self: MarkedText, text: str, mark: str) -> Any:
         found.append(len(text))
         return pieces(self, text, mark)
 
-    monkeypatch.setattr(Renderer, "_pieces", noted)
+    monkeypatch.setattr(MarkedText, "tokens", noted)
     return found
 
 
 def test_a_text_that_is_refused_is_read_no_further_than_one_that_fits(
     world: World, engine: Engine, read: list[int]
 ) -> None:
-    text = "a" * (256 * world.renderer.longest_token)
+    text = "a" * (256 * world.renderer.text.longest_token)
     messages = [{"role": "user", "content": text}]
     inputs = [Input(text="a"), Input(text=text)], [Input(messages=messages)]
 
