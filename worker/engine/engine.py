@@ -4,28 +4,22 @@ One thread does all torch work, loading included; it runs functions that others 
 otherwise computes steps. Without work it sleeps.
 """
 
-import asyncio
 import gc
-import secrets
 import sys
 import threading
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import structlog
 import torch
-from msgspec.structs import replace
 
 from core.errors import Unavailable
 from core.memory import keep_freed_memory
 from core.settings import Settings
 from core.store import Store
 from models.adapter_files import TRAINING_TENSORS
-from models.nn.chat import Renderer
-from models.spec import SamplingSpec
 from models.wire import (
     AnyGenerateLine,
     ClassifyReply,
@@ -33,28 +27,19 @@ from models.wire import (
     EmbedReply,
     EmbedRequest,
     GenerateRequest,
-    Input,
     InspectReply,
 )
 from worker.engine.assembly import Assembly, assemble
-from worker.engine.generation import Generation
 from worker.engine.inbox import Inbox
 from worker.engine.inspect import Source
-from worker.engine.intake import (
-    check_inputs,
-    name_of,
-    read_generation,
-    read_input,
-    read_sampling,
-    token_limit,
-)
+from worker.engine.intake import read_sampling
 from worker.engine.metrics import Metrics
-from worker.engine.reading import Reading, Reply
+from worker.engine.reading import Reply
+from worker.engine.reception import Reception
 from worker.engine.request import Outbox, Request
 from worker.engine.room import Room
 
 SWITCH_SECONDS = 0.0005
-ReplyT = TypeVar("ReplyT")
 
 log = structlog.get_logger(__name__)
 
@@ -81,9 +66,7 @@ class Engine:
         self._room = Room(rows=settings.engine.rows, waiting=settings.engine.waiting)
         self._inspections = 0
         """Adapters that are being looked at."""
-        self._coming = 0
-        """Requests that are being read."""
-        self._intake = ThreadPoolExecutor(1, thread_name_prefix="intake")
+        self._reception = Reception(self._over)
         self._thread = threading.Thread(target=self._run, name="torch", daemon=True)
 
     def start(self) -> None:
@@ -99,7 +82,7 @@ class Engine:
         sampling = read_sampling(request.sampling)
         opened = self._serving()
         with self._room.take(sampling.n, tenant=request.tenant):
-            generation = await self._prepare(request, sampling=sampling, opened=opened)
+            generation = await self._reception.generation(request, sampling=sampling, opened=opened)
             with self._working_on(generation, opened):
                 async for line in generation.lines():
                     yield line
@@ -124,7 +107,7 @@ class Engine:
         source = Source(self._store, digest, self._settings.uploads_folder)
         self._inspections += 1
         try:
-            return await self._wait_for(partial(opened.inspector.inspect, source))
+            return await self._reception.wait_for(partial(opened.inspector.inspect, source))
         finally:
             self._inspections -= 1
 
@@ -148,7 +131,7 @@ class Engine:
         self._inbox.put(self._close)
         if self._thread.ident is not None:
             self._thread.join()
-        self._intake.shutdown()
+        self._reception.close()
 
     def health(self) -> dict[str, Any]:
         """Say whether requests are served, of which base, and what is in memory."""
@@ -176,89 +159,16 @@ class Engine:
         finally:
             self._inbox.put(partial(opened.loop.cancel, request))
 
-    async def _take_in(self, read: Callable[[], ReplyT]) -> ReplyT:
-        """Read a request in a thread of its own, for a long prompt takes a while."""
-        self._coming += 1
-        try:
-            return await self._wait_for(partial(self._intake.submit, read))
-        finally:
-            self._coming -= 1
-
-    async def _wait_for(self, begin: Callable[[], Future[ReplyT]]) -> ReplyT:
-        """Return what a thread beside the torch thread gives, unless that ended before it began."""
-        try:
-            begun = begin()
-        except RuntimeError as error:
-            raise self._over() from error
-        try:
-            return await asyncio.wrap_future(begun)
-        except asyncio.CancelledError as error:
-            task = asyncio.current_task()
-            if task is None or task.cancelling():  # it is the caller who has left
-                raise
-            raise self._over() from error
-
     def _over(self) -> Unavailable:
         return _died() if self._dead else _stopping()
-
-    async def _prepare(
-        self, request: GenerateRequest, *, sampling: SamplingSpec, opened: Assembly
-    ) -> Generation:
-        source = Input(messages=request.messages, text=request.prompt, ids=request.prompt_ids)
-        read = partial(
-            read_generation,
-            source,
-            request.prediction,
-            renderer=opened.renderer,
-            vocab=opened.backbone.shape.vocab,
-            context=opened.context,
-        )
-        prompt, prediction = await self._take_in(read)
-        token_limit(len(prompt), sampling=sampling, context=opened.context)
-        return Generation(
-            adapter=request.adapter,
-            tenant=request.tenant,
-            loop=asyncio.get_running_loop(),
-            rows=sampling.n,
-            source=source,
-            prompt=prompt,
-            sampling=sampling,
-            seed=secrets.randbits(63) if sampling.seed is None else sampling.seed,
-            stream=request.stream,
-            prediction=prediction,
-        )
 
     async def _read(self, order: EmbedRequest | ClassifyRequest) -> Reply:
         opened = self._serving()
         rows = min(len(order.inputs), max(1, self._settings.engine.rows // 2))
         with self._room.take(rows, tenant=order.tenant):
-            check = partial(
-                check_inputs,
-                order.inputs,
-                renderer=opened.renderer,
-                vocab=opened.backbone.shape.vocab,
-                context=opened.context,
-            )
-            await self._take_in(check)
-            if isinstance(order, EmbedRequest):
-                order = replace(order, inputs=await self._tokenise(order.inputs, opened.renderer))
-            reading = Reading(
-                adapter=order.adapter,
-                tenant=order.tenant,
-                loop=asyncio.get_running_loop(),
-                rows=rows,
-                order=order,
-            )
+            reading = await self._reception.reading(order, rows=rows, opened=opened)
             with self._working_on(reading, opened):
                 return await reading.result()
-
-    async def _tokenise(self, inputs: Sequence[Input], renderer: Renderer) -> list[Input]:
-        """Return inputs as ids, each taken in by itself: a long list lets others in between."""
-        names = map(name_of, range(len(inputs)))
-        return [
-            Input(ids=await self._take_in(partial(read_input, one, renderer=renderer, param=name)))
-            for one, name in zip(inputs, names, strict=True)
-        ]
 
     def _run(self) -> None:
         try:
@@ -277,7 +187,7 @@ class Engine:
                         opened.threads.rest()
                     self._inbox.run(wait=not worked)
                     if not worked:
-                        self._inbox.gather(lambda: self._coming > 0)
+                        self._inbox.gather(lambda: self._reception.coming > 0)
             self._fail_all(_stopping())
         except Exception as error:
             log.error("engine_died", exc_info=error)

@@ -105,7 +105,7 @@ def test_requests_that_were_being_read_when_it_ended_are_told_so(
 ) -> None:
     """They were let in before; nobody is left to look at them."""
     read = threading.Event()
-    engine._intake.submit(read.wait, 20)  # a long prompt of somebody else
+    engine._reception._thread.submit(read.wait, 20)  # a long prompt of somebody else
 
     def end() -> None:
         if dies:
@@ -116,7 +116,7 @@ def test_requests_that_were_being_read_when_it_ended_are_told_so(
     async def play() -> list[Any]:
         embedding = engine.embed(EmbedRequest(inputs=[Input(ids=PROMPT)]))
         tasks = [asyncio.create_task(one) for one in (ask(engine, order(PROMPT)), embedding)]
-        await until(lambda: engine._coming == 2)
+        await until(lambda: engine._reception.coming == 2)
         ending = asyncio.create_task(asyncio.to_thread(end))
         await until(lambda: not engine._thread.is_alive())
         read.set()
@@ -134,7 +134,7 @@ def test_what_was_posted_behind_the_end_is_refused(engine: Engine) -> None:
         engine._inbox.put(lambda: held.wait(20) and None)
         engine._inbox.put(break_down)
         task = asyncio.create_task(ask(engine, order(PROMPT)))
-        await until(lambda: engine.busy and engine._coming == 0)
+        await until(lambda: engine.busy and engine._reception.coming == 0)
         held.set()
         return await asyncio.wait_for(asyncio.gather(task, return_exceptions=True), 20)
 

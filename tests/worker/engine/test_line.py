@@ -91,7 +91,7 @@ def test_a_flood_that_takes_long_to_open_delays_another_tenant_by_one(
         tasks += [asyncio.create_task(ask(engine, replace(short, tenant="many"))) for _ in range(9)]
         await until(lambda: "many" in seen)
         tasks.append(asyncio.create_task(ask(engine, replace(short, tenant="other"))))
-        await until(lambda: engine._room.taken == 11 and engine._coming == 0)
+        await until(lambda: engine._room.taken == 11 and engine._reception.coming == 0)
         all_here.set()
         await asyncio.gather(*tasks)
 
