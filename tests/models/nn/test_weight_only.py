@@ -47,14 +47,17 @@ def unpacked_from(packed: Backbone, variant: str) -> Backbone:
 @pytest.mark.parametrize("rows", [3, FEW_ROWS, 40])
 @torch.no_grad()
 def test_the_base_is_that_of_the_unpacked_weights(variant: str, rows: int) -> None:
-    """Whichever product runs; and within 3 % of what was rounded."""
+    """Whichever product runs; and within 5 % of what was rounded.
+
+    Of 480 such runs from other seeds three were farther than 3 %, the farthest 3.9 %.
+    """
     whole, packed = (make_backbone(variant) for _ in range(2))
     packed = hold_in_8_bits(packed)
     unpacked = unpacked_from(packed, variant)
     found = logits(packed, rows=rows)
     torch.testing.assert_close(found, logits(unpacked, rows=rows), rtol=1e-3, atol=1e-4)
     exact = logits(whole, rows=rows)
-    assert (found - exact).norm() / exact.norm() < 0.03
+    assert (found - exact).norm() / exact.norm() < 0.05
     assert not torch.equal(found, exact)
     embedding = packed.network.get_input_embeddings().weight
     assert torch.equal(embedding, whole.network.get_input_embeddings().weight)

@@ -11,7 +11,7 @@ from core.errors import InvalidRequest
 from core.store import Store
 from models.wire import AdapterRef, EmbedRequest, Input
 from tests.worker.engine.conftest import Answer, World, ask, ask_all, order, until
-from tests.worker.engine.versions import PROMPT, ids, resident, size_of, spoilt
+from tests.worker.engine.versions import PROMPT, ids, order_ids, resident, size_of, spoilt
 from worker.engine.engine import Engine
 
 
@@ -58,8 +58,7 @@ def test_memory_for_one_serves_many_at_once(
     roomy = start_engine()
     expected = [ids(roomy, adapter) for adapter in world.adapters]
     tight = start_engine(adapter_bytes=max(size_of(world, a) for a in world.adapters))
-    orders = [order(PROMPT, adapter=a, logprobs=True) for a in world.adapters]
-    answers = ask_all(tight, orders * 2)
+    answers = ask_all(tight, [order_ids(adapter) for adapter in world.adapters] * 2)
     assert [answer.ids for answer in answers] == expected * 2
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from models.nn.artifact import load_artifact
 from models.nn.terms import Terms
-from models.wire import AdapterRef
+from models.wire import AdapterRef, GenerateRequest
 from tests.worker.engine.conftest import World, ask_all, order, put_adapter
 from worker.engine.engine import Engine
 
@@ -21,8 +21,13 @@ def resident(engine: Engine) -> list[str]:
     return [entry["digest"] for entry in engine.health()["resident"]]
 
 
+def order_ids(adapter: AdapterRef | None) -> GenerateRequest:
+    """Ask for eight ids, also of a network that would end its answer at once."""
+    return order(PROMPT, adapter=adapter, logprobs=True, ignore_eos=True)
+
+
 def ids(engine: Engine, adapter: AdapterRef | None) -> list[int]:
-    return ask_all(engine, [order(PROMPT, adapter=adapter, logprobs=True)])[0].ids
+    return ask_all(engine, [order_ids(adapter)])[0].ids
 
 
 def spoilt(world: World, name: str, *, seed: int = 1, rank: int = 2, **options: Any) -> AdapterRef:
