@@ -52,6 +52,7 @@ class Renderer:
                 param="base",
             )
         self.text = MarkedText(self._backend, control=control)
+        """Makes tokens of what users wrote, and says how many a text can have."""
         self._stop_ids = frozenset(stop_ids)
         self.digest = digest or _digest(self._backend.to_str().encode(), source)
 
@@ -135,10 +136,8 @@ class Renderer:
         Of a text of far more than `most` they may be those of its start, which outgrow it too.
         """
         mark = unused_character((check_text(text, param="prompt"),))
-        return [
-            *self.begin_ids,
-            *self.text.start(self.text.defuse(text, mark), mark, most=most).ids,
-        ]
+        marked = self.text.defuse(text, mark)
+        return [*self.begin_ids, *self.text.start(marked, mark, most=most).ids]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of ids, control tokens included."""

@@ -66,7 +66,7 @@ class Reception:
     async def reading(
         self, order: EmbedRequest | ClassifyRequest, *, rows: int, opened: Assembly
     ) -> Reading:
-        """Return what is to be read, so many rows at a time; `InvalidRequest` as above."""
+        """Return what is to be read, so many rows at a time; `InvalidRequest` for a bad input."""
         check = partial(
             check_inputs,
             order.inputs,
