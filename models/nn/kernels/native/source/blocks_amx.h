@@ -45,7 +45,6 @@ struct Amx {
     template <class Packed>
     static constexpr Widening widening = std::is_same_v<Packed, bf16> ? Widening::none
                                                                       : Widening::along;
-    static constexpr bool reads_keys = true;  // of a cache as they lie
     static constexpr bool works_aside = true;  // leaving vectors to others
     static constexpr index group_bytes = 1024 * 1024;  // half of a core's second cache
     static constexpr index worth_copying = 8;           // panels that read the same rows
@@ -75,6 +74,12 @@ struct Amx {
     static void multiply_to(float* sums, index ld, index panels, index rows, const Operand& given,
                             Meanwhile&& meanwhile = {}) {
         Shaped shaped;
+        multiply_to<adds>(shaped, sums, ld, panels, rows, given, meanwhile);
+    }
+    // The same by tiles that may be shaped already.
+    template <bool adds, class Meanwhile = Nothing>
+    static void multiply_to(Shaped& shaped, float* sums, index ld, index panels, index rows,
+                            const Operand& given, Meanwhile&& meanwhile = {}) {
         for (index top = 0; top < rows; top += most_rows) {
             const index here = std::min(most_rows, rows - top);
             shaped.fit(here);

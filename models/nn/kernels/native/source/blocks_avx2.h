@@ -61,7 +61,6 @@ struct Avx2 {
     template <class Packed>
     static constexpr Widening widening = std::is_same_v<Packed, Coded> ? Widening::before
                                                                        : Widening::none;
-    static constexpr bool reads_keys = false;  // of a cache as they lie
     static constexpr bool works_aside = false;  // leaving vectors to others
     struct Shaped {};
 

@@ -29,7 +29,6 @@ struct Avx512 {
     template <class Packed>
     static constexpr Widening widening = std::is_same_v<Packed, bf16> ? Widening::none
                                                                       : Widening::along;
-    static constexpr bool reads_keys = false;  // of a cache as they lie
     static constexpr bool works_aside = false;  // leaving vectors to others
     struct Shaped {};
 

@@ -3,6 +3,8 @@
 
 #include <immintrin.h>
 
+#include <array>
+
 #include "coded.h"
 #include "common.h"
 
@@ -131,8 +133,10 @@ template <class Meanwhile>
     }
 }
 
-// Transposes 16 rows of 16 pairs: target[i][n] is pair i of row n, zero for rows from `rows` on.
-inline void transpose_pairs(const bf16* source, index ld, index rows, bf16* target) {
+// Transposes 16 rows of 16 pairs: target[i][n] is pair i of row n, zero for rows from `rows` on;
+// its own rows lie as far apart as is said.
+inline void transpose_pairs(const bf16* source, index ld, index rows, bf16* target,
+                            index apart = input_step) {
     __m512i r[16], t[16];
 #pragma GCC unroll 16
     for (int n = 0; n < 16; ++n)
@@ -160,22 +164,37 @@ inline void transpose_pairs(const bf16* source, index ld, index rows, bf16* targ
                                     _mm512_shuffle_i32x4(even, even_below, 0xdd),
                                     _mm512_shuffle_i32x4(odd, odd_below, 0xdd)};
 #pragma GCC unroll 4
-        for (int c = 0; c < 4; ++c) _mm512_storeu_si512(target + (4 * c + j) * 32, columns[c]);
+        for (int c = 0; c < 4; ++c) _mm512_storeu_si512(target + (4 * c + j) * apart, columns[c]);
     }
+}
+
+// Where pairs of two registers' lower halves come from; of one register's halves, with `second` 16.
+template <std::int16_t second>
+inline __m512i order_of_pairs() {
+    alignas(64) static constexpr auto order = [] {
+        std::array<std::int16_t, 32> places{};
+        for (std::int16_t n = 0; n < 16; ++n) {
+            places[2 * n] = n;
+            places[2 * n + 1] = second + n;
+        }
+        return places;
+    }();
+    return _mm512_load_si512(order.data());
 }
 
 // Two rows of 16, or zeros for none, as 16 pairs.
 inline void store_pairs(bf16* target, const bf16* even, const bf16* odd) {
-    alignas(64) static constexpr std::int16_t order[32] = {
-        0, 32, 1, 33, 2,  34, 3,  35, 4,  36, 5,  37, 6,  38, 7,  39,
-        8, 40, 9, 41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, 15, 47};
     const auto row = [](const bf16* source) {
         if (!source) return _mm512_setzero_si512();
         return _mm512_castsi256_si512(
             _mm256_loadu_si256(reinterpret_cast<const __m256i*>(source)));
     };
+    _mm512_storeu_si512(target,
+                        _mm512_permutex2var_epi16(row(even), order_of_pairs<32>(), row(odd)));
+}
+inline void store_pairs(bf16* target, Floats even, Floats odd) {
     _mm512_storeu_si512(
-        target, _mm512_permutex2var_epi16(row(even), _mm512_load_si512(order), row(odd)));
+        target, _mm512_permutexvar_epi16(order_of_pairs<16>(), both_bf16(even, odd)));
 }
 
 }  // namespace gw

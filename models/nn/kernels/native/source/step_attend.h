@@ -2,6 +2,7 @@
 #pragma once
 
 #ifdef __AVX512BF16__
+#include "step_attention_columns.h"
 #include "step_attention_drawn.h"
 #endif
 #include "step_state.h"
@@ -52,29 +53,17 @@ bool attend_few(Attention& attention, const State& state, index l, const bf16* q
     return true;
 }
 
-// Lets the query rows of a task see the positions up to their own, block by block.
-template <class Isa>
-void attend_blocks(Attention& attention, AttentionScratch& scratch, const State& state, index l,
-                   const bf16* queries, const Task& task) {
-    const Model& m = state.m;
-    const index group = m.heads / m.key_heads, size = m.head_size, rows = task.count * group;
+// Calls see(top, count, ahead, visible) for the blocks of positions that a task's rows see: where
+// one begins, how many it has and the next one, and visible(r), how many of it row r sees, which is
+// none or less where it lies behind.
+template <class See>
+void for_blocks(const Model& m, const Task& task, See&& see) {
+    const index group = m.heads / m.key_heads;
     const index start = task.span->start + task.first, end = start + task.count;
-    if constexpr (Isa::reads_keys) pack_keys(queries, rows, size, 0, scratch.queries);
-    for (index top = 0; top < end; top += block_keys) {
-        const index count = std::min(block_keys, end - top);
-        const index ahead = std::clamp<index>(end - top - block_keys, 0, block_keys);
-        const index offset = cached(m, task) + top * size;
-        const bf16* keys = m.layers[l].keys + offset;
-        const auto visible = [&](index r) { return start + r / group - top + 1; };
-        pack_values(m.layers[l].values + offset, count, size, ahead, scratch.values);
-        if constexpr (Isa::reads_keys) {
-            fetch(keys + block_keys * size, ahead, size);
-            attention.add_rows<Isa>(scratch.queries, keys, scratch.values, count, visible);
-        } else {
-            pack_keys(keys, count, size, ahead, scratch.keys);
-            attention.add<Isa>(queries, scratch.keys, scratch.values, count, visible);
-        }
-    }
+    for (index top = 0; top < end; top += block_keys)
+        see(top, std::min(block_keys, end - top),
+            std::clamp<index>(end - top - block_keys, 0, block_keys),
+            [=](index r) { return start + r / group - top + 1; });
 }
 
 // The queries of a task, (rows, group, head size).
@@ -115,7 +104,12 @@ void attend(State& state, index l, const Task& task, const Task* next) {
     const bf16* queries = queries_of(state, task);
     Attention attention(scratch, rows, size, m.scale);
     if (!attend_few(attention, state, l, queries, task, next))
-        attend_blocks<Isa>(attention, scratch, state, l, queries, task);
+        for_blocks(m, task, [&](index top, index count, index ahead, const auto& visible) {
+            const index offset = cached(m, task) + top * size;
+            pack_keys(m.layers[l].keys + offset, count, size, ahead, scratch.keys);
+            pack_values(m.layers[l].values + offset, count, size, ahead, scratch.values);
+            attention.add<Isa>(queries, scratch.keys, scratch.values, count, visible);
+        });
     attended.resize(rows * size);
     attention.hand_out(
         [&](index r, index n, Floats output) { store(&attended[r * size + n], output); });
@@ -123,11 +117,35 @@ void attend(State& state, index l, const Task& task, const Task* next) {
 }
 
 #ifdef __AVX512BF16__
-// Attends with this thread's share of all rows, with those that decode by tiles.
+// Whether an adapter has something to add to what a task's rows attend, by tiles of its own shape.
+inline bool attends_twice(const State& state, index l, const Task& task) {
+    const AdapterLayer* own = state.terms(task.span->first, l);
+    return own && own->second.count;
+}
+
+// Attends with the query rows of one task by tiles, which may be shaped already.
+template <class Isa>
+void attend_columns(State& state, index l, const Task& task, typename Isa::Shaped& shaped) {
+    static thread_local ColumnScratch scratch;
+    const Model& m = state.m;
+    const index size = m.head_size, rows = task.count * (m.heads / m.key_heads);
+    ColumnAttention<Isa> attention(scratch, shaped, queries_of(state, task), rows, size, m.scale);
+    for_blocks(m, task, [&](index top, index count, index ahead, const auto& visible) {
+        const index offset = cached(m, task) + top * size;
+        attention.add(m.layers[l].keys + offset, m.layers[l].values + offset, count, ahead,
+                      visible);
+    });
+    hand_on<Isa>(state, l, task, attention.attended());
+    if (attends_twice(state, l, task)) shaped.lose();
+}
+
+// Attends with this thread's share of all rows by tiles; rows that decode, of up to Q queries a key
+// head, in a way of their own.
 template <class Isa, int Q>
 void attend_by_tiles(State& state, index l) {
     static thread_local DrawnScratch scratch;
     const Model& m = state.m;
+    typename Isa::Shaped shaped;
     DrawnAttention<typename Isa::Unit, Q> drawn(scratch, m.head_size, m.scale);
     const auto head_of = [&](const Task& task) {
         const index offset = cached(m, task);
@@ -135,8 +153,7 @@ void attend_by_tiles(State& state, index l) {
                      m.layers[l].values + offset, task.span->start + 1};
     };
     const auto take = [&](const Task& task, float* attended) {
-        const AdapterLayer* own = state.terms(task.span->first, l);
-        if (own && own->second.count) drawn.lose_shape();
+        if (attends_twice(state, l, task)) drawn.lose_shape();
         hand_on<Isa>(state, l, task, attended);
     };
     state.team.each(state.thread, state.s.tasks.size(), [&](index i, bool more) {
@@ -144,8 +161,9 @@ void attend_by_tiles(State& state, index l) {
         if (!task->span->decodes) {
             drawn.finish(take);
             drawn.lose_shape();
-            return attend<Isa>(state, l, *task, nullptr);
+            return attend_columns<Isa>(state, l, *task, shaped);
         }
+        shaped.lose();
         if (more && task[1].span->decodes) {
             const Drawn next = head_of(task[1]);
             drawn.attend(head_of(*task), &next, take);
@@ -155,17 +173,29 @@ void attend_by_tiles(State& state, index l) {
     });
     drawn.finish(take);
 }
+
+// The same of rows of which too many queries share a key head.
+template <class Isa>
+void attend_by_columns(State& state, index l) {
+    typename Isa::Shaped shaped;
+    state.team.each(state.thread, state.s.tasks.size(), [&](index i, bool) {
+        attend_columns<Isa>(state, l, state.s.tasks[i], shaped);
+    });
+}
 #endif
 
 // Attends with this thread's share of all rows.
 template <class Isa>
 void attend_rows(State& state, index l) {
 #ifdef __AVX512BF16__
-    if constexpr (Isa::works_aside) switch (state.m.heads / state.m.key_heads) {
-        case 1: return attend_by_tiles<Isa, 1>(state, l);
-        case 2: return attend_by_tiles<Isa, 2>(state, l);
-        case 3: return attend_by_tiles<Isa, 3>(state, l);
-        case 4: return attend_by_tiles<Isa, 4>(state, l);
+    if constexpr (Isa::works_aside) {
+        switch (state.m.heads / state.m.key_heads) {
+            case 1: return attend_by_tiles<Isa, 1>(state, l);
+            case 2: return attend_by_tiles<Isa, 2>(state, l);
+            case 3: return attend_by_tiles<Isa, 3>(state, l);
+            case 4: return attend_by_tiles<Isa, 4>(state, l);
+            default: return attend_by_columns<Isa>(state, l);
+        }
     }
 #endif
     state.team.each(state.thread, state.s.tasks.size(), [&](index i, bool more) {

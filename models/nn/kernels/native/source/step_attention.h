@@ -1,9 +1,8 @@
 // Attention of a few query rows to one head's keys, block by block with a running softmax.
 //
 // Blocks begin at multiples of `block_keys` from the slot's first position, so what a row gets does
-// not depend on the rows computed beside it. Values are packed as a weight of which keys are the
-// inputs. Keys are packed as one of which they are the outputs; or the queries are, and keys are
-// read as they lie.
+// not depend on the rows computed beside it. Keys are packed as a weight of which they are the
+// outputs, values as one of which they are the inputs.
 #pragma once
 
 #include "step_attention_few.h"
@@ -58,12 +57,10 @@ inline index cached(const Model& m, const Task& task) {
 
 // What one thread needs to attend; too large for a stack.
 struct AttentionScratch {
-    alignas(64) bf16 queries[most_queries * most_head_size];
     alignas(64) bf16 keys[block_keys * most_head_size];
     alignas(64) bf16 values[block_keys * most_head_size];
     alignas(64) float scores[most_queries * block_keys];
     alignas(64) bf16 weights[most_queries * block_keys];
-    alignas(64) bf16 columns[block_keys * panel_width];  // weights of 16 queries
     alignas(64) float sums[most_queries * most_head_size];
     float highest[most_queries], total[most_queries], shrink[most_queries];
 };
@@ -88,27 +85,6 @@ class Attention {
                              });
         const index inputs = padded_to(count, input_step);
         for (index r = 0; r < rows; ++r) weigh(r, std::clamp<index>(visible(r), 0, count), inputs);
-        mix<Isa>(values, inputs);
-    }
-
-    // The same with queries packed as `pack_keys` does and keys (count, size) as they lie: a score
-    // is one of 16 queries' then, in the row of its key.
-    template <class Isa, class Visible>
-    void add_rows(const bf16* queries, const bf16* keys, const bf16* values, index count,
-                  Visible&& visible) {
-        multiply_panels<Isa>(keys, size, count, queries, size,
-                             {0, padded_to(rows, panel_width) / panel_width},
-                             [&](index k, index n, Floats sum) {
-                                 store(s.scores + k * most_queries + n, sum * splat(scale));
-                             });
-        const index inputs = padded_to(count, input_step);
-        for (index first = 0; first < rows; first += panel_width) {
-            alignas(64) float seen[panel_width] = {};
-            for (index r = first; r < std::min(rows, first + panel_width); ++r)
-                seen[r - first] = static_cast<float>(std::clamp<index>(visible(r), 0, count));
-            weigh_columns(first, load(seen), count, inputs);
-            turn_columns(first, inputs);
-        }
         mix<Isa>(values, inputs);
     }
 
@@ -171,44 +147,6 @@ class Attention {
         s.shrink[r] = shrink;
         s.total[r] = s.total[r] * shrink + sum(sums);
         s.highest[r] = top;
-    }
-
-    // The same for the queries of 16 rows, which see as many keys as the lanes of `seen` say.
-    void weigh_columns(index first, Floats seen, index count, index inputs) {
-        const float* scores = s.scores + first;
-        const Floats before = load(s.highest + first);
-        const auto visible = [&](index k) { return below(splat(static_cast<float>(k)), seen); };
-        Floats highest = before, sums = zeros();
-        for (index k = 0; k < count; ++k)
-            highest = pick(visible(k), larger(highest, load(scores + k * most_queries)), highest);
-        for (index k = 0; k < inputs; ++k) {
-            Floats weight = zeros();
-            if (k < count) {
-                const Floats score = load(scores + k * most_queries);
-                weight = keep(visible(k), exponential(score - highest));
-                sums = sums + weight;
-            }
-            store_bf16(s.columns + k * panel_width, weight);
-        }
-        const Floats shrink = exponential(before - highest);
-        store(s.shrink + first, shrink);
-        store(s.total + first, fma(load(s.total + first), shrink, sums));
-        store(s.highest + first, highest);
-    }
-
-    // Columns of weights become rows.
-    void turn_columns(index first, index inputs) {
-        alignas(64) bf16 pairs[input_step * panel_width], turned[input_step * panel_width];
-        for (index top = 0; top < inputs; top += input_step) {
-            for (index k = 0; k < input_step; k += 2) {
-                const bf16* even = s.columns + (top + k) * panel_width;
-                store_pairs(pairs + k * panel_width, even, even + panel_width);
-            }
-            transpose_pairs(pairs, input_step, panel_width, turned);
-            for (index r = first; r < std::min(rows, first + panel_width); ++r)
-                std::copy_n(turned + (r - first) * input_step, input_step,
-                            s.weights + r * block_keys + top);
-        }
     }
 
     // Adds the values of a block by the weights of each row.

@@ -13,13 +13,16 @@ namespace gw {
 template <class Tiles>
 class ShapedTiles {
    public:
+    // For some rows; whole upper tiles do with lower ones that are not used.
     void fit(index rows) {
-        if (rows == rows_) return;
+        if (rows == rows_ || (rows == 16 && rows_ > 16)) return;
         const index upper = std::min<index>(16, rows), lower = rows - upper;
         const std::uint8_t above = upper, below = std::max<index>(lower, 1);
         Tiles::configure(TileShape::of({above, above, below, below, above, below, 16, 16}));
         rows_ = rows;
     }
+    // Somebody else has shaped them.
+    void lose() { rows_ = 0; }
 
    private:
     index rows_ = 0;

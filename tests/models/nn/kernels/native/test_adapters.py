@@ -193,6 +193,20 @@ def test_tiles_give_every_kind_in_company_and_in_chunks_what_it_gets_alone(
             assert torch.equal(found, advance(tiles, [row(case, 0)], [[0, *drawn]])[0]), case
 
 
+@needs_avx512
+def test_tiles_are_shaped_anew_behind_an_adapters_own_attention(
+    world: World, prepared: dict[str, Prepared]
+) -> None:
+    tiles = World.of(world.backbone, form="emulated")
+    one = prepared["llama_adapter-0"]
+    expected = advance(tiles, [one.row(tiles, 0)], [[0, 40]])[0]
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    found = advance(tiles, [one.row(tiles, 1)], [[0, 32, 40]])[0]
+    torch.set_num_threads(before)
+    assert torch.equal(found, expected)
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_adapters_do_the_same_over_coded_weights_to_the_bit(
     world: World, prepared: dict[str, Prepared], form: Form

@@ -90,6 +90,21 @@ def test_drawn_tokens_attend_by_vectors_as_chunks_do_to_the_bit(shape: str, form
 
 @needs_avx512
 @pytest.mark.parametrize("shape", SHAPES)
+def test_prompts_among_tiles_are_the_networks_however_they_are_cut(shape: str) -> None:
+    own = make_backbone(shape)
+    expected = run(make_backbone(shape, dtype=torch.float32), torch.tensor(IDS))
+    eager = distance(run(own, torch.tensor(IDS)).float(), expected)
+    world = World.of(own, form="emulated")
+    whole = advance(world, [Row(1, IDS)], [[0, 150]])[0]
+    assert distance(whole, expected) < min(0.02, 1.1 * eager)
+    cuts = [[0, 1, 7, 70, 119, 150], [0, 20, 52, 101, 102]]
+    cut, other = advance(world, [Row(0, IDS), Row(2, IDS[:102])], cuts)
+    assert torch.equal(cut, whole)
+    assert torch.equal(other, whole[:102])
+
+
+@needs_avx512
+@pytest.mark.parametrize("shape", SHAPES)
 def test_drawn_tokens_among_tiles_depend_neither_on_company_nor_on_chunks(shape: str) -> None:
     world = World.of(make_backbone(shape), form="emulated")
     rows = [Row(slot, drawn_ids(50 + 45 * slot, seed=slot), decodes=True) for slot in range(3)]
@@ -103,6 +118,20 @@ def test_drawn_tokens_among_tiles_depend_neither_on_company_nor_on_chunks(shape:
         chunk = advance(world, [Row(3, row.ids)], [[0, len(row.ids)]])[0]
         assert torch.equal(found, alone)
         assert distance(found, chunk) < 0.01
+
+
+@needs_avx512
+def test_one_thread_shapes_tiles_for_prompts_and_for_drawn_tokens_in_turn() -> None:
+    world = World.of(make_backbone(), form="emulated")
+    rows = [Row(slot, drawn_ids(40, seed=slot), decodes=slot % 2 == 1) for slot in range(4)]
+    bounds = [[0, 24, 40], [0, 39, 40], [0, 24, 40], [0, 39, 40]]
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    together = advance(world, rows, bounds)
+    torch.set_num_threads(before)
+    for row, own, found in zip(rows, bounds, together, strict=True):
+        alone = advance(world, [Row(row.slot, row.ids, decodes=row.decodes)], [own])[0]
+        assert torch.equal(found, alone)
 
 
 @pytest.mark.parametrize("form", FORMS)
