@@ -35,7 +35,7 @@ class Ahead {
 };
 
 // The same of pieces of memory, one behind the other; of a large one at four places side by side,
-// which memory gives faster. What is needed soon goes into the first cache.
+// which memory gives faster.
 class Stream {
  public:
     void clear() {
@@ -49,20 +49,18 @@ class Stream {
         parts_.push_back({static_cast<const char*>(first), rows * 64, width, rows});
         rows_ += rows;
     }
-    void spread(index calls, bool soon) {
+    void spread(index calls) {
         calls_ = std::max<index>(calls, 1);
         due_ = 0;
-        soon_ = soon;
     }
 
     void operator()() {
         for (due_ += rows_; due_ >= calls_ && part_ < parts_.size(); due_ -= calls_) {
             Part& part = parts_[part_];
-            if (soon_)
-                ask<_MM_HINT_T0>(part);
-            else
-                ask<_MM_HINT_T1>(part);
-            if (!part.rows) ++part_;
+            for (index i = 0; i < part.width; ++i)
+                _mm_prefetch(part.next + i * part.stride, _MM_HINT_T1);
+            part.next += 64;
+            if (!--part.rows) ++part_;
         }
     }
 
@@ -74,17 +72,9 @@ class Stream {
         index stride, width, rows;  // a row is a line at each place, `stride` apart
     };
 
-    template <_mm_hint hint>
-    static void ask(Part& part) {
-        for (index i = 0; i < part.width; ++i) _mm_prefetch(part.next + i * part.stride, hint);
-        part.next += 64;
-        --part.rows;
-    }
-
     std::vector<Part> parts_;
     std::size_t part_ = 0;  // that is being fetched
     index rows_ = 0, calls_ = 1, due_ = 0;  // in `calls_`ths of a row
-    bool soon_ = false;
 };
 
 // The same for products by vectors: with every call as many lines as with any other, or the same
@@ -101,8 +91,7 @@ class Steady {
         parts_.push_back({static_cast<const char*>(first), bytes});
         bytes_ += bytes;
     }
-    // None of it is needed soon.
-    void spread(index calls, [[maybe_unused]] bool soon) {
+    void spread(index calls) {
         const index lines = bytes_ / line + static_cast<index>(parts_.size());
         const index most = std::max<index>(calls, 1);
         burst_ = (lines + most - 1) / most;

@@ -95,8 +95,9 @@ struct Amx {
 
     // The sums (rows, ld) of at most `most_rows` rows; calls meanwhile() for every `step` inputs,
     // and for every one or two panels more(first, panels, adder), which adds what else their sums
-    // have: see `Adder`. Panels that come from memory, `Far`, are fetched a little ahead, and what
-    // follows them. What narrow ones widen to is left in `wide`, if it is not null.
+    // have: see `Adder`. That comes first, for tiles rest while the first inputs are widened.
+    // Panels that come from memory, `Far`, are fetched a little ahead, and what follows them. What
+    // narrow ones widen to is left in `wide`, if it is not null.
     template <bool Far, class Packed, class Meanwhile, class More>
     static void multiply_into(Shaped& shaped, float* sums, index ld, index panels, index rows,
                               const OperandOf<bf16, Packed>& given, bf16* wide,
@@ -108,8 +109,8 @@ struct Amx {
             bf16* here = wide ? wide + p * panel_width * given.inputs : nullptr;
             block<false>(count, rows, sums + p * panel_width, ld, [&](auto add) {
                 using Passes = Pass<Far ? Passing::memory : Passing::rows>;
-                add(Passes{}, all, given.panel(p), here, meanwhile);
                 more(p, count, Adder{});
+                add(Passes{}, all, given.panel(p), here, meanwhile);
             });
         }
     }

@@ -148,21 +148,22 @@ class Product {
     void fetch(index which, bool more, Coming coming, const Chains& chains, index rows) {
         Fetching<Isa>& ahead = stream();
         ahead.clear();
-        if (asked_ != which) terms_.fetch(ahead, chains);
+        if (!Isa::works_aside && asked_ != which) terms_.fetch(ahead, chains);
         if (!far()) {
             const Coming next = more ? coming_piece(weight_, cut_, which + 1) : coming;
             ahead.add(next.first, next.bytes);
         }
-        // Tiles need memory for themselves; of many rows every thread comes by with each piece.
+        // Tiles need memory for themselves, and what adapters have is there as soon if nobody asks;
+        // of many rows every thread comes by with each piece.
         if (!Isa::works_aside && cut_.parts == 1) later_(ahead, which, cut_.pieces);
-        if (more) {
+        if (!Isa::works_aside && more) {
             asked_ = which + 1;
             terms_.fetch(ahead, chains_of(asked_));
         }
         const index panels = cut_.panels(weight_, which).count();
         const index steps = weight_.steps<Isa>(block_rows<Isa>, panels);
         at_once_ = (block_rows<Isa> + steps - 1) / steps;
-        ahead.spread(weight_.steps<Isa>(rows, panels), far());
+        ahead.spread(weight_.steps<Isa>(rows, panels));
     }
 
     // Finds room for narrow panels that are read again, and fills it where no product does so.

@@ -49,7 +49,7 @@ void screen_all(State& state, const ScreenedRows& given, Candidates* candidates)
             const Range next = share(panels, piece + 1, pieces);
             ahead.add(at(next.first), (next.last - next.first) * screen.stride);
         }
-        ahead.spread(blocks * Products::calls(screen, own.last - own.first), false);
+        ahead.spread(blocks * Products::calls(screen, own.last - own.first));
         for (index b = 0; b < blocks; ++b) {
             const auto [top, bottom] = share(rows, b, blocks);
             const auto take = [&, top = top](index r, index p, Floats value, Floats bound) {

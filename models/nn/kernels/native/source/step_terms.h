@@ -29,17 +29,13 @@ void compute_inner(int thread, int threads, const Group* groups, index count, co
     for (index g = 0; g < count; ++g) {
         const Down& down = site_of(*groups[g].adapter);
         const Weight weight{{down.packed, nullptr, 0, 0}, nullptr, down.ranks, inputs, 1};
-        const bool far = groups[g].last - groups[g].first <= block_rows<Isa>;
         for (index top = groups[g].first; top < groups[g].last; top += block_rows<Isa>)
             for (index p = 0; p < down.ranks / panel_width; p += Isa::piece_panels) {
                 if (turn++ % threads != thread) continue;
                 const index last = std::min<index>(p + Isa::piece_panels, down.ranks / panel_width);
                 const index rows = std::min(block_rows<Isa>, groups[g].last - top);
                 const Factor factor{x + top * inputs, rows, {p, last}, sums.at(0, 0)};
-                if (far)
-                    multiply_weight<Isa, true>(shaped, weight, factor, Nothing{}, Nothing{});
-                else
-                    multiply_weight<Isa, false>(shaped, weight, factor, Nothing{}, Nothing{});
+                multiply_weight<Isa, false>(shaped, weight, factor, Nothing{}, Nothing{});
                 for (index r = 0; r < rows; ++r)
                     for (index q = p; q < last; ++q) {
                         const index column = q * panel_width;
