@@ -139,26 +139,28 @@ class Product {
     // Whether one block has all rows, so that every panel comes from memory when it is read.
     bool far() const { return Isa::works_aside && rows_ <= block_rows<Isa>; }
 
-    // Of a piece; where there are no terms, nobody asks for them.
+    // Of a piece; where there are no terms but those that tiles add, nobody asks for them.
     Chains chains_of(index which) const {
-        return terms_.count ? Chains(cut_.panels(weight_, which), output_of_) : Chains();
+        return terms_.apart ? Chains(cut_.panels(weight_, which), output_of_) : Chains();
     }
 
     // Names what is fetched while a piece is computed.
     void fetch(index which, bool more, Coming coming, const Chains& chains, index rows) {
         Fetching<Isa>& ahead = stream();
         ahead.clear();
-        if (!Isa::works_aside && asked_ != which) terms_.fetch(ahead, chains);
-        if (!far()) {
-            const Coming next = more ? coming_piece(weight_, cut_, which + 1) : coming;
+        const Coming next = more ? coming_piece(weight_, cut_, which + 1) : coming;
+        if constexpr (Isa::works_aside) {
+            // They need memory for themselves; what adapters have is there as soon if nobody asks.
+            if (!far()) ahead.add(next.first, next.bytes);
+        } else {
+            if (asked_ != which) terms_.fetch(ahead, chains);
             ahead.add(next.first, next.bytes);
-        }
-        // Tiles need memory for themselves, and what adapters have is there as soon if nobody asks;
-        // of many rows every thread comes by with each piece.
-        if (!Isa::works_aside && cut_.parts == 1) later_(ahead, which, cut_.pieces);
-        if (!Isa::works_aside && more) {
-            asked_ = which + 1;
-            terms_.fetch(ahead, chains_of(asked_));
+            // Of many rows every thread comes by with each piece.
+            if (cut_.parts == 1) later_(ahead, which, cut_.pieces);
+            if (more) {
+                asked_ = which + 1;
+                terms_.fetch(ahead, chains_of(asked_));
+            }
         }
         const index panels = cut_.panels(weight_, which).count();
         const index steps = weight_.steps<Isa>(block_rows<Isa>, panels);

@@ -1,6 +1,8 @@
 // What each row's adapter adds to a piece of a product.
 #pragma once
 
+#include <utility>
+
 #include "step_linear.h"
 
 #ifdef __AVX512BF16__
@@ -19,20 +21,29 @@ struct Inner {
     index ld;
 };
 
+// A thread has about as many panels as any other, whatever adapters there are.
 // `site_of(adapter)` names the `Down`; the threads must meet afterwards.
 template <class Isa, class SiteOf>
 void compute_inner(int thread, int threads, const Group* groups, index count, const bf16* x,
                    index inputs, Inner inner, SiteOf&& site_of) {
     static thread_local Piece<Isa> sums;
     typename Isa::Shaped shaped;
-    index turn = 0;
+    index all = 0;  // panels, each as often as it is read
+    for (index g = 0; g < count; ++g) {
+        const index rows = groups[g].last - groups[g].first;
+        const index blocks = (rows + block_rows<Isa> - 1) / block_rows<Isa>;
+        all += blocks * (site_of(*groups[g].adapter).ranks / panel_width);
+    }
+    const Range own = share(all, thread, threads);
+    index next = 0;
     for (index g = 0; g < count; ++g) {
         const Down& down = site_of(*groups[g].adapter);
         const Weight weight{{down.packed, nullptr, 0, 0}, nullptr, down.ranks, inputs, 1};
         for (index top = groups[g].first; top < groups[g].last; top += block_rows<Isa>)
             for (index p = 0; p < down.ranks / panel_width; p += Isa::piece_panels) {
-                if (turn++ % threads != thread) continue;
                 const index last = std::min<index>(p + Isa::piece_panels, down.ranks / panel_width);
+                const index here = std::exchange(next, next + last - p);
+                if (here < own.first || here >= own.last) continue;
                 const index rows = std::min(block_rows<Isa>, groups[g].last - top);
                 const Factor factor{x + top * inputs, rows, {p, last}, sums.at(0, 0)};
                 multiply_weight<Isa, false>(shaped, weight, factor, Nothing{}, Nothing{});
