@@ -58,6 +58,11 @@ class Library:
         """Whether the best form of the step reads a base in block floating point: AVX2 alone."""
         return self.instructions == "avx2"
 
+    @property
+    def adds_by_tiles(self) -> bool:
+        """Whether the best form of the step adds low-rank terms by tiles: AMX alone."""
+        return self.instructions == "amx"
+
     def call(self, name: str, *arguments: Argument) -> None:
         """Call the form of a function that this processor runs best, `gw_<name>_<form>`, or the
         only one, `gw_<name>`.

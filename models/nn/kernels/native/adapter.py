@@ -100,7 +100,8 @@ class _Writer:
             block = records.SUBLAYERS[site // 2]
             shared = len(names) > 1  # by places that may be scaled differently
             paths = [f"{prefix}.{block}.{name}" for name in names]
-            record.downs[site], filled = self.site(paths, folds=shared)
+            by_turns = names == records.ALTERNATING and self._library.adds_by_tiles
+            record.downs[site], filled = self.site(paths, folds=shared, by_turns=by_turns)
             for one in filled:
                 record.places[place] = one
                 self.scales_inputs |= shared and bool(one.input_scale)
@@ -114,17 +115,18 @@ class _Writer:
             record.second = self._second(second)
 
     def site(
-        self, places: Sequence[str], *, folds: bool
+        self, places: Sequence[str], *, folds: bool, by_turns: bool = False
     ) -> tuple[records.Down, list[records.Place]]:
         """Return the records of places that read the same rows.
 
-        With `folds` the low-rank inputs read rows before they are scaled for their place.
+        With `folds` the low-rank inputs read rows before they are scaled for their place. Panels of
+        low-rank outputs lie `by_turns` if both places have as many of one rank.
         """
+        terms = [self._terms.linears.get(name) or LinearTerm() for name in places]
         downs: list[Tensor] = []
         scales: list[float] = []
         filled = []
-        for name in places:
-            term = self._terms.linears.get(name) or LinearTerm()
+        for term in terms:
             first = sum(map(len, downs))
             filled.append(self._place(term, first=first))
             if term.down is None:
@@ -138,6 +140,7 @@ class _Writer:
             scales += [term.scale] * len(down_ri)
         if not downs:
             return records.Down(), filled
+        self._put_ups([term.up for term in terms], filled, by_turns=by_turns)
         ranks = len(scales) + -len(scales) % _WIDTH
         scales += [0.0] * (ranks - len(scales))
         self.most_ranks = max(self.most_ranks, ranks)
@@ -163,11 +166,32 @@ class _Writer:
             record.weight = self._arena.pack(term.weight)
             self.replaces_weights = True
         if term.up is not None:
-            rank = term.up.shape[1] + term.up.shape[1] % _PAIR
-            record.up = self._arena.pack(term.up, inputs=rank, readable=rank + -rank % INPUT_STEP)
-            record.rank = rank
+            record.rank = term.up.shape[1] + term.up.shape[1] % _PAIR
             record.first = first
         return record
+
+    def _put_ups(
+        self, ups: Sequence[Tensor | None], filled: Sequence[records.Place], *, by_turns: bool
+    ) -> None:
+        """Pack the low-rank outputs of places."""
+        there = [(up, place) for up, place in zip(ups, filled, strict=True) if up is not None]
+        alike = len(there) == len(filled) and len({up.shape for up, _ in there}) == 1
+        if by_turns and alike and len(there[0][0]) % _WIDTH == 0:
+            panels = [up.unflatten(0, (-1, _WIDTH)) for up, _ in there]
+            self._put_up(torch.stack(panels, dim=1).flatten(0, 2), filled)
+        else:
+            for up, place in there:
+                self._put_up(up, [place])
+
+    def _put_up(self, up: Tensor, places: Sequence[records.Place]) -> None:
+        """Pack low-rank outputs of places of one rank, whose panels lie by turns."""
+        rank = places[0].rank
+        address = self._arena.pack(up, inputs=rank, readable=rank + -rank % INPUT_STEP)
+        one_tile = len(places) * rank <= INPUT_STEP
+        for turn, place in enumerate(places):
+            place.up = address + turn * _WIDTH * rank * torch.bfloat16.itemsize
+            place.stride = len(places) * _WIDTH * rank
+            place.behind = turn * rank if one_tile else 0
 
     def _bottleneck(self, term: HiddenTerm) -> records.Bottleneck:
         size = len(term.down)

@@ -10,6 +10,8 @@ from typing import Any, ClassVar
 PLACES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 SITES = (PLACES[:3], PLACES[3:4], PLACES[4:6], PLACES[6:])
 """Places that read the same rows."""
+ALTERNATING = SITES[2]
+"""Places of which a product has panels by turns."""
 SUBLAYERS = ("self_attn", "mlp")
 NORMS = ("input_layernorm", "post_attention_layernorm")
 ACTIVATIONS = ("gelu", "relu", "silu", "tanh")
@@ -32,6 +34,8 @@ class Place(_Record):
         ("weight", c_void_p),
         ("up", c_void_p),
         ("rank", c_int64),
+        ("stride", c_int64),
+        ("behind", c_int64),
         ("first", c_int64),
         ("input_scale", c_void_p),
         ("output_scale", c_void_p),

@@ -157,6 +157,14 @@ struct Amx {
         void to_second(const Halves& rows, const bf16* panel) const {
             add_halves<1, 1>(rows, panel, 0);
         }
+        // To one by some rows and to the other by more, of which one tile has the panels.
+        void to_each(const Halves& rows, const Halves& more, const bf16* panels) const {
+            Tiles::template load<6>(panels, 64);
+            const bf16* next = panels + tile_numbers;  // as terms by turns follow on one another
+            for (index i = 0; i < tile_numbers; i += 32) _mm_prefetch(next + i, _MM_HINT_T1);
+            add_half<0, 4>(rows.upper, more.upper);
+            add_half<2, 5>(rows.lower, more.lower);
+        }
         void to_both(const Halves& rows, const bf16* panels, index stride) const {
             add_halves<0, 2>(rows, panels, stride);
         }
@@ -272,6 +280,16 @@ struct Amx {
         if constexpr (P > 1) Tiles::template add<1, 4, 7>();
         if constexpr (Lower) Tiles::template add<2, 5, 6>();
         if constexpr (Lower && P > 1) Tiles::template add<3, 5, 7>();
+    }
+
+    // The same for half of the rows of two panels, which one tile has: to two sums from `First` on.
+    template <int First, int Half>
+    static void add_half(const bf16* rows, const bf16* more) {
+        if (!rows) return;
+        Tiles::template load<Half>(rows, 64);
+        Tiles::template add<First, Half, 6>();
+        Tiles::template load<Half>(more, 64);
+        Tiles::template add<First + 1, Half, 6>();
     }
 
     // The same for halves, to the sums of P panels from the `First` on.

@@ -28,8 +28,9 @@ class TermTiles {
     // Adds a group of the next block, at its next place: what its term there reads of its
     // own rows, which it has `from` some row of the block on.
     void add(const Place& term, const bf16* values, index ld, index from, index count) {
-        const index inputs = padded_to(term.rank, input_step);
-        Entry& entry = entries_.emplace_back(Entry{term.up, term.rank, inputs, {-1, -1}});
+        Entry& entry = entries_.emplace_back(
+            Entry{term.up - panel_width * term.behind, term.stride,
+                  padded_to(term.behind + term.rank, input_step), {-1, -1}});
         for (index half = 0; half < 2; ++half) {
             const index first = std::max(from, 16 * half);
             const index last = std::min(from + count, 16 * half + 16);
@@ -37,7 +38,7 @@ class TermTiles {
             const index at = entry.halves[half] = values_.size();
             values_.resize(at + 16 * entry.inputs);
             for (index r = first; r < last; ++r)
-                put(values + (r - from) * ld, term.rank, values_.data() + at + r % 16 * input_step);
+                put(term, values + (r - from) * ld, values_.data() + at + r % 16 * input_step);
         }
     }
 
@@ -52,25 +53,28 @@ class TermTiles {
         const Entry* last = entries_.data() + blocks_[block + 1];
         for (; entry < last; entry += places) {
             const Entry& one = entry[first.place - places_.first];
-            if (panels > 1 && first.place == second.place) {
-                if (one.rank)
-                    adder.to_both(halves(one), one.panel(first.first),
-                                  (second.first - first.first) * one.rank);
-                continue;
-            }
-            if (one.rank) adder.to_first(halves(one), one.panel(first.first));
-            if (panels < 2) continue;
             const Entry& other = entry[second.place - places_.first];
-            if (other.rank) adder.to_second(halves(other), other.panel(second.first));
+            const bf16 *panel = one.panel(first.first), *next = other.panel(second.first);
+            if (panels > 1 && panel && panel == next) {
+                adder.to_each(halves(one), halves(other), panel);
+            } else if (panels > 1 && first.place == second.place) {
+                if (panel) adder.to_both(halves(one), panel, next - panel);
+            } else {
+                if (panel) adder.to_first(halves(one), panel);
+                if (next && panels > 1) adder.to_second(halves(other), next);
+            }
         }
     }
 
    private:
     struct Entry {
-        const bf16* up = nullptr;
-        index rank = 0, inputs = 0, halves[2] = {-1, -1};  // where sixteen rows begin, or -1
+        const bf16* tiles = nullptr;  // of the first panel; null where there is no term
+        index stride = 0, inputs = 0, halves[2] = {-1, -1};  // where sixteen rows begin, or -1
 
-        const bf16* panel(index output) const { return up + output * rank; }
+        // Where the first tile of a panel of outputs begins, or null.
+        const bf16* panel(index output) const {
+            return tiles ? tiles + output / panel_width * stride : nullptr;
+        }
     };
 
     Halves halves(const Entry& entry) const {
@@ -78,11 +82,12 @@ class TermTiles {
         return {half(entry.halves[0]), half(entry.halves[1]), entry.inputs};
     }
 
-    static void put(const bf16* values, index rank, bf16* target) {
-        for (index k = 0; k < rank; k += input_step, target += 16 * input_step) {
-            const index there = std::min(input_step, rank - k);
+    static void put(const Place& term, const bf16* values, bf16* target) {
+        target += term.behind;
+        for (index k = 0; k < term.rank; k += input_step, target += 16 * input_step) {
+            const index there = std::min(input_step, term.rank - k);
             const auto mask = static_cast<__mmask32>((std::uint64_t{1} << there) - 1);
-            _mm512_store_si512(target, _mm512_maskz_loadu_epi16(mask, values + k));
+            _mm512_mask_storeu_epi16(target, mask, _mm512_maskz_loadu_epi16(mask, values + k));
         }
     }
 

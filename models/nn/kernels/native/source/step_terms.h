@@ -104,11 +104,17 @@ void apply_term(Piece& piece, const Chain& chain, index skipped, Range own,
         multiply_piece<Vectors>(x.at(own.first), x.size, count, term.weight + first * x.size,
                                 x.size, chain.count,
                                 [&](index r, index q, Floats sum) { store(at(r, q), sum); });
-    if (term.rank && !summed)
-        multiply_piece<Vectors>(
-            inner.values + own.first * inner.ld + term.first, inner.ld, count,
-            term.up + first * term.rank, term.rank, chain.count,
-            [&](index r, index q, Floats sum) { store(at(r, q), load(at(r, q)) + sum); });
+    if (term.rank && !summed) {
+        const bool adjacent = term.stride == panel_width * term.rank;
+        const index together = adjacent ? chain.count : 1;
+        for (index q = 0; q < chain.count; q += together)
+            multiply_piece<Vectors>(
+                inner.values + own.first * inner.ld + term.first, inner.ld, count,
+                term.panel(first + q * panel_width), term.rank, together,
+                [&](index r, index p, Floats sum) {
+                    store(at(r, q + p), load(at(r, q + p)) + sum);
+                });
+    }
     if (!term.output_scale && !term.bias) return;
     for (index q = 0; q < chain.count; ++q) {
         const index n = first + q * panel_width;
@@ -183,8 +189,7 @@ struct Terms {
         for (index g = 0; g < count; ++g)
             for (const Chain& chain : chains) {
                 const Place& term = place_of(*groups[g].adapter, chain.output.place);
-                ahead.add(term.up + chain.output.first * term.rank,
-                           2 * panel_width * chain.count * term.rank);
+                ahead.add(term.panel(chain.output.first), 2 * chain.count * term.stride);
             }
     }
 

@@ -21,8 +21,12 @@ struct Place {
     const bf16* weight;  // packed (outputs, inputs), instead of the base's and its bias; or null
     const bf16* up;      // packed (outputs, rank)
     index rank;          // even; 0 where there is none
+    index stride;        // from one panel of `up` to the next; another place's may lie between
+    index behind;        // columns of that place before its own, if one tile has both; or 0
     index first;         // of the columns that its site's `Down` computes
     const float *input_scale, *output_scale, *bias;
+
+    const bf16* panel(index output) const { return up + output / panel_width * stride; }
 };
 
 struct Bottleneck {

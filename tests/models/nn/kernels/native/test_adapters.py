@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from models.nn.backbone import Backbone
-from models.nn.kernels.native import library, reason
+from models.nn.kernels.native import Library, library, reason
 from models.nn.kernels.native.adapter import StepAdapter, prepare
 from models.nn.kernels.native.batch import Run
 from models.nn.kernels.native.model import Unsuited
@@ -191,6 +191,38 @@ def test_tiles_give_every_kind_in_company_and_in_chunks_what_it_gets_alone(
         together = advance(tiles, rows, [*bounds, [0, 11, 12, 40]])
         for case, found in zip(chosen, together, strict=False):
             assert torch.equal(found, advance(tiles, [row(case, 0)], [[0, *drawn]])[0]), case
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    ("ranks", "is_possible"),
+    [((16, 16), True), ((3, 3), True), ((40, 40), True), ((3, 4), False), ((0, 16), False)],
+)
+def test_panels_of_gate_and_up_by_turns_change_no_bit(
+    world: World, form: Form, ranks: tuple[int, int], is_possible: bool
+) -> None:
+    stepping = World.of(world.backbone, form=form)
+    shape = world.backbone.shape
+    generator = torch.Generator().manual_seed(6)
+    linears = {}
+    for place, (outputs, inputs) in shape.linears.items():
+        rank = ranks["up_proj" in place] if place.endswith(("gate_proj", "up_proj")) else 5
+        down, up = (
+            0.1 * torch.randn(size, generator=generator)
+            for size in ((rank, inputs), (outputs, rank))
+        )
+        if rank:
+            linears[place] = LinearTerm(down=down, up=up, scale=0.5)
+    found = []
+    for best in ("avx512", "amx"):
+        packing = Library(loaded().handle, forms=(best, *loaded().forms))
+        adapter = prepare(Terms(linears=linears), shape, packing)
+        _, _, _, _, gate, up, _ = adapter.layers[1].places
+        by_turns = up.up - (gate.up or 0) == 32 * up.rank
+        assert by_turns == (best == "amx" and is_possible)
+        rows = [Row(0, IDS, adapter), Row(1, IDS), Row(2, IDS, adapter)]
+        found.append(advance(stepping, rows, [BOUNDS, [0, 40], [0, 39, 40]]))
+    assert all(map(torch.equal, *found))
 
 
 @needs_avx512
