@@ -177,7 +177,7 @@ class _Writer:
         there = [(up, place) for up, place in zip(ups, filled, strict=True) if up is not None]
         alike = len(there) == len(filled) and len({up.shape for up, _ in there}) == 1
         if by_turns and alike and len(there[0][0]) % _WIDTH == 0:
-            panels = [up.unflatten(0, (-1, _WIDTH)) for up, _ in there]
+            panels = [up.reshape(-1, _WIDTH, up.shape[1]) for up, _ in there]
             self._put_up(torch.stack(panels, dim=1).flatten(0, 2), filled)
         else:
             for up, place in there:
