@@ -100,7 +100,7 @@ class _Writer:
             block = records.SUBLAYERS[site // 2]
             shared = len(names) > 1  # by places that may be scaled differently
             paths = [f"{prefix}.{block}.{name}" for name in names]
-            by_turns = names == records.ALTERNATING and self._library.adds_by_tiles
+            by_turns = names == records.BY_TURNS and self._library.adds_by_tiles
             record.downs[site], filled = self.site(paths, folds=shared, by_turns=by_turns)
             for one in filled:
                 record.places[place] = one

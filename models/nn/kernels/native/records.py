@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 PLACES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 SITES = (PLACES[:3], PLACES[3:4], PLACES[4:6], PLACES[6:])
 """Places that read the same rows."""
-ALTERNATING = SITES[2]
+BY_TURNS = SITES[2]
 """Places of which a product has panels by turns."""
 SUBLAYERS = ("self_attn", "mlp")
 NORMS = ("input_layernorm", "post_attention_layernorm")
