@@ -64,6 +64,8 @@ class Subject:
     exact_norms: Bound = IN_FLOAT32
     needs_autocast: bool = False
     """Whether the peer's adapters compute beside a base in bfloat16 by autocast alone."""
+    is_large: bool = False
+    """Whether its first steps wait for memory: it is warmed up for in a hurry, too."""
 
     def parsed(self) -> Method:
         """Return our method."""
@@ -106,7 +108,8 @@ class Bench(AbstractContextManager["Bench"]):
             "ours": {"order": self.order(subject, work)},
             "peer": self.peer_question(subject, work),
         }
-        chosen, tried = self.choose_layout(questions["peer"], layouts)
+        hurried = self.patience < inf and not subject.is_large
+        chosen, tried = self.choose_layout(questions["peer"], layouts, hurried=hurried)
         questions["peer"]["layout"] = chosen.question()
         if tried:
             self.warm_up(subject, work)
@@ -154,7 +157,7 @@ class Bench(AbstractContextManager["Bench"]):
         }
 
     def choose_layout(
-        self, question: JSON, layouts: Sequence[Layout]
+        self, question: JSON, layouts: Sequence[Layout], *, hurried: bool = False
     ) -> tuple[Layout, dict[str, float]]:
         """Return the layout in which the peer is fastest, and the best speed of each one tried.
 
@@ -163,7 +166,6 @@ class Bench(AbstractContextManager["Bench"]):
         is in a hurry and has nothing to choose tries nothing after the first comparison.
         """
         layouts = list({str(layout): layout for layout in layouts}.values())
-        hurried = self.patience < inf
         if len(layouts) == 1 and hurried and self._warm:
             return layouts[0], {}
         self._warm = True

@@ -32,7 +32,13 @@ KINDS = (
     # the mean, and we 8 and 2.7 %
     Subject("ln_tuning", {"type": "ln_tuning"}, losses=Bound(mean=0.046, most=0.15)),
     # transformers' embedding does not learn the token that pads as an input; ours does
-    Subject("full", {"type": "full"}, form=FULL, exact_norms=Bound(mean=0.002, most=0.004)),
+    Subject(
+        "full",
+        {"type": "full"},
+        form=FULL,
+        exact_norms=Bound(mean=0.002, most=0.004),
+        is_large=True,
+    ),
 )
 
 BOTTLENECK = Subject("bottleneck", {"type": "bottleneck"}, form=ADAPTERS, needs_autocast=True)
