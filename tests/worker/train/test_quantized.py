@@ -21,7 +21,10 @@ def test_an_adapter_is_trained_over_a_quantised_base(make_job, backbone, kind, q
     whole = carry_out(make_job("whole").order(**order))
     said = carry_out(make_job("packed").order(**order, loop=loop))
     measured, unpacked = values_of(said), values_of(whole)
-    assert measured[10]["train_loss"] < measured[1]["train_loss"] - 0.2
+    learnt, learnt_unpacked = (
+        values[1]["train_loss"] - values[10]["train_loss"] for values in (measured, unpacked)
+    )
+    assert learnt > 0.8 * learnt_unpacked > 0.1
     assert measured[1]["train_loss"] != unpacked[1]["train_loss"]
     assert measured[1]["train_loss"] == pytest.approx(unpacked[1]["train_loss"], rel=0.02)
     artifact = load_artifact(Path(said[-1].adapter_folder), shape=backbone.shape)

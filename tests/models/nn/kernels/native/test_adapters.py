@@ -18,6 +18,7 @@ from models.nn.kernels.native.step import Form
 from models.nn.low_rank import LowRank
 from models.nn.methods import METHODS, parse_method
 from models.nn.methods.base import Method
+from models.nn.methods.prefix import Prefix as PrefixTuning
 from models.nn.prefix import Prefix
 from models.nn.terms import LinearTerm, Terms
 from tests.models.nn.families import compile_prefix, random_tensors, run_terms
@@ -42,12 +43,18 @@ BOUNDS = [0, 25, 37, 38, 39, 40]
 
 
 def mild(method: Method) -> Method:
-    """Halve what a low-rank method adds: by the default's 8, an adapter that is rounded once to
-    bfloat16 moves logits by a fifth, in the network in float32 too.
+    """Return a method by which rounding is not made large, as some are in the network too.
+
+    A low-rank method adds half: by the default's 8, an adapter that is rounded once to bfloat16
+    moves logits by a fifth, in the network in float32 too. The network of a prefix is wider than
+    the prefix is long: where it is not, its last layer may be large, and keys were up to 75 where
+    others' are up to 10.
     """
-    if not isinstance(method, LowRank):
-        return method
-    return method.model_copy(update={"alpha": 0.5 * method.alpha / method.scale})
+    if isinstance(method, LowRank):
+        return method.model_copy(update={"alpha": 0.5 * method.alpha / method.scale})
+    if isinstance(method, PrefixTuning):
+        return method.model_copy(update={"hidden_size": 2 * method.prefix_length})
+    return method
 
 
 CASES = {
