@@ -65,7 +65,7 @@ class Subject:
     needs_autocast: bool = False
     """Whether the peer's adapters compute beside a base in bfloat16 by autocast alone."""
     is_large: bool = False
-    """Whether its first steps wait for memory: it is warmed up for in a hurry, too."""
+    """Whether it is warmed up for even in a hurry, since its first steps wait for memory."""
 
     def parsed(self) -> Method:
         """Return our method."""

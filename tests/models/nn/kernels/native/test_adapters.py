@@ -53,7 +53,8 @@ def mild(method: Method) -> Method:
     if isinstance(method, LowRank):
         return method.model_copy(update={"alpha": 0.5 * method.alpha / method.scale})
     if isinstance(method, PrefixTuning):
-        return method.model_copy(update={"hidden_size": 2 * method.prefix_length})
+        wide = max(method.hidden_size, 2 * method.prefix_length)
+        return method.model_copy(update={"hidden_size": wide})
     return method
 
 
