@@ -64,7 +64,7 @@ class Subject:
     exact_norms: Bound = IN_FLOAT32
     needs_autocast: bool = False
     """Whether the peer's adapters compute beside a base in bfloat16 by autocast alone."""
-    is_large: bool = False
+    needs_warm_up: bool = False
     """Whether it is warmed up for even in a hurry, since its first steps wait for memory."""
 
     def parsed(self) -> Method:
@@ -108,7 +108,7 @@ class Bench(AbstractContextManager["Bench"]):
             "ours": {"order": self.order(subject, work)},
             "peer": self.peer_question(subject, work),
         }
-        hurried = self.patience < inf and not subject.is_large
+        hurried = self.patience < inf and not subject.needs_warm_up
         chosen, tried = self.choose_layout(questions["peer"], layouts, hurried=hurried)
         questions["peer"]["layout"] = chosen.question()
         if tried:

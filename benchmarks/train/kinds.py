@@ -37,7 +37,7 @@ KINDS = (
         {"type": "full"},
         form=FULL,
         exact_norms=Bound(mean=0.002, most=0.004),
-        is_large=True,
+        needs_warm_up=True,
     ),
 )
 

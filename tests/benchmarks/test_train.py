@@ -131,19 +131,33 @@ def test_other_rows_or_losses_are_refused(rows: RowSet, tmp_path: Path) -> None:
 
 
 def test_a_comparison_trains_the_same_curve(base: Path, rows: RowSet, tmp_path: Path) -> None:
-    variables = environment(threads=1)
     work = chat_work(rows, [[0, 1], [2, 3], [4, 5]], folder=tmp_path / "work")
-    sides = [
-        Side(name, f"benchmarks.train.{name}", log=tmp_path / name, variables=variables)
-        for name in ("ours", "peer")
-    ]
-    with Bench(base, tmp_path, *sides, pad_id=0) as bench:
+    with Bench(base, tmp_path, *sides_below(tmp_path), pad_id=0) as bench:
         for subject in (LORA, *(kind for kind in KINDS if kind.name in ("p_tuning", "pissa"))):
             said = bench.compare(subject, work, layouts=[Layout(2)], repeats=1)
             assert said["ratio"] == pytest.approx(
                 said["medians"]["ours"] / said["medians"]["peer"], rel=0.05
             )
             assert len(said["losses"]["ours"]) == len(said["losses"]["peer"]) == 3
+
+
+def test_in_a_hurry_it_warms_up_once_and_for_all_weights(
+    base: Path, rows: RowSet, tmp_path: Path
+) -> None:
+    work = chat_work(rows, [[0, 1], [2, 3], [4, 5]], folder=tmp_path / "work")
+    subjects = [LORA, *(kind for kind in KINDS if kind.name in ("ia3", "full"))]
+    with Bench(base, tmp_path, *sides_below(tmp_path), pad_id=0, patience=600) as bench:
+        said = [bench.compare(one, work, layouts=[Layout(2)], repeats=1) for one in subjects]
+    tried = [list(one["peer_layouts_tried"]) for one in said]
+    assert tried == [[str(Layout(2))], [], [str(Layout(2))]]
+
+
+def sides_below(folder: Path) -> list[Side]:
+    """Return ours and the peer, running, on one thread each."""
+    return [
+        Side(name, f"benchmarks.train.{name}", log=folder / name, variables=environment(threads=1))
+        for name in ("ours", "peer")
+    ]
 
 
 def test_jobs_in_line_are_published(base: Path, rows: RowSet, tmp_path: Path) -> None:
