@@ -16,17 +16,17 @@ REPLACING = [kind for kind, cls in METHODS.items() if "weights" in cls.sites]
 @pytest.mark.parametrize("kind", ["lora", "dora"])
 def test_an_adapter_is_trained_over_a_quantised_base(make_job, backbone, kind, quantization):
     pytest.importorskip("bitsandbytes", reason="no wheel of bitsandbytes for this platform")
-    loop = {"quantization": quantization}
     order = {"rows": ROWS, "validation": ROWS[:5], "method": {"type": kind, "rank": 4}}
-    whole = carry_out(make_job("whole").order(**order))
+    loop = {"learning_rate": 0.003}  # small steps: at 0.01 runs part by chance of their own
+    whole = carry_out(make_job("whole").order(**order, loop=loop))
+    loop = {**loop, "quantization": quantization}
     said = carry_out(make_job("packed").order(**order, loop=loop))
-    measured, unpacked = values_of(said), values_of(whole)
-    learnt, learnt_unpacked = (
-        values[1]["train_loss"] - values[10]["train_loss"] for values in (measured, unpacked)
+    losses, unpacked = (
+        [values_of(one)[step]["train_loss"] for step in range(1, 11)] for one in (said, whole)
     )
-    assert learnt > 0.8 * learnt_unpacked > 0.1
-    assert measured[1]["train_loss"] != unpacked[1]["train_loss"]
-    assert measured[1]["train_loss"] == pytest.approx(unpacked[1]["train_loss"], rel=0.02)
+    assert losses[0] - losses[-1] > 0.9 * (unpacked[0] - unpacked[-1]) > 0.1
+    assert losses[0] != unpacked[0]
+    assert losses == pytest.approx(unpacked, rel=0.01)
     artifact = load_artifact(Path(said[-1].adapter_folder), shape=backbone.shape)
     assert artifact.provenance["base_quantization"] == quantization
     unquantised = load_artifact(Path(whole[-1].adapter_folder), shape=backbone.shape)
