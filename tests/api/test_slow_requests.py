@@ -1,10 +1,11 @@
-"""A connection is given up where no request comes on it."""
+"""A connection is given up where no request comes on it, or no more of its body."""
 
 import asyncio
 from contextlib import suppress
 
 import pytest
 import uvicorn
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 
 from api.connection import Connection
 
@@ -14,8 +15,11 @@ REST = b"GET / HTTP/1.1\r\nHost: x\r\nX-Rest: "
 
 
 async def app(scope, receive, send):
-    """Answer with the body, or at once if the path says so."""
+    """Answer with the body: at once, or after a while, if the path says so."""
     body = b""
+    if scope["path"] == "/late":
+        await asyncio.sleep(3 * PATIENCE)
+        scope["path"] = "/"
     while scope["path"] == "/" and (message := await receive())["type"] == "http.request":
         body += message["body"]
         if not message["more_body"]:
@@ -80,3 +84,18 @@ def test_a_head_that_trickles_in_is_given_up(pieces, answers):
 def test_a_body_may_take_longer():
     long = HEAD.replace(b": 2", b": 999")
     assert asyncio.run(trickle(long, then=b"x", seconds=5 * PATIENCE)) == (b"", False)
+
+
+@pytest.mark.parametrize(("path", "answers"), [(b"/", 0), (b"/early", 1)])
+def test_a_body_that_stops_is_given_up(path, answers):
+    head = HEAD.replace(b"/ ", path + b" ", 1).replace(b": 2", b": 999")
+    said, given_up = asyncio.run(trickle(head, b"a", b"b", then=b"", seconds=10))
+    assert said.count(b"HTTP/1.1 200") == answers
+    assert given_up
+
+
+def test_a_body_that_is_not_taken_is_not_given_up():
+    many = 8 * HIGH_WATER_LIMIT
+    head = HEAD.replace(b"/ ", b"/late ", 1).replace(b": 2", b": %d" % many)
+    said, _ = asyncio.run(trickle(head, b"x" * many, then=b"", seconds=6 * PATIENCE))
+    assert said.startswith(b"HTTP/1.1 200")
