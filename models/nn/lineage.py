@@ -17,7 +17,7 @@ from torch import Tensor
 
 NONE = -1
 """The parent of a run that begins a sequence."""
-LEAST_SAVED = 16
+LEAST_SAVED = 8
 """Rows: below that, a run of its own costs as much as it saves."""
 
 

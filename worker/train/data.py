@@ -59,21 +59,26 @@ class Examples:
         return sum(int(self.labelled[self._slice(row)][1:].sum()) for row in rows)
 
     def pack(self, rows: Sequence[int], *, device: str) -> "Stream":
-        """Lay rows end to end as one stream."""
-        pieces = [self._slice(row) for row in rows]
-        ids_t = np.concatenate([self.ids[piece] for piece in pieces]).astype(np.int64)
-        labelled_t = np.concatenate([self.labelled[piece] for piece in pieces])
-        lengths = [piece.stop - piece.start for piece in pieces]
-        bounds = np.cumsum([0, *lengths]).tolist()
-        labelled_t[bounds[:-1]] = False  # nothing precedes a first token
-        rows_n = np.flatnonzero(labelled_t[1:])
+        """Lay rows end to end as one stream, each up to the last token that predicts a label.
+
+        What follows it reaches no loss. Rows without labels are read otherwise, and stay whole.
+        """
+        sequences, reads, targets, start = [], [], [], 0
+        for piece in map(self._slice, rows):
+            ids_t = self.ids[piece].astype(np.int64)
+            read_n = np.flatnonzero(self.labelled[piece][1:])  # nothing precedes a first token
+            sequences.append(ids_t[: read_n[-1] + 1] if len(read_n) else ids_t)
+            reads.append(start + read_n)
+            targets.append(ids_t[read_n + 1])
+            start += len(sequences[-1])
         return Stream(
             rows=tuple(rows),
-            ids_t=torch.from_numpy(ids_t).to(device),
-            lengths=tuple(lengths),
-            rows_n=torch.from_numpy(rows_n).to(device),
-            targets_n=torch.from_numpy(ids_t[rows_n + 1]).to(device),
-            tree=share_starts(np.split(ids_t, bounds[1:-1]), device=device),
+            tokens=sum(map(self.length, rows)),
+            ids_t=torch.from_numpy(np.concatenate(sequences)).to(device),
+            lengths=tuple(map(len, sequences)),
+            rows_n=torch.from_numpy(np.concatenate(reads)).to(device),
+            targets_n=torch.from_numpy(np.concatenate(targets)).to(device),
+            tree=share_starts(sequences, device=device),
         )
 
     def _slice(self, row: int) -> slice:
@@ -86,6 +91,8 @@ class Stream:
 
     rows: tuple[int, ...]
     """The data set's own rows."""
+    tokens: int
+    """How many those have, read or not."""
     ids_t: Tensor
     lengths: tuple[int, ...]
     rows_n: Tensor

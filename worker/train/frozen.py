@@ -45,7 +45,7 @@ def freeze(
     """
     pieces: dict[int, Tensor] = {}
     for stream in micro_batches(examples, rows, max_tokens=max_tokens, device=str(backbone.device)):
-        yield Turn(len(stream.ids_t))
+        yield Turn(stream.tokens)
         with torch.no_grad():
             part = Part(stream.ids_t, stream.lengths, tree=stream.tree)
             hidden_td = forward(backbone, [part]).hidden_td

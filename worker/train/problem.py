@@ -53,7 +53,7 @@ class TrainingProblem:
         self._seed = seed
         self._features = cache(self._compute_features)
         self.tokens_read = 0
-        """Tokens that went through the base."""
+        """Tokens of the rows that went through the base."""
 
     @property
     def base(self) -> Base:
@@ -87,7 +87,7 @@ class TrainingProblem:
     def loss(self, t: Mapping[str, Tensor], *, step: int) -> Tensor:
         """See `Problem.loss`; a batch is what fits one micro-batch."""
         stream = self._batch(step)
-        self.tokens_read += len(stream.ids_t)
+        self.tokens_read += stream.tokens
         return self._task.loss(stream, Terms.of(self._method, t, self.base))
 
     def encode(self, text: str) -> list[int]:

@@ -67,7 +67,7 @@ class Task(ABC):
         rows = np.arange(len(self.examples))
         device = str(self.backbone.device)
         for stream in micro_batches(self.examples, rows, max_tokens=self.max_tokens, device=device):
-            yield Turn(len(stream.ids_t))
+            yield Turn(stream.tokens)
             with torch.no_grad():
                 total += self.score(stream, terms)
         return total

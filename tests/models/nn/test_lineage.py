@@ -60,7 +60,9 @@ def test_every_sequence_is_a_way_from_a_root(drawn):
 def test_what_is_not_worth_it_is_left_alone():
     assert as_tree([[1] * 40]) is None
     assert as_tree([[1] * 40, [2] * 40]) is None
-    assert as_tree([[1] * 15 + [2], [1] * 15 + [3]]) is None
+    worth_it = [1] * LEAST_SAVED
+    assert as_tree([[*worth_it[1:], 2], [*worth_it[1:], 3]]) is None
+    assert as_tree([[*worth_it, 2], [*worth_it, 3]]).lengths == (LEAST_SAVED, 1, 1)
 
 
 def test_starts_within_starts():

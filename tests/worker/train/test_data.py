@@ -5,6 +5,7 @@ from functools import partial
 
 import numpy as np
 import pytest
+import torch
 
 from core.errors import InvalidData, InvalidRequest
 from worker.train.data import micro_batches, read_examples
@@ -97,17 +98,41 @@ def test_what_the_template_refuses_is_a_problem_of_its_line(read, renderer, monk
 def test_a_stream_predicts_labels_within_each_sequence(read):
     examples = read([chat("Hello", "Hi"), {"messages": chat("a", "b")["messages"][1:]}])
     stream = examples.pack([1, 0], device="cpu")
+    wanted = np.concatenate([examples.ids[examples._slice(row)] for row in (1, 0)])
+    targets = np.concatenate([examples.labelled[examples._slice(row)] for row in (1, 0)])
     assert stream.rows == (1, 0)
-    assert stream.lengths == (examples.length(1), examples.length(0))
-    assert (stream.ids_t[stream.rows_n + 1] == stream.targets_n).all()
-    assert len(stream.rows_n) == examples.labels([0, 1])
+    assert stream.tokens == len(wanted)
+    assert stream.targets_n.tolist() == wanted[targets].tolist()
+    sequences = torch.split(stream.ids_t, list(stream.lengths))
+    for sequence, row in zip(sequences, stream.rows, strict=True):
+        assert sequence.tolist() == examples.ids[examples._slice(row)][: len(sequence)].tolist()
+    answers = [examples.labels([row]) for row in stream.rows]
+    assert answers == [2, 3]
+    ends = np.cumsum(stream.lengths)
+    rows = [end - n for end, most in zip(ends, answers, strict=True) for n in range(most, 0, -1)]
+    assert stream.rows_n.tolist() == rows
+
+
+def test_a_row_ends_in_its_stream_where_its_last_label_is_predicted(read, renderer):
+    asked = chat("a", "yes")["messages"] + chat("b", "no", weight=0)["messages"]
+    examples = read([{"messages": asked}, chat("c", "d")])
+    stream = examples.pack([0, 1], device="cpu")
+    sequences = torch.split(stream.ids_t, list(stream.lengths))
+    assert renderer.decode(sequences[0].tolist()).endswith("assistant\nyes")
+    assert renderer.decode(sequences[1].tolist()).endswith("assistant\nd")
+    unlabelled = replace(examples, labelled=np.zeros(len(examples.ids), dtype=np.bool_))
+    whole = unlabelled.pack([0, 1], device="cpu")
+    assert whole.ids_t.tolist() == examples.ids.tolist()
+    assert not len(whole.rows_n)
 
 
 def test_the_first_token_of_a_row_is_no_label(read):
     examples = read([{"text": "ab"}, {"text": "cd"}])
     examples = replace(examples, labelled=np.ones(len(examples.ids), dtype=np.bool_))
     stream = examples.pack([0, 1], device="cpu")
-    assert stream.rows_n.tolist() == [0, 1, 3, 4]
+    assert stream.lengths == (2, 2)
+    assert stream.rows_n.tolist() == [0, 1, 2, 3]
+    assert stream.targets_n.tolist() == examples.ids[[1, 2, 4, 5]].tolist()
     assert examples.labels([0, 1]) == 4
 
 
@@ -126,6 +151,5 @@ def test_memory_does_not_grow_with_the_tokens(read, tmp_path):
 def test_micro_batches_keep_to_their_budget(read):
     examples = read([{"text": "a" * n} for n in (5, 90, 30, 31, 1, 7)])
     streams = list(micro_batches(examples, np.arange(6), max_tokens=64, device="cpu"))
-    assert [len(stream.ids_t) for stream in streams] == [91, 63, 16]
-    tokens = np.concatenate([stream.ids_t.numpy() for stream in streams])
-    assert sorted(tokens) == sorted(examples.ids)
+    assert [stream.tokens for stream in streams] == [91, 63, 16]
+    assert sorted(row for stream in streams for row in stream.rows) == list(range(6))

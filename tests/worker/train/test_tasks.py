@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -97,10 +98,28 @@ def test_packed_rows_equal_rows_alone(examples, backbone):
     assert packed.loss == pytest.approx(alone.loss, rel=1e-6)
 
 
+def test_what_follows_the_last_label_changes_nothing(examples, backbone):
+    short = examples.pack([3], device="cpu")
+    row = slice(int(examples.offsets[3]), int(examples.offsets[4]))
+    ids_t = torch.tensor(examples.ids[row]).long()
+    whole = replace(short, ids_t=ids_t, lengths=(len(ids_t),))
+    assert len(short.ids_t) < len(ids_t)
+    scores, grads = [], []
+    for stream in (short, whole):
+        method, tensors = perturbed(backbone)
+        task = NextTokens(examples, backbone=backbone, max_tokens=512)
+        scores.append(task.score(stream, Terms.of(method, tensors, backbone.base)))
+        grads.append({name: tensor.grad for name, tensor in tensors.items()})
+    assert scores[0].loss == pytest.approx(scores[1].loss, rel=1e-6)
+    for name, grad in grads[0].items():
+        torch.testing.assert_close(grad, grads[1][name], rtol=1e-4, atol=1e-6)
+
+
 def test_rows_that_drop_share_no_start(examples, backbone):
     stream = examples.pack([0, 0], device="cpu")
     task = NextTokens(examples, backbone=backbone, max_tokens=512)
     assert stream.tree is not None
+    assert stream.lengths[0] < examples.length(0)
     for dropout, source, shared in (
         (0.0, DropoutSource(1, 1), True),
         (0.5, None, True),
@@ -109,7 +128,7 @@ def test_rows_that_drop_share_no_start(examples, backbone):
         method, tensors = perturbed(backbone, dropout=dropout)
         batch = MicroBatch(task, stream, Terms.of(method, tensors, backbone.base), source)
         assert (batch.part.tree is not None) is shared
-        assert batch.tokens == (examples.length(0) if shared else 2 * examples.length(0))
+        assert batch.tokens == (stream.lengths[0] if shared else 2 * stream.lengths[0])
 
 
 def test_loss_is_that_of_transformers(examples, backbone, base_folder):
@@ -119,8 +138,9 @@ def test_loss_is_that_of_transformers(examples, backbone, base_folder):
     stream = examples.pack([3], device="cpu")
     labels = torch.where(torch.tensor(examples.labelled), torch.tensor(examples.ids), -100)
     row = slice(int(examples.offsets[3]), int(examples.offsets[4]))
+    ids_t = torch.tensor(examples.ids[row]).long()
     with torch.no_grad():
-        expected = network(stream.ids_t[None], labels=labels[row].long()[None]).loss.item()
+        expected = network(ids_t[None], labels=labels[row].long()[None]).loss.item()
         found = NextTokens(examples, backbone=backbone, max_tokens=512).score(stream, Terms())
     assert found.mean_loss == pytest.approx(expected, rel=1e-6)
 
