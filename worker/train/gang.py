@@ -98,9 +98,9 @@ class Gang:
                 break
             if (batch := member.micro_batch) is not None:
                 most = max(most, batch.most_rows)
-                if rows and rows + batch.tokens > most:
+                if rows and rows + batch.rows > most:
                     continue
-                rows += batch.tokens
+                rows += batch.rows
             chosen.append(member)
             member.served += member.want.tokens
         return chosen

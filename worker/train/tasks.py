@@ -224,6 +224,11 @@ class MicroBatch:
 
     @property
     def tokens(self) -> int:
+        """How many its rows of data have, read or not, shared or not."""
+        return self.stream.tokens
+
+    @property
+    def rows(self) -> int:
         """How many rows the base computes for it."""
         return self.part.rows
 
@@ -238,7 +243,7 @@ class MicroBatch:
         for those that it shares them with, and a low stream.
         """
         plain = not self.terms.weights and not self.task.has_frozen
-        if not plain or self.tokens > SHARED_ROWS:
+        if not plain or self.rows > SHARED_ROWS:
             return False
         return not any(splits(joint, self.terms) for joint in self.task.backbone.joints())
 

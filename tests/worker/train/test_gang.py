@@ -30,7 +30,7 @@ def heights(monkeypatch):
     seen = []
 
     def spy(batches):
-        seen.append(sum(batch.tokens for batch in batches))
+        seen.append(sum(batch.rows for batch in batches))
         return score_together(batches)
 
     score_together = module.score_together

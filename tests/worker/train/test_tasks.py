@@ -128,7 +128,8 @@ def test_rows_that_drop_share_no_start(examples, backbone):
         method, tensors = perturbed(backbone, dropout=dropout)
         batch = MicroBatch(task, stream, Terms.of(method, tensors, backbone.base), source)
         assert (batch.part.tree is not None) is shared
-        assert batch.tokens == (stream.lengths[0] if shared else 2 * stream.lengths[0])
+        assert batch.rows == (stream.lengths[0] if shared else 2 * stream.lengths[0])
+        assert batch.tokens == 2 * examples.length(0)
 
 
 def test_loss_is_that_of_transformers(examples, backbone, base_folder):
