@@ -114,7 +114,7 @@ class Method(BaseModel):
 
     def tensors(self, shape: Shape) -> dict[str, tuple[int, ...]]:
         """Return the tensors' names and dimensions while training."""
-        raise NotImplementedError
+        raise NotImplementedError  # every kind has its own
 
     def is_trained(self, name: str) -> bool:  # noqa: ARG002
         """Say whether a tensor is trained; one that is not is kept and saved as it began."""
@@ -122,7 +122,7 @@ class Method(BaseModel):
 
     def init(self, base: Base, generator: torch.Generator) -> dict[str, Tensor]:
         """Return fresh float32 tensors of exactly those names, on the CPU."""
-        raise NotImplementedError
+        raise NotImplementedError  # every kind has its own
 
     def learning_rate_scale(self, name: str) -> float:  # noqa: ARG002
         """Return what the learning rate of one tensor is multiplied by."""
@@ -147,7 +147,7 @@ class Method(BaseModel):
         self, t: Mapping[str, Tensor], problem: Problem, *, step: int, generator: torch.Generator
     ) -> tuple[dict[str, Tensor], dict[str, float]]:
         """Return the tensors after step `step` (from 0) of a search, and what it measured."""
-        raise NotImplementedError
+        raise NotImplementedError  # asked only of kinds with `search_steps`
 
     # --- sites -------------------------------------------------------------------------------
 
@@ -224,4 +224,4 @@ class Method(BaseModel):
         cls, config: Mapping[str, Any], t: Mapping[str, Tensor], shape: Shape
     ) -> tuple[Self, dict[str, Tensor]]:
         """Read a file of these types; `InvalidRequest` names what it uses that this cannot do."""
-        raise NotImplementedError
+        raise NotImplementedError  # asked only where `reads_peft` says so

@@ -106,11 +106,11 @@ def test_a_stream_predicts_labels_within_each_sequence(read):
     sequences = torch.split(stream.ids_t, list(stream.lengths))
     for sequence, row in zip(sequences, stream.rows, strict=True):
         assert sequence.tolist() == examples.ids[examples._slice(row)][: len(sequence)].tolist()
-    answers = [examples.labels([row]) for row in stream.rows]
-    assert answers == [2, 3]
+    labels = [examples.labels([row]) for row in stream.rows]
+    assert labels == [2, 3]
     ends = np.cumsum(stream.lengths)
-    rows = [end - n for end, most in zip(ends, answers, strict=True) for n in range(most, 0, -1)]
-    assert stream.rows_n.tolist() == rows
+    read = [np.arange(end - count, end) for end, count in zip(ends, labels, strict=True)]
+    assert stream.rows_n.tolist() == np.concatenate(read).tolist()
 
 
 def test_a_row_ends_in_its_stream_where_its_last_label_is_predicted(read, renderer):
