@@ -224,8 +224,9 @@ class MicroBatch:
 
     @property
     def tokens(self) -> int:
-        """How many its rows of data have, read or not, shared or not."""
-        return self.stream.tokens
+        """How many its rows of data have, read or not, shared or not, and its trained prompt."""
+        prompt = self.terms.prompt
+        return self.stream.tokens + (0 if prompt is None else len(prompt))
 
     @property
     def rows(self) -> int:

@@ -132,6 +132,15 @@ def test_rows_that_drop_share_no_start(examples, backbone):
         assert batch.tokens == 2 * examples.length(0)
 
 
+def test_a_trained_prompt_counts_once_in_a_turn(examples, backbone):
+    stream = examples.pack([0, 1], device="cpu")
+    task = NextTokens(examples, backbone=backbone, max_tokens=512)
+    method = parse_method({"type": "soft_prompt", "prompt_length": 7})
+    tensors = dict(method.init(backbone.base, torch.Generator().manual_seed(0)))
+    batch = MicroBatch(task, stream, Terms.of(method, tensors, backbone.base))
+    assert batch.tokens == 7 + examples.length(0) + examples.length(1)
+
+
 def test_loss_is_that_of_transformers(examples, backbone, base_folder):
     from transformers import AutoModelForCausalLM
 
