@@ -40,9 +40,8 @@ class Part:
     @property
     def rows(self) -> int:
         """How many rows it takes in a stream, its prompt's included."""
-        prompt = self.terms.prompt if self.terms else None
         own = sum(self.tree.lengths if self.tree else self.lengths)
-        return own + (0 if prompt is None else len(prompt))
+        return own + (self.terms.prompt_rows if self.terms else 0)
 
 
 @dataclass(frozen=True)

@@ -246,9 +246,14 @@ class Terms:
         return next((term.keys.shape[1] for term in self.keys_values.values()), 0)
 
     @property
+    def prompt_rows(self) -> int:
+        """How many rows its prompt has; 0 without one."""
+        return 0 if self.prompt is None else len(self.prompt)
+
+    @property
     def prefix_rows(self) -> int:
         """How many positions stand before a sequence's own first one."""
-        return self.static_rows + (0 if self.prompt is None else len(self.prompt))
+        return self.static_rows + self.prompt_rows
 
     @property
     def leaves_trunk_alone(self) -> bool:

@@ -225,8 +225,7 @@ class MicroBatch:
     @property
     def tokens(self) -> int:
         """How many its rows of data have, read or not, shared or not, and its trained prompt."""
-        prompt = self.terms.prompt
-        return self.stream.tokens + (0 if prompt is None else len(prompt))
+        return self.stream.tokens + self.terms.prompt_rows
 
     @property
     def rows(self) -> int:

@@ -85,7 +85,7 @@ class Library:
         function = getattr(self.handle, next(each for each in names if hasattr(self.handle, each)))
         function.argtypes, function.restype = [_kind(each) for each in arguments], None
         self._functions[name] = function
-        return function  # type: ignore[no-any-return]  # ctypes has no types here
+        return self._functions[name]
 
     def pack_at(self, address: int, weight_nk: Tensor) -> None:
         """Pack a contiguous bfloat16 weight (N, K) into memory that is there.
